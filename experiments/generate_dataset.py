@@ -1,0 +1,71 @@
+"""Makes an OGBench dataset with its published recipe.
+
+Example:
+  python experiments/generate_dataset.py --dataset=cube-single-play-v0
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from qam_jax.data import generate, names
+
+_DATASET = flags.DEFINE_string(
+    "dataset",
+    None,
+    "Dataset to make, such as cube-single-play-v0; or a single-task environment, such as "
+    "cube-single-play-singletask-task2-v0, whose dataset is then made.",
+)
+_DATASET_DIR = flags.DEFINE_string("dataset_dir", "~/.ogbench/data", "Folder for the files.")
+_NUM_EPISODES = flags.DEFINE_integer(
+    "num_episodes", None, "Training episodes; by default as many as published.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the data.", lower_bound=0)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Worker processes; by default one for each usable CPU.", lower_bound=1
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether to replace a dataset that exists.")
+_LIST = flags.DEFINE_bool("list", False, "Prints the names of the datasets that can be made.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"error: expected flags only, but got the arguments {argv[1:]}.")
+    if _LIST.value:
+        print("\n".join(generate.generatable_names()))
+        return
+    if _DATASET.value is None:
+        sys.exit("error: which dataset? Give --dataset=<name>; --list prints the names.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: nothing was written."))
+    try:
+        _make()
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was written.")
+
+
+def _make() -> None:
+    name = _DATASET.value
+    if "singletask" in name.split("-"):
+        name = names.parse_env_name(name).dataset_name
+    generate.get_recipe(name)  # complains of a name that cannot be made
+    folder = Path(_DATASET_DIR.value).expanduser()
+    path = folder / f"{name}.npz"
+    if path.exists() and not _OVERWRITE.value:
+        print(f"{path} exists already and is left as it is; --overwrite replaces it.")
+        return
+    generate.generate_dataset(
+        name,
+        folder,
+        num_episodes=_NUM_EPISODES.value,
+        seed=_SEED.value,
+        num_processes=_NUM_PROCESSES.value,
+    )
+    print(f"wrote {path} and {path.with_name(f'{name}-val.npz')}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,107 @@
+"""Adjoint matching with a lean adjoint: how a critic's gradient trains a flow.
+
+The critic's action gradient at the end of a simulated path is carried back along the path by
+vector-Jacobian products of the *base* flow alone (adjoint matching, arXiv 2409.08861, sec. 5;
+QAM, arXiv 2601.14234). The fine-tuned flow is then regressed on the result, step by step, so that
+nothing is ever differentiated through the many denoising steps. At the optimum
+`pi ~ pi_base * exp(inv_temp * Q)`.
+
+Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qam_jax.checks import check_shape
+from qam_jax.flow import memoryless_noise_scale
+from qam_jax.types import Array, QFn, VelocityFn
+
+
+def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float) -> Array:
+    """Adjoint at the end of a path, `g_T = -inv_temp * grad_a Q(clip(a))`.
+
+    The actions are clipped to [-1, 1] inside the gradient, which is therefore zero for every
+    coordinate outside the box.
+
+    Args:
+      q_fn: value of actions, `(actions [..., D]) -> [...]`.
+      actions: [..., D], the last states of the paths, not clipped.
+      inv_temp: inverse temperature `tau`.
+
+    Returns:
+      [..., D].
+
+    Raises:
+      ValueError: if `q_fn` does not return one value per action.
+    """
+
+    def total(actions: Array) -> Array:
+        values = q_fn(jnp.clip(actions, -1, 1))
+        check_shape("the result of q_fn", values, actions.shape[:-1])
+        return jnp.sum(values)
+
+    return -inv_temp * jax.grad(total)(actions)
+
+
+def solve_lean_adjoint(base_velocity_fn: VelocityFn, states: Array, terminal: Array) -> Array:
+    """Solves the lean adjoint ODE backwards along fixed states.
+
+    `g_i = g_{i+1} + h J_i^T g_{i+1}` with `J_i = d/dx [2 f(x, t_i + h) - x / (t_i + h)]` at
+    `x_i`, for `i = T - 1 .. 0` (QAM, arXiv 2601.14234). Costs one vector-Jacobian product of the
+    base flow per step.
+
+    Args:
+      base_velocity_fn: the base flow, `(x [..., D], t [..., 1]) -> [..., D]`.
+      states: [T + 1, ..., D], the path `x_0 .. x_T`.
+      terminal: [..., D], `g_T`.
+
+    Returns:
+      [T, ..., D], `g_0 .. g_{T-1}`.
+
+    Raises:
+      ValueError: if `states` has no step or `terminal` does not fit it.
+    """
+    num_steps = states.shape[0] - 1
+    if num_steps < 1:
+        raise ValueError(
+            f"states must hold at least 2 states, [T + 1, ..., D], got {states.shape}."
+        )
+    check_shape("terminal", terminal, states.shape[1:])
+    step_size = 1 / num_steps
+
+    def step(adjoint: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        index, x = inputs
+        time = (jnp.asarray(index, x.dtype) + 1) / num_steps
+        times = jnp.broadcast_to(time, (*x.shape[:-1], 1))
+        _, vjp_fn = jax.vjp(lambda x: 2 * base_velocity_fn(x, times) - x / times, x)
+        adjoint = adjoint + step_size * vjp_fn(adjoint)[0]
+        return adjoint, adjoint
+
+    _, adjoints = jax.lax.scan(step, terminal, (jnp.arange(num_steps), states[:-1]), reverse=True)
+    return adjoints
+
+
+def adjoint_matching_loss(velocities: Array, base_velocities: Array, adjoints: Array) -> Array:
+    """Regression of the fine-tuned flow on the lean adjoint.
+
+    `sum_{i<T} || 2 (f_i - f_base_i) / sigma_i + sigma_i g_i ||^2` with the memoryless noise
+    scale `sigma_i` (QAM, arXiv 2601.14234; adjoint matching, arXiv 2409.08861, eq. 37).
+
+    Args:
+      velocities: [T, ..., D], the fine-tuned flow at the states `x_0 .. x_{T-1}`.
+      base_velocities: [T, ..., D], the base flow there.
+      adjoints: [T, ..., D], from `solve_lean_adjoint`.
+
+    Returns:
+      [...], summed over T and D; each sample's loss.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    check_shape("base_velocities", base_velocities, velocities.shape)
+    check_shape("adjoints", adjoints, velocities.shape)
+    num_steps = velocities.shape[0]
+    noise_scales = memoryless_noise_scale(num_steps).astype(velocities.dtype)
+    noise_scales = noise_scales.reshape(num_steps, *[1] * (velocities.ndim - 1))
+    residuals = 2 * (velocities - base_velocities) / noise_scales + noise_scales * adjoints
+    return jnp.sum(jnp.square(residuals), axis=(0, -1))

@@ -1,0 +1,93 @@
+"""Algorithms, by name. Each file holds one: its config, its losses, its policy."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from qam_jax.agents import bc, qam
+from qam_jax.agents.base import Agent, AgentState, parameter_count
+
+_ALGORITHMS = {"bc": bc, "qam": qam}
+
+__all__ = ["Agent", "AgentState", "algorithm_names", "get_config", "make_agent", "parameter_count"]
+
+
+def algorithm_names() -> list[str]:
+    """The names that `config.agent_name` can take."""
+    return sorted(_ALGORITHMS)
+
+
+def get_config(agent_name: str) -> ConfigDict:
+    """The default config of an algorithm, with the paper's settings.
+
+    Raises:
+      ValueError: if there is no such algorithm.
+    """
+    if agent_name not in _ALGORITHMS:
+        raise ValueError(
+            f"unknown algorithm {agent_name!r}: agent_name must be one of "
+            f"{', '.join(algorithm_names())}."
+        )
+    return _ALGORITHMS[agent_name].get_config()
+
+
+def make_agent(config: ConfigDict) -> Agent:
+    """Builds the algorithm named by `config.agent_name`.
+
+    Args:
+      config: that algorithm's config: `get_config(agent_name)` with some fields changed.
+
+    Returns:
+      The agent's pure functions; see `Agent`.
+
+    Raises:
+      ValueError: if the algorithm is unknown, a field is unknown, missing or out of range, or
+        the fields contradict each other. The message says which and why.
+    """
+    _check_config(config)
+    return _ALGORITHMS[config.agent_name].make_agent(config)
+
+
+def _check_config(config: ConfigDict) -> None:
+    if "agent_name" not in config:
+        raise ValueError(
+            f"the config has no agent_name; expected one of {', '.join(algorithm_names())}."
+        )
+    expected = get_config(config.agent_name)
+    for name in config:
+        if name not in expected:
+            close = difflib.get_close_matches(name, list(expected), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"unknown config field {name!r} for {config.agent_name!r}.{hint} "
+                f"Its fields are {', '.join(sorted(expected))}."
+            )
+    for name in expected:
+        if name not in config:
+            raise ValueError(
+                f"the config of {config.agent_name!r} lacks the field {name!r}; "
+                f"start from get_config({config.agent_name!r})."
+            )
+    for name, (low, high) in _RANGES.items():
+        if name in config and not low <= config[name] <= high:
+            raise ValueError(
+                f"config field {name!r} must lie in [{low}, {high}], got {config[name]}."
+            )
+
+
+_INFINITY = float("inf")
+_RANGES = {
+    "batch_size": (1, _INFINITY),
+    "best_of_n": (1, _INFINITY),
+    "clip_grad_norm": (0, _INFINITY),
+    "discount": (0, 1),
+    "edit_scale": (0, 2),
+    "flow_steps": (1, _INFINITY),
+    "fql_alpha": (0, _INFINITY),
+    "horizon_length": (1, _INFINITY),
+    "inv_temp": (0, _INFINITY),
+    "lr": (0, _INFINITY),
+    "num_qs": (1, _INFINITY),
+    "rho": (0, _INFINITY),
+    "tau": (0, 1),
+}

@@ -1,0 +1,239 @@
+"""What all algorithms share: the agent's shape, its state, and the parts that they combine."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from qam_jax import critic as critic_math
+from qam_jax.flow import flow_matching_loss
+from qam_jax.networks import CriticEnsemble, VectorField
+from qam_jax.types import Array, Batch, Metrics, Params
+
+
+class Agent(NamedTuple):
+    """A reinforcement-learning algorithm as pure functions, closed over a static config.
+
+    Attributes:
+      init: `(key, example_observation [O], example_action [A]) -> AgentState`.
+      update: `(state, batch) -> (state, metrics)`, one gradient step; not jitted.
+      sample_actions: `(state, observations [..., O], key) -> [..., H, A]` in [-1, 1]; `H` is 1
+        without action chunking.
+    """
+
+    init: Callable[[chex.PRNGKey, Array, Array], "AgentState"]
+    update: Callable[["AgentState", Batch], tuple["AgentState", Metrics]]
+    sample_actions: Callable[["AgentState", Array, chex.PRNGKey], Array]
+
+
+@flax.struct.dataclass
+class AgentState:
+    """Everything that training changes, as one pytree.
+
+    Attributes:
+      params: trained parameters, by network.
+      target_params: moving averages of those networks that have one; not trained.
+      opt_state: the optimiser's state, over `params` alone.
+      key: source of all randomness in `update`.
+      step: [] int32, updates so far.
+      action_shape: static `(H, A)` of an action chunk; `H` is 1 without action chunking.
+    """
+
+    params: Params
+    target_params: Params
+    opt_state: optax.OptState
+    key: chex.PRNGKey
+    step: Array
+    action_shape: tuple[int, int] = flax.struct.field(pytree_node=False)
+
+    @property
+    def action_dim(self) -> int:
+        """`D`, the length of a flattened action chunk."""
+        return self.action_shape[0] * self.action_shape[1]
+
+
+def base_config() -> ConfigDict:
+    """The fields that every algorithm has, with the paper's settings."""
+    return ConfigDict(
+        {
+            "lr": 3e-4,  # Adam's learning rate
+            "batch_size": 256,
+            "clip_grad_norm": 1.0,  # joint norm over all trained parameters; 0 is no clipping
+            "discount": 0.99,
+            "horizon_length": 5,  # H, rows in a window
+            "action_chunking": True,  # act in chunks of H; else H-step returns of single actions
+            "flow_steps": 10,  # T
+            "actor_hidden_dims": (512, 512, 512, 512),
+            "actor_layer_norm": False,
+        }
+    )
+
+
+def critic_config() -> ConfigDict:
+    """The fields of every algorithm with a critic, with the paper's settings."""
+    return ConfigDict(
+        {
+            "num_qs": 10,  # K
+            "rho": 0.5,  # pessimism in the target, in standard deviations
+            "tau": 0.005,  # rate of the target networks' moving average
+            "critic_hidden_dims": (512, 512, 512, 512),
+            "critic_layer_norm": True,
+            "best_of_n": 1,  # actions drawn per decision; the critic keeps one
+        }
+    )
+
+
+def make_flow(config: ConfigDict) -> VectorField:
+    """The network of a flow policy."""
+    return VectorField(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+
+
+def make_critic(config: ConfigDict) -> CriticEnsemble:
+    """The ensemble of critics."""
+    return CriticEnsemble(tuple(config.critic_hidden_dims), config.num_qs, config.critic_layer_norm)
+
+
+def chunk_shape(config: ConfigDict, example_action: Array) -> tuple[int, int]:
+    """`(H, A)` of the actions that the policy produces."""
+    return (config.horizon_length if config.action_chunking else 1, example_action.shape[-1])
+
+
+def flat_actions(config: ConfigDict, batch: Batch) -> Array:
+    """The actions [B, D] that policy and critic see: the chunk, time-major, or its first action."""
+    actions = batch.actions if config.action_chunking else batch.actions[:, :1]
+    return actions.reshape(actions.shape[0], -1)
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam after one clip of the joint gradient norm."""
+    if config.clip_grad_norm > 0:
+        return optax.chain(optax.clip_by_global_norm(config.clip_grad_norm), optax.adam(config.lr))
+    return optax.adam(config.lr)
+
+
+def init_state(
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    target_names: tuple[str, ...],
+    key: chex.PRNGKey,
+    action_shape: tuple[int, int],
+) -> AgentState:
+    """A state at step 0, whose target networks start as copies."""
+    targets = {name: jax.tree.map(jnp.copy, params[name]) for name in target_names}
+    step = jnp.zeros((), jnp.int32)
+    return AgentState(params, targets, optimizer.init(params), key, step, action_shape)
+
+
+def apply_gradients(
+    state: AgentState,
+    optimizer: optax.GradientTransformation,
+    loss_fn: Callable[[Params], tuple[Array, Metrics]],
+    key: chex.PRNGKey,
+    tau: float = 0.0,
+) -> tuple[AgentState, Metrics]:
+    """One step of the optimiser, then of the target networks towards the new parameters."""
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    online = {name: params[name] for name in state.target_params}
+    metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+    state = state.replace(
+        params=params,
+        target_params=optax.incremental_update(online, state.target_params, tau),
+        opt_state=opt_state,
+        key=key,
+        step=state.step + 1,
+    )
+    return state, metrics
+
+
+def behavior_cloning_loss(
+    flow: VectorField, params: Params, batch: Batch, actions: Array, key: chex.PRNGKey
+) -> Array:
+    """`L_BC = mean_b v mean_D (f(s, x_t, t) - (a - z))^2` for one noise and time per sample."""
+    noise_key, time_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, actions.shape)
+    times = jax.random.uniform(time_key, (*actions.shape[:-1], 1))
+
+    def velocity(x: Array, t: Array) -> Array:
+        return flow.apply({"params": params}, batch.observations, x, t)
+
+    return jnp.mean(batch.weights * flow_matching_loss(velocity, noise, actions, times))
+
+
+def critic_loss(
+    critic: CriticEnsemble, params: Params, batch: Batch, actions: Array, targets: Array
+) -> tuple[Array, Metrics]:
+    """TD loss of the ensemble, with its metrics."""
+    q_values = critic.apply({"params": params}, batch.observations, actions)
+    loss = critic_math.td_loss(q_values, targets, batch.weights)
+    return loss, {
+        "critic_loss": loss,
+        "q_mean": jnp.mean(q_values),
+        "q_min": jnp.min(q_values),
+        "q_max": jnp.max(q_values),
+    }
+
+
+def critic_target(
+    config: ConfigDict, critic: CriticEnsemble, target_params: Params, batch: Batch, actions: Array
+) -> Array:
+    """TD targets [B] for the policy's `actions` [B, D] at the next observations."""
+    next_q_values = critic.apply({"params": target_params}, batch.next_observations, actions)
+    return critic_math.td_target(
+        batch.rewards,
+        batch.masks,
+        next_q_values,
+        discount=config.discount,
+        horizon_length=config.horizon_length,
+        rho=config.rho,
+    )
+
+
+def mean_value(
+    critic: CriticEnsemble, params: Params, observations: Array, actions: Array
+) -> Array:
+    """`mean_k Q_k` [...] of actions [..., D] in observations [..., O]."""
+    return jnp.mean(critic.apply({"params": params}, observations, actions), axis=0)
+
+
+def best_of_n(
+    sample_fn: Callable[[Array, chex.PRNGKey], Array],
+    value_fn: Callable[[Array, Array], Array],
+    observations: Array,
+    key: chex.PRNGKey,
+    n: int,
+) -> Array:
+    """Draws `n` actions per observation and keeps the one of highest value.
+
+    Args:
+      sample_fn: `(observations [..., O], key) -> actions [..., D]`.
+      value_fn: `(observations [..., O], actions [..., D]) -> [...]`; not called if `n` is 1.
+      observations: [..., O].
+      key: source of randomness.
+      n: at least 1.
+
+    Returns:
+      [..., D].
+    """
+    if n == 1:
+        return sample_fn(observations, key)
+    repeated = jnp.broadcast_to(observations, (n, *observations.shape))
+    actions = sample_fn(repeated, key)
+    best = jnp.argmax(value_fn(repeated, actions), axis=0)
+    return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]
+
+
+def split_chunks(state: AgentState, actions: Array) -> Array:
+    """Flat actions [..., D] as chunks [..., H, A]."""
+    return actions.reshape(*actions.shape[:-1], *state.action_shape)
+
+
+def parameter_count(state: AgentState) -> int:
+    """Number of trained parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -1,0 +1,52 @@
+"""Behaviour cloning with a flow policy: the behaviour flow of the other algorithms, alone.
+
+Flow matching (Lipman et al., arXiv 2210.02747) on action chunks (Q-chunking, arXiv 2507.07969).
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base
+from qam_jax.flow import sample_flow
+
+
+def get_config() -> ConfigDict:
+    """Behaviour cloning with the paper's network and optimiser."""
+    return ConfigDict({"agent_name": "bc", **base.base_config()})
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the ODE under the behaviour flow."""
+    flow = base.make_flow(config)
+    optimizer = base.make_optimizer(config)
+
+    def init(key, example_observation, example_action):
+        key, flow_key = jax.random.split(key)
+        action_shape = base.chunk_shape(config, example_action)
+        action = jnp.zeros(action_shape).reshape(-1)
+        params = {
+            "behavior": flow.init(flow_key, example_observation, action, action[:1])["params"]
+        }
+        return base.init_state(optimizer, params, (), key, action_shape)
+
+    def update(state, batch):
+        key, noise_key = jax.random.split(state.key)
+        actions = base.flat_actions(config, batch)
+
+        def loss_fn(params):
+            loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, noise_key)
+            return loss, {"bc_loss": loss}
+
+        return base.apply_gradients(state, optimizer, loss_fn, key)
+
+    def sample_actions(state, observations, key):
+        noise = jax.random.normal(key, (*observations.shape[:-1], state.action_dim))
+
+        def velocity(x, t):
+            return flow.apply({"params": state.params["behavior"]}, observations, x, t)
+
+        actions = jnp.clip(sample_flow(velocity, noise, config.flow_steps), -1, 1)
+        return base.split_chunks(state, actions)
+
+    return base.Agent(init, update, sample_actions)

@@ -1,0 +1,93 @@
+"""Pictures of a run: its learning curve, and the paths that it takes through a maze."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from qam_jax.envs import make_env
+from qam_jax.files import atomic_write
+from qam_jax.training.evaluation import Episode
+from qam_jax.training.metrics import read_csv
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_COLOR = "#1f5fa8"
+
+
+def plot_run(folder: Path, env_name: str, episodes: Sequence[Episode]) -> list[Path]:
+    """Draws all pictures of a run into its folder and returns their paths."""
+    pictures = [plot_learning_curve(folder, title=env_name)]
+    if "maze" in env_name:
+        env = make_env(env_name)
+        env.reset(seed=0)
+        pictures.append(plot_maze_paths(env.unwrapped, episodes, folder / "trajectories.png"))
+        env.close()
+    return pictures
+
+
+def plot_learning_curve(folder: Path, title: str) -> Path:
+    """Draws success rate against updates, with its 95% interval, from a run's eval.csv.
+
+    Returns:
+      The picture's path, `learning_curve.png` in the run's folder.
+    """
+    rows = read_csv(folder / "eval.csv")
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    axes.fill_between(
+        columns["step"], 100 * columns["success_low"], 100 * columns["success_high"],
+        color=_COLOR, alpha=0.2, linewidth=0, label="95% interval",
+    )  # fmt: skip
+    axes.plot(columns["step"], 100 * columns["success"], "o-", color=_COLOR, label="success rate")
+    axes.set(xlabel="updates", ylabel="success rate (%)", ylim=(-3, 103), title=title)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False)
+    return _save(figure, folder / "learning_curve.png")
+
+
+def plot_maze_paths(env: Any, episodes: Sequence[Episode], path: Path) -> Path:
+    """Draws the paths of episodes on the map of an OGBench maze.
+
+    Args:
+      env: the maze, unwrapped and reset to its task.
+      episodes: with their planar positions [steps, 2].
+      path: the picture's path.
+
+    Returns:
+      `path`.
+    """
+    rows, columns = env.maze_map.shape
+    left, bottom = np.subtract(env.ij_to_xy((0, 0)), env._maze_unit / 2)
+    right, top = np.add(env.ij_to_xy((rows - 1, columns - 1)), env._maze_unit / 2)
+    figure, axes = plt.subplots(figsize=(5.2, 5.2 * rows / columns + 0.6), layout="constrained")
+    axes.imshow(
+        env.maze_map,
+        cmap="Greys",
+        vmin=0,
+        vmax=2,
+        origin="lower",
+        extent=(left, right, bottom, top),
+    )
+    for episode in episodes:
+        color = _COLOR if episode.success else "#c44e3a"
+        axes.plot(*episode.positions.T, color=color, alpha=0.35, linewidth=1)
+        axes.plot(*episode.positions[:1].T, "o", color=color, markersize=3)
+    axes.plot(*env.cur_goal_xy, "*", color="#e0a100", markersize=18, markeredgecolor="black")
+    reached = sum(bool(episode.success) for episode in episodes)
+    axes.set(
+        xticks=[], yticks=[], title=f"{reached} of {len(episodes)} episodes reach the goal (★)"
+    )
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=140)
+    plt.close(figure)
+    return path

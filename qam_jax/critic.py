@@ -1,0 +1,73 @@
+"""Temporal-difference learning of an ensemble of critics.
+
+Shapes: `...` is any batch shape, `K` the number of critics.
+"""
+
+import jax.numpy as jnp
+
+from qam_jax.checks import check_shape
+from qam_jax.types import Array
+
+
+def pessimistic_value(q_values: Array, rho: float) -> Array:
+    """Mean less `rho` population standard deviations over the ensemble (QAM, arXiv 2601.14234).
+
+    Args:
+      q_values: [K, ...].
+      rho: pessimism, at least 0.
+
+    Returns:
+      [...].
+    """
+    return jnp.mean(q_values, axis=0) - rho * jnp.std(q_values, axis=0)
+
+
+def td_target(
+    rewards: Array,
+    masks: Array,
+    next_q_values: Array,
+    *,
+    discount: float,
+    horizon_length: int,
+    rho: float,
+) -> Array:
+    """H-step target `R + discount^H * mask * pessimistic_value(next_q_values)`.
+
+    Chunks of actions make this an unbiased H-step backup (Q-chunking, arXiv 2507.07969).
+
+    Args:
+      rewards: [...], discounted sum `R` over the window.
+      masks: [...], 0 where the task was completed, else 1.
+      next_q_values: [K, ...], target critics at the window's next observation.
+      discount: per environment step, in [0, 1].
+      horizon_length: `H`, rows in a window.
+      rho: pessimism, at least 0.
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: if the shapes do not fit; the message names the argument.
+    """
+    check_shape("masks", masks, rewards.shape)
+    check_shape("next_q_values", next_q_values, (next_q_values.shape[0], *rewards.shape))
+    return rewards + discount**horizon_length * masks * pessimistic_value(next_q_values, rho)
+
+
+def td_loss(q_values: Array, targets: Array, weights: Array) -> Array:
+    """Weighted squared error, averaged over the ensemble and the batch.
+
+    Args:
+      q_values: [K, ...].
+      targets: [...], held fixed by the caller.
+      weights: [...], 0 for windows that cross the end of an episode, else 1.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: if the shapes do not fit; the message names the argument.
+    """
+    check_shape("targets", targets, q_values.shape[1:])
+    check_shape("weights", weights, targets.shape)
+    return jnp.mean(weights * jnp.square(q_values - targets))

@@ -1,0 +1,242 @@
+"""Makes OGBench datasets with their published recipes (arXiv 2410.20092).
+
+The files have OGBench's names and layout, so that OGBench's own loader reads them. Every episode
+has a seed of its own, so the data do not depend on the number of processes that make them.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from qam_jax import files
+from qam_jax.data import scripted
+from qam_jax.data.scripted import Episode, Recipe
+
+
+def get_recipe(dataset_name: str) -> Recipe:
+    """Returns the published recipe of `dataset_name`, such as `cube-single-play-v0`.
+
+    Raises:
+      ValueError: if the dataset cannot be made here; the message says why and what to do instead.
+    """
+    recipes = _recipes()
+    if dataset_name in recipes:
+        return recipes[dataset_name]
+    reason = _why_not(dataset_name)
+    if reason is None:
+        raise ValueError(
+            f"unknown dataset {dataset_name!r}; the datasets that can be generated are: "
+            f"{', '.join(recipes)}."
+        )
+    raise ValueError(
+        f"the dataset {dataset_name!r} cannot be generated: {reason}. Download it "
+        "(--data_source=download), or put OGBench's files "
+        f"'{dataset_name}.npz' and '{dataset_name}-val.npz' into --dataset_dir."
+    )
+
+
+def generatable_names() -> list[str]:
+    """Returns the names of all datasets that `generate_dataset` can make."""
+    return list(_recipes())
+
+
+def generate_dataset(
+    dataset_name: str,
+    dataset_dir: str | os.PathLike,
+    *,
+    num_episodes: int | None = None,
+    seed: int = 0,
+    num_processes: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Makes `<dataset_name>.npz` and `<dataset_name>-val.npz` in `dataset_dir`.
+
+    Both files appear only once both are complete, the validation file first; files of these names
+    that exist already are replaced. The arrays depend on `num_episodes` and `seed` only, not on
+    `num_processes`. Processes are spawned, so a script that calls this needs the usual
+    `if __name__ == "__main__":` guard.
+
+    Args:
+      dataset_name: one of `generatable_names()`.
+      dataset_dir: the folder for the files; created where missing.
+      num_episodes: training episodes, at least 1; None means as many as published. The validation
+        file has a tenth as many, at least one.
+      seed: base seed, not negative.
+      num_processes: worker processes; None means one for each usable CPU.
+      progress: whether to show a progress bar, in simulator steps.
+
+    Returns:
+      The path of the training file.
+
+    Raises:
+      ValueError: if an argument is out of range or the dataset cannot be made here.
+      OSError: if the folder is not writable; raised before anything is simulated.
+      RuntimeError: if an episode fails; names the episode and its seed. No file is left behind.
+    """
+    recipe = get_recipe(dataset_name)
+    if num_episodes is not None:
+        recipe = recipe._replace(num_episodes=num_episodes)
+    if num_processes is None:
+        num_processes = _num_usable_cpus()
+    for what, value, least in (
+        ("num_episodes", recipe.num_episodes, 1),
+        ("seed", seed, 0),
+        ("num_processes", num_processes, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{what} must be at least {least}, but is {value}.")
+    return _generate(recipe, Path(dataset_dir).expanduser(), seed, num_processes, progress)
+
+
+# ------------------------------------------------------------------------------------- recipes
+
+
+@functools.cache
+def _recipes() -> dict[str, Recipe]:
+    recipes = []
+    for size in ("medium", "large", "giant", "teleport"):
+        env_id = f"pointmaze-{size}-v0"
+        navigate = (500, 2001) if size == "giant" else (1000, 1001)
+        for kind, (num_episodes, length) in (("navigate", navigate), ("stitch", (5000, 201))):
+            name = f"pointmaze-{size}-{kind}-v0"
+            recipes.append(Recipe(name, env_id, kind, num_episodes, length, noise=0.5))
+    for base, num_episodes, p_stack in (
+        ("cube-single", 1000, (0.0, 0.0)),
+        ("cube-double", 1000, (0.0, 0.25)),
+        ("cube-triple", 3000, (0.05, 0.35)),
+        ("cube-quadruple", 5000, (0.1, 0.5)),
+        ("scene", 1000, (0.5, 0.5)),
+        ("puzzle-3x3", 1000, (0.5, 0.5)),
+        ("puzzle-4x4", 1000, (0.5, 0.5)),
+        ("puzzle-4x5", 3000, (0.5, 0.5)),
+        ("puzzle-4x6", 5000, (0.5, 0.5)),
+    ):
+        for kind in ("play", "noisy"):
+            p_random = 0.0 if kind == "play" else 0.2 if base.startswith("puzzle") else 0.1
+            size = (num_episodes, 1001)
+            name = f"{base}-{kind}-v0"
+            recipes.append(Recipe(name, f"{base}-v0", kind, *size, 0.1, p_random, p_stack))
+    return {recipe.name: recipe for recipe in recipes}
+
+
+def _why_not(dataset_name: str) -> str | None:
+    for prefix in ("antmaze-", "humanoidmaze-", "antsoccer-"):
+        if dataset_name.startswith(prefix):
+            return "its data come from trained expert policies, which OGBench does not ship"
+    if dataset_name.startswith("visual-"):
+        return "its observations are images; only datasets of states can be generated"
+    if dataset_name.startswith("powderworld-"):
+        return "it is a task with image observations and discrete actions, which is not supported"
+    return None
+
+
+# -------------------------------------------------------------- many episodes, in many processes
+
+
+def _generate(
+    recipe: Recipe, dataset_dir: Path, seed: int, num_processes: int, progress: bool
+) -> Path:
+    num_train, num_val = recipe.num_episodes, max(1, recipe.num_episodes // 10)
+    train_path = dataset_dir / f"{recipe.name}.npz"
+    val_path = dataset_dir / f"{recipe.name}-val.npz"
+    num_steps = (num_train + num_val) * recipe.episode_length
+    with (
+        files.atomic_write(train_path) as train_file,  # moved into place last
+        files.atomic_write(val_path) as val_file,
+        contextlib.closing(_episodes(recipe, seed, num_train + num_val, num_processes)) as episodes,
+        tqdm.tqdm(
+            total=num_steps, unit="step", unit_scale=True, desc=recipe.name, disable=not progress
+        ) as bar,
+    ):
+        train = _collect(episodes, num_train, recipe.episode_length, bar)
+        val = _collect(episodes, num_val, recipe.episode_length, bar)
+        generator = np.array(json.dumps(_provenance(recipe, seed), sort_keys=True))
+        for path, data in ((val_file, val), (train_file, train)):
+            np.savez_compressed(path, generator=generator, **data)
+    return train_path
+
+
+def _episodes(
+    recipe: Recipe, seed: int, num_episodes: int, num_processes: int
+) -> Iterator[Episode]:
+    """Yields all episodes in order, made by worker processes."""
+    executor = concurrent.futures.ProcessPoolExecutor(
+        min(num_processes, num_episodes),
+        mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the caller's threads
+        initializer=_start_worker,
+    )
+    next_index = 0
+    try:
+        work = functools.partial(_worker_episode, recipe, seed)
+        for episode in executor.map(work, range(num_episodes)):
+            next_index += 1
+            yield episode
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a worker process died while making episode {next_index} of {recipe.name!r} "
+            f"(seed {seed}) or one soon after it; it may have been killed for lack of memory. "
+            "Try again with fewer processes (--num_processes)."
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    os.environ["MUJOCO_GL"] = "disabled"  # nothing is rendered; read when mujoco is imported
+    warnings.filterwarnings("ignore", category=UserWarning, module="glfw|gymnasium")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _worker_episode(recipe: Recipe, seed: int, index: int) -> Episode:
+    try:
+        return scripted.make_episode(scripted.make_simulator(recipe), recipe, seed, index)
+    except Exception as error:
+        raise RuntimeError(
+            f"episode {index} of {recipe.name!r} failed (seed {seed}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _collect(
+    episodes: Iterator[Episode], num_episodes: int, length: int, bar: tqdm.tqdm
+) -> dict[str, np.ndarray]:
+    """Takes `num_episodes` episodes and joins them: field -> [num_episodes * length, ...]."""
+    data: dict[str, np.ndarray] = {}
+    for i in range(num_episodes):
+        for field, values in next(episodes).items():
+            if i == 0:
+                data[field] = np.empty((num_episodes * length, *values.shape[1:]), values.dtype)
+            data[field][i * length : (i + 1) * length] = values
+        bar.update(length)
+    return data
+
+
+def _provenance(recipe: Recipe, seed: int) -> dict[str, Any]:
+    packages = ("ogbench", "mujoco", "numpy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {"recipe": recipe._asdict(), "seed": seed, "versions": versions}
+
+
+def _num_usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,323 @@
+"""Episodes of OGBench's scripted policies in its simulators (arXiv 2410.20092).
+
+The simulators and the manipulation oracles are those that the `ogbench` package ships; here stand
+the loops around them, with the noise that the recipes ask for. An episode depends on its seed only,
+and not on what was simulated before it.
+"""
+
+import contextlib
+import functools
+import importlib
+import types
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Episode = dict[str, np.ndarray]  # field -> [steps, ...]
+Cell = tuple[int, int]  # row and column in a maze
+
+_STITCH_DISTANCE = 4  # cells between the start and the goal of a `stitch` episode
+_PLAN_NOISE_SMOOTHING = 0.5
+_MARKOV_MIN_NORM = 0.4
+_MARKOV_NOISE_SCALE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # for x, y, z, yaw, gripper
+_MAX_ATTEMPTS = 100
+# What the environments change in their compiled model while they run, apart from colours.
+_MUTABLE_MODEL_FIELDS = ("geom_pos", "site_pos", "dof_damping")
+
+
+class Recipe(NamedTuple):
+    """How one dataset is made.
+
+    Attributes:
+      name: OGBench's name of the dataset.
+      env_id: gymnasium's id of the simulator.
+      kind: `navigate` or `stitch` (mazes), `play` or `noisy` (manipulation).
+      num_episodes: episodes in the training file; the validation file has a tenth as many.
+      episode_length: steps per episode; every episode has exactly this many.
+      noise: standard deviation of the action noise (mazes) or scale of the plan noise (`play`), or
+        the upper end of the uniform law that an episode's noise level is drawn from (`noisy`).
+      p_random_action: probability of a uniformly random action in place of the oracle's.
+      p_stack: ends of the uniform law of an episode's probability to stack cubes.
+    """
+
+    name: str
+    env_id: str
+    kind: str
+    num_episodes: int
+    episode_length: int
+    noise: float
+    p_random_action: float = 0.0
+    p_stack: tuple[float, float] = (0.5, 0.5)
+
+
+class Simulator(NamedTuple):
+    """An environment that can be put back to where it began.
+
+    Attributes:
+      env: the gymnasium environment.
+      model_fields: the values that its model's mutable fields had before the first episode.
+    """
+
+    env: Any
+    model_fields: dict[str, np.ndarray]
+
+
+@functools.lru_cache(maxsize=1)
+def make_simulator(recipe: Recipe) -> Simulator:
+    """Builds the recipe's simulator, which takes seconds; the last one made is kept."""
+    import gymnasium  # here, since these are slow to import and few processes need them
+    import ogbench  # noqa: F401 - registers the environments
+
+    mode = {} if _is_maze(recipe) else {"mode": "data_collection"}
+    env = gymnasium.make(
+        recipe.env_id,
+        terminate_at_goal=False,
+        max_episode_steps=recipe.episode_length,
+        disable_env_checker=True,
+        **mode,
+    )
+    # The first reset compiles the model, which leaves other traces than a later one.
+    _seed(env, [0])
+    env.reset()
+    fields = {name: getattr(env.unwrapped.model, name).copy() for name in _MUTABLE_MODEL_FIELDS}
+    return Simulator(env, fields)
+
+
+def make_episode(simulator: Simulator, recipe: Recipe, seed: int, index: int) -> Episode:
+    """Makes one episode, which depends on the recipe, the base seed and the index only.
+
+    Args:
+      simulator: what `make_simulator(recipe)` returned.
+      recipe: how to make it.
+      seed: the dataset's base seed.
+      index: the episode's index in the dataset.
+
+    Returns:
+      `observations`, `actions`, `qpos` and `qvel` [episode_length, ...] float32, `terminals`
+      [episode_length] bool and, where the environment has buttons, `button_states`
+      [episode_length, buttons] int64. All but `actions` are as they were before the action.
+
+    Raises:
+      RuntimeError: if the episode has the wrong length, or the physics come out unstable again and
+        again.
+    """
+    run = _maze_episode if _is_maze(recipe) else _manipulation_episode
+    for attempt in range(_MAX_ATTEMPTS):
+        for name, values in simulator.model_fields.items():
+            getattr(simulator.env.unwrapped.model, name)[:] = values
+        rng = _seed(simulator.env, [seed, index, attempt])
+        episode = run(simulator.env, recipe, rng)
+        length = len(episode["terminals"])
+        if length != recipe.episode_length:
+            raise RuntimeError(f"it took {length} steps, expected {recipe.episode_length}")
+        if not recipe.env_id.startswith("scene") or _is_healthy_scene(episode["qpos"]):
+            return episode
+    raise RuntimeError(f"the physics were unstable in each of {_MAX_ATTEMPTS} attempts")
+
+
+def _is_maze(recipe: Recipe) -> bool:
+    return recipe.kind in ("navigate", "stitch")
+
+
+def _seed(env: Any, entropy: list[int]) -> np.random.Generator:
+    """Seeds all that an episode draws from, and returns a generator for the loop around it."""
+    loop, environment, space, oracles = np.random.SeedSequence(entropy).spawn(4)
+    np.random.seed(oracles.generate_state(4))  # noqa: NPY002 - OGBench draws from the global state
+    env.unwrapped.np_random = np.random.default_rng(environment)
+    env.action_space.seed(int(space.generate_state(1)[0]))
+    return np.random.default_rng(loop)
+
+
+def _record(ob: np.ndarray, action: np.ndarray, done: bool, info: dict[str, Any]) -> dict[str, Any]:
+    step = {"observations": ob, "actions": action, "terminals": done}
+    step |= {"qpos": info["prev_qpos"], "qvel": info["prev_qvel"]}
+    if "prev_button_states" in info:
+        step["button_states"] = info["prev_button_states"]
+    return step
+
+
+def _stack(steps: list[dict[str, Any]]) -> Episode:
+    dtypes = {"terminals": np.bool_, "button_states": np.int64}
+    return {
+        field: np.array([step[field] for step in steps], dtypes.get(field, np.float32))
+        for field in steps[0]
+    }
+
+
+# --------------------------------------------------------------------------------------- mazes
+
+
+def _maze_episode(env: Any, recipe: Recipe, rng: np.random.Generator) -> Episode:
+    """Follows shortest paths with Gaussian action noise; `navigate` goes on from goal to goal."""
+    maze = env.unwrapped
+    start, goal = _draw_start_and_goal(maze.maze_map, recipe.kind, rng)
+    ob, _ = env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})
+    subgoals = _subgoals(maze, maze.cur_goal_xy)
+    noise = rng.normal(0.0, recipe.noise, (recipe.episode_length, 2))
+    steps, done = [], False
+    with _quick_free_motion():
+        while not done:
+            xy = maze.get_xy()
+            direction = subgoals[maze.xy_to_ij(xy)] - xy
+            direction = direction / (np.linalg.norm(direction) + 1e-6)
+            action = np.clip(direction + noise[len(steps)], -1.0, 1.0)
+            next_ob, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+            steps.append(_record(ob, action, done, info))
+            ob = next_ob
+            if info["success"] and recipe.kind == "navigate":
+                maze.set_goal(goal_ij=_draw(_vertex_cells(maze.maze_map), rng))
+                subgoals = _subgoals(maze, maze.cur_goal_xy)
+    return _stack(steps)
+
+
+@contextlib.contextmanager
+def _quick_free_motion() -> Iterator[None]:
+    """Spares the point mass the physics of the steps in which it touches no wall.
+
+    The point mass is put where its action says, at rest and with no force on it. Unless it touches
+    a wall there, integrating leaves it as it is, to the last bit, yet costs most of a step's time.
+    """
+    import mujoco
+    from ogbench.locomaze import point
+
+    def step(model: mujoco.MjModel, data: mujoco.MjData, nstep: int) -> None:
+        mujoco.mj_fwdPosition(model, data)
+        if data.nefc:  # there are contact forces
+            mujoco.mj_step(model, data, nstep=nstep)
+        else:
+            data.qacc_warmstart[:] = 0.0  # as integrating would have left it
+
+    point.mujoco = types.SimpleNamespace(mj_step=step)
+    try:
+        yield
+    finally:
+        point.mujoco = mujoco
+
+
+def _draw_start_and_goal(
+    maze_map: np.ndarray, kind: str, rng: np.random.Generator
+) -> tuple[Cell, Cell]:
+    start = _draw(np.argwhere(maze_map == 0), rng)
+    if kind == "navigate":
+        return start, _draw(_vertex_cells(maze_map), rng)
+    candidates = np.argwhere(_distances(maze_map, start) == _STITCH_DISTANCE)
+    return start, _draw(candidates, rng) if len(candidates) else start
+
+
+def _draw(cells: np.ndarray, rng: np.random.Generator) -> Cell:
+    i, j = cells[rng.integers(len(cells))]
+    return int(i), int(j)
+
+
+def _vertex_cells(maze_map: np.ndarray) -> np.ndarray:
+    """Returns the free cells [n, 2] that are no hallway, that is no straight stretch of a path."""
+    free = maze_map == 0
+    vertical = free[:-2, 1:-1].astype(int) + free[2:, 1:-1]  # free neighbours above and below
+    horizontal = free[1:-1, :-2].astype(int) + free[1:-1, 2:]
+    hallway = np.abs(vertical - horizontal) == 2
+    return np.argwhere(free[1:-1, 1:-1] & ~hallway) + 1  # the outermost cells are walls
+
+
+def _distances(maze_map: np.ndarray, goal: Cell) -> np.ndarray:
+    """Returns each cell's path length to `goal` in cells; -1 for walls and where there is none."""
+    distances = np.full(maze_map.shape, -1)
+    distances[goal] = 0
+    frontier = [goal]
+    while frontier:
+        cell = frontier.pop(0)
+        for neighbour in _neighbours(cell):
+            if maze_map[neighbour] == 0 and distances[neighbour] < 0:
+                distances[neighbour] = distances[cell] + 1
+                frontier.append(neighbour)
+    return distances
+
+
+def _subgoals(maze: Any, goal_xy: np.ndarray) -> np.ndarray:
+    """Tabulates OGBench's `get_oracle_subgoal`, which searches the maze anew at every call.
+
+    Args:
+      maze: the unwrapped environment.
+      goal_xy: the goal's coordinates [2].
+
+    Returns:
+      For each cell, [rows, columns, 2], the coordinates to head for from there: those of the
+      neighbour nearest to the goal, or the cell's own where no neighbour is nearer.
+    """
+    distances = _distances(maze.maze_map, maze.xy_to_ij(goal_xy))
+    shape = maze.maze_map.shape
+    subgoals = np.array([maze.ij_to_xy(cell) for cell in np.ndindex(shape)]).reshape(*shape, 2)
+    for i, j in np.argwhere(maze.maze_map == 0):
+        cells = [(i, j), *(cell for cell in _neighbours((i, j)) if maze.maze_map[cell] == 0)]
+        subgoals[i, j] = maze.ij_to_xy(min(cells, key=lambda cell: distances[cell]))
+    return subgoals
+
+
+def _neighbours(cell: Cell) -> list[Cell]:
+    i, j = cell
+    return [(i - 1, j), (i, j - 1), (i + 1, j), (i, j + 1)]  # in OGBench's order, for ties
+
+
+# -------------------------------------------------------------------------------- manipulation
+
+
+def _manipulation_episode(env: Any, recipe: Recipe, rng: np.random.Generator) -> Episode:
+    """Lets the scripted oracles bring one object after the other to a random target."""
+    p_stack = rng.uniform(*recipe.p_stack)
+    noise_scale = rng.uniform(0.0, recipe.noise) * _MARKOV_NOISE_SCALE
+    oracles = _make_oracles(env, recipe)
+    ob, info = env.reset()
+    oracle = oracles[info["privileged/target_task"]]
+    oracle.reset(ob, info)
+    steps, done = [], False
+    while not done:
+        if rng.uniform() < recipe.p_random_action:
+            action = rng.uniform(-1.0, 1.0, len(noise_scale))
+        else:
+            action = oracle.select_action(ob, info)
+            if recipe.kind == "noisy":
+                action = action + rng.normal(0.0, noise_scale)
+        action = np.clip(action, -1.0, 1.0)
+        next_ob, _, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        steps.append(_record(ob, action, done, info))
+        ob = next_ob
+        if oracle.done:
+            target_ob, target_info = env.unwrapped.set_new_target(p_stack=p_stack)
+            oracle = oracles[target_info["privileged/target_task"]]
+            oracle.reset(target_ob, target_info)
+    return _stack(steps)
+
+
+def _make_oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
+    """Returns the oracle for each of the environment's tasks: `plan` for play, else `markov`."""
+    base = recipe.env_id.split("-")[0]
+    options: dict[str, dict[str, Any]] = {
+        "cube": {"cube": {}},
+        "puzzle": {"button": {"gripper_always_closed": True}},
+        "scene": {"cube": {}, "button": {}, "drawer": {}, "window": {}},
+    }[base]
+    if recipe.kind == "play":
+        style = "plan"
+        common = {"noise": recipe.noise, "noise_smoothing": _PLAN_NOISE_SMOOTHING}
+    else:
+        style = "markov"
+        common = {"min_norm": _MARKOV_MIN_NORM}
+        if base == "scene":
+            options["cube"]["max_step"] = 100
+    oracles = {}
+    for task, special in options.items():
+        module = importlib.import_module(f"ogbench.manipspace.oracles.{style}.{task}_{style}")
+        oracle_class = getattr(module, f"{task.title()}{style.title()}Oracle")
+        oracles[task] = oracle_class(env=env, **common, **special)
+    return oracles
+
+
+def _is_healthy_scene(qpos: np.ndarray) -> bool:
+    """Tells whether the cube stayed where it can be, given an episode's qpos [steps, n].
+
+    Now and then the cube is thrown out of the scene, when the drawer is locked in mid-motion.
+    """
+    y, z = qpos[:, 15], qpos[:, 16]
+    return not np.any((y >= 0.29) | ((y <= -0.3) & ((z < 0.06) | (z > 0.08))))

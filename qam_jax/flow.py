@@ -1,0 +1,132 @@
+"""Flow matching and the samplers of a flow policy.
+
+A flow carries noise `x_0 = z ~ N(0, I)` at time 0 to an action `x_1` at time 1 along
+`dx/dt = f(x, t)`. With `T` steps the grid is `t_i = i h`, `h = 1/T`.
+
+Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qam_jax.checks import check_positive, check_shape
+from qam_jax.types import Array, VelocityFn
+
+
+def flow_matching_loss(
+    velocity_fn: VelocityFn, noise: Array, actions: Array, times: Array
+) -> Array:
+    """Conditional flow matching on straight paths (Lipman et al., arXiv 2210.02747, eq. 23).
+
+    `mean_D (f((1 - t) z + t a, t) - (a - z))^2`.
+
+    Args:
+      velocity_fn: the flow, `(x [..., D], t [..., 1]) -> [..., D]`.
+      noise: [..., D], `z ~ N(0, I)`.
+      actions: [..., D], the data.
+      times: [..., 1] in [0, 1].
+
+    Returns:
+      [...], the loss of each sample.
+
+    Raises:
+      ValueError: if a shape does not fit; the message names the argument.
+    """
+    check_shape("noise", noise, actions.shape)
+    check_shape("times", times, (*actions.shape[:-1], 1))
+    points = (1 - times) * noise + times * actions
+    errors = velocity_fn(points, times) - (actions - noise)
+    return jnp.mean(jnp.square(errors), axis=-1)
+
+
+def sample_flow(velocity_fn: VelocityFn, noise: Array, num_steps: int) -> Array:
+    """Integrates the flow from noise to actions by `num_steps` Euler steps.
+
+    Args:
+      velocity_fn: the flow, `(x [..., D], t [..., 1]) -> [..., D]`.
+      noise: [..., D].
+      num_steps: `T`, at least 1.
+
+    Returns:
+      [..., D], not clipped.
+
+    Raises:
+      ValueError: if `num_steps` is less than 1.
+    """
+    check_positive("num_steps", num_steps)
+    step_size = 1 / num_steps
+
+    def step(x: Array, index: Array) -> tuple[Array, None]:
+        return x + step_size * velocity_fn(x, _time_like(x, index, num_steps)), None
+
+    actions, _ = jax.lax.scan(step, noise, jnp.arange(num_steps))
+    return actions
+
+
+def memoryless_noise_scale(num_steps: int) -> Array:
+    """Noise scale under which the end of the SDE is independent of its start.
+
+    `sigma_i = sqrt(2 (1 - t_i + h) / (t_i + h))` (adjoint matching, arXiv 2409.08861, sec. 4.3,
+    shifted by `h` so that it is finite at `t = 0`, as in QAM, arXiv 2601.14234).
+
+    Args:
+      num_steps: `T`, at least 1.
+
+    Returns:
+      [T], float32.
+
+    Raises:
+      ValueError: if `num_steps` is less than 1.
+    """
+    check_positive("num_steps", num_steps)
+    shifted_times = (jnp.arange(num_steps, dtype=jnp.float32) + 1) / num_steps
+    return jnp.sqrt(2 * (1 - shifted_times + 2 / num_steps) / shifted_times)
+
+
+def sample_memoryless_sde(
+    velocity_fn: VelocityFn,
+    final_velocity_fn: VelocityFn,
+    initial_noise: Array,
+    step_noise: Array,
+) -> Array:
+    """Simulates the memoryless SDE of a flow (QAM, arXiv 2601.14234; Euler-Maruyama).
+
+    `x_{i+1} = x_i + h (2 f(x_i, t_i) - x_i / (t_i + h)) + sqrt(h) sigma_i eps_i` for
+    `i < T - 1`; the last step is a plain Euler step of `final_velocity_fn`, without noise.
+
+    Args:
+      velocity_fn: the flow of all steps but the last.
+      final_velocity_fn: the flow of the last step (QAM: the base flow).
+      initial_noise: [..., D], `x_0`.
+      step_noise: [T - 1, ..., D], `eps_i ~ N(0, I)`; its length sets `T`.
+
+    Returns:
+      [T + 1, ..., D], the states `x_0 .. x_T`.
+
+    Raises:
+      ValueError: if `step_noise` does not fit `initial_noise`.
+    """
+    num_steps = step_noise.shape[0] + 1
+    check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
+    step_size = 1 / num_steps
+    noise_scales = memoryless_noise_scale(num_steps)[:-1].astype(initial_noise.dtype)
+
+    def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        index, noise_scale, noise = inputs
+        time = _time_like(x, index, num_steps)
+        drift = 2 * velocity_fn(x, time) - x / (time + step_size)
+        x = x + step_size * drift + step_size**0.5 * noise_scale * noise
+        return x, x
+
+    last, states = jax.lax.scan(
+        step, initial_noise, (jnp.arange(num_steps - 1), noise_scales, step_noise)
+    )
+    final_time = _time_like(last, num_steps - 1, num_steps)
+    final = last + step_size * final_velocity_fn(last, final_time)
+    return jnp.concatenate([initial_noise[None], states, final[None]])
+
+
+def _time_like(x: Array, index: Array | int, num_steps: int) -> Array:
+    """The time `index / num_steps` for every sample of `x` [..., D], as [..., 1]."""
+    time = jnp.asarray(index, x.dtype) / num_steps
+    return jnp.broadcast_to(time, (*x.shape[:-1], 1))

@@ -1,0 +1,1 @@
+"""Loops that join agents, data and environments."""

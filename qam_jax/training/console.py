@@ -1,0 +1,33 @@
+"""How entry points talk: plain lines above the progress bar, and errors without a traceback."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+import absl.logging
+from tqdm import tqdm
+
+
+class _BesideBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_logging() -> None:
+    """Prints this package's log lines, as they are, and the warnings of the libraries."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    logger = logging.getLogger("qam_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [_BesideBar()]
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Ends the process with status 1 and a plain message where the user's input is at fault."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,128 @@
+"""A run's folder: what the run is, where it ran, and whether it is this run's to continue."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from qam_jax.files import ensure_writable_dir, write_json
+from qam_jax.training.settings import RunSettings
+
+_PACKAGES = (
+    "qam_jax jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench "
+    "mujoco"
+)
+# Settings that may change when a run is continued: they do not change what it computes.
+_FREE_SETTINGS = frozenset(
+    "offline_steps eval_envs video_episodes wandb_project dataset_dir data_source mirrors "
+    "save_dir group run_id".split()
+)
+
+
+def open_run(settings: RunSettings, agent_config: ConfigDict) -> Path:
+    """Creates the run's folder with its config.json, or recognises it as this run's own.
+
+    Raises:
+      ValueError: if the folder holds a run of another config; names what differs.
+      OSError: if the folder cannot be written to.
+    """
+    config = {**dataclasses.asdict(settings), "agent": agent_config.to_dict()}
+    folder = Path(settings.save_dir).expanduser() / settings.group / settings.env_name
+    folder = folder / (settings.run_id or _default_run_id(config))
+    ensure_writable_dir(folder)
+    if (folder / "config.json").exists():
+        differences = _differences(read_config(folder), config)
+        if differences:
+            raise ValueError(
+                f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
+                "Give another --run_id or --group, or the config that it was started with."
+            )
+    write_json(folder / "config.json", config)
+    return folder
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """Reads config.json of a run's folder.
+
+    Raises:
+      FileNotFoundError: if the folder is not that of a run.
+    """
+    path = Path(folder).expanduser() / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}: give the folder of a run, "
+            "exp/<group>/<env_name>/<run id>, which holds config.json."
+        )
+    return json.loads(path.read_text())
+
+
+def write_metadata(folder: Path, **facts: Any) -> None:
+    """Writes metadata.json: versions, device, code revision, and the `facts` given.
+
+    Raises:
+      ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
+    """
+    path = folder / "metadata.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        before, now = earlier.get("dataset_fingerprint"), facts.get("dataset_fingerprint")
+        if before != now:
+            raise ValueError(
+                f"the run in {folder} was trained on other data ({earlier.get('dataset_source')}, "
+                f"fingerprint {before}) than those found now ({facts.get('dataset_source')}, "
+                f"fingerprint {now}). Restore the data, or start a new run with another --run_id."
+            )
+    device = jax.devices()[0]
+    metadata = {
+        **facts,
+        "versions": {name: _version(name) for name in _PACKAGES.split()},
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "git_revision": _git_revision(),
+    }
+    write_json(path, metadata)
+
+
+def _default_run_id(config: dict[str, Any]) -> str:
+    identity = {name: value for name, value in config.items() if name not in _FREE_SETTINGS}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"
+
+
+def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    earlier, now = json.loads(json.dumps(earlier)), json.loads(json.dumps(now))
+    found = []
+    for name in sorted(earlier.keys() | now.keys()):
+        if not prefix and name in _FREE_SETTINGS:
+            continue
+        before, after = earlier.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} is {before!r} there and {after!r} here")
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The revision of the checkout that this code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

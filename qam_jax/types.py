@@ -1,0 +1,61 @@
+"""Types that every layer shares."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+
+Array = jax.Array
+Params = dict[str, chex.ArrayTree]
+Metrics = dict[str, Array]
+
+VelocityFn = Callable[[Array, Array], Array]
+"""Velocity of a flow: `(x [..., D], t [..., 1]) -> [..., D]`, observations closed over."""
+
+QFn = Callable[[Array], Array]
+"""Value of actions: `(actions [..., D]) -> [...]`, observations closed over."""
+
+
+@chex.dataclass(frozen=True)
+class Batch:
+    """Windows of `H` consecutive transitions, B of them.
+
+    Attributes:
+      observations: [B, O] at the window's first row.
+      actions: [B, H, A] in [-1, 1].
+      rewards: [B] discounted sum over the rows that belong to the window's episode.
+      masks: [B] 0 once the task was completed inside the window (no bootstrapping), else 1.
+      weights: [B] 1 if the window lies within one episode, else 0.
+      next_observations: [B, O] after the last row that belongs to the window's episode.
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    masks: Array
+    weights: Array
+    next_observations: Array
+
+
+@chex.dataclass(frozen=True)
+class TransitionDataset:
+    """Episodes laid end to end, each observation stored once (OGBench's compact layout).
+
+    An episode of L transitions takes L + 1 rows: the last row holds only the final observation.
+    Row i is followed by row i + 1 for every row named in `start_rows`.
+
+    Attributes:
+      observations: [N, O].
+      actions: [N, A] in [-1, 1].
+      rewards: [N].
+      masks: [N] 0 where the task is completed, else 1.
+      last_rows: [N] int32, the last row with a transition in the episode of each row.
+      start_rows: [M] int32, the rows that hold a transition, in order.
+    """
+
+    observations: chex.Array
+    actions: chex.Array
+    rewards: chex.Array
+    masks: chex.Array
+    last_rows: chex.Array
+    start_rows: chex.Array

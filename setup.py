@@ -1,0 +1,21 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="qam_jax",
+    version="0.1.0",
+    description="Q-learning with Adjoint Matching (QAM) in JAX: flow-policy reinforcement learning",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["qam_jax", "qam_jax.*"]),
+    python_requires=">=3.11,<3.14",
+    install_requires=open("requirements.txt", encoding="utf-8").read().split("\n"),
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "wandb": ["wandb>=0.19"],
+        "minari": ["minari>=0.5"],
+        "test": ["pytest>=8"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+    },
+)

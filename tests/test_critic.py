@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qam_jax import critic
+
+
+def test_pessimistic_value_uses_the_population_deviation():
+    q_values = jnp.array([[1.0, 2.0], [3.0, 2.0], [5.0, 2.0]])
+    expected = [3 - 0.5 * np.sqrt(8 / 3), 2.0]
+    np.testing.assert_allclose(critic.pessimistic_value(q_values, 0.5), expected, rtol=1e-6)
+
+
+def test_target_by_hand():
+    target = critic.td_target(
+        jnp.array([-2.0, -1.0]),
+        jnp.array([1.0, 0.0]),
+        jnp.array([[4.0, 9.0], [6.0, 9.0]]),
+        discount=0.9,
+        horizon_length=3,
+        rho=0.5,
+    )
+    np.testing.assert_allclose(target, [-2 + 0.9**3 * (5 - 0.5), -1.0], rtol=1e-6)
+
+
+def test_loss_by_hand():
+    loss = critic.td_loss(
+        jnp.array([[1.0, 5.0], [2.0, 7.0]]), jnp.array([0.0, 4.0]), jnp.array([1.0, 0.0])
+    )
+    np.testing.assert_allclose(loss, (1 + 4) / 4, rtol=1e-6)
+
+
+def test_jit_vmap_grad():
+    q_values = jax.random.normal(jax.random.PRNGKey(0), (3, 4))
+
+    def everything(q_values, rho):
+        ones = jnp.ones(q_values.shape[1:])
+        target = critic.td_target(ones, ones, q_values, discount=0.9, horizon_length=2, rho=rho)
+        return critic.td_loss(q_values, target, ones)
+
+    eager = everything(q_values, 0.5)
+    np.testing.assert_allclose(jax.jit(everything)(q_values, 0.5), eager, rtol=1e-6)
+    mapped = jax.vmap(everything, (1, None))(q_values, 0.5)
+    np.testing.assert_allclose(mapped.mean(), eager, rtol=1e-5)
+    assert np.isfinite(jax.grad(everything)(q_values, 0.5)).all()
+
+
+def test_bfloat16():
+    ones = jnp.ones((2, 3), jnp.bfloat16)
+    target = critic.td_target(ones[0], ones[0], ones, discount=0.9, horizon_length=2, rho=0.5)
+    assert target.dtype == jnp.bfloat16
+    assert critic.td_loss(ones, target, ones[0]).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("masks", lambda ones: _target(ones(4), ones(1), ones(2, 4))),
+        ("next_q_values", lambda ones: _target(ones(4), ones(4), ones(2, 3))),
+        ("targets", lambda ones: critic.td_loss(ones(2, 4), ones(3), ones(4))),
+        ("weights", lambda ones: critic.td_loss(ones(2, 4), ones(4), ones(2, 4))),
+    ],
+)
+def test_errors_name_the_argument(name, call):
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        call(lambda *shape: np.ones(shape))
+
+
+def _target(rewards, masks, next_q_values):
+    return critic.td_target(rewards, masks, next_q_values, discount=0.9, horizon_length=2, rho=0.5)

@@ -1,0 +1,38 @@
+"""Q-learning with Adjoint Matching in JAX: flow-policy reinforcement learning.
+
+The pure core is re-exported here; it needs no config and no network library. It is loaded on first
+use, so that simulator processes, which import `qam_jax.envs`, do without JAX.
+"""
+
+import importlib
+
+_EXPORTS = {
+    "flow_matching_loss": "flow",
+    "memoryless_noise_scale": "flow",
+    "sample_flow": "flow",
+    "sample_memoryless_sde": "flow",
+    "adjoint_matching_loss": "adjoint",
+    "solve_lean_adjoint": "adjoint",
+    "terminal_adjoint": "adjoint",
+    "pessimistic_value": "critic",
+    "td_loss": "critic",
+    "td_target": "critic",
+    "Agent": "agents",
+    "AgentState": "agents",
+    "get_config": "agents",
+    "make_agent": "agents",
+    "Batch": "types",
+    "TransitionDataset": "types",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'qam_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"qam_jax.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_EXPORTS]

@@ -149,13 +149,10 @@ def _why_not(dataset_name: str) -> str | None:
 def _generate(
     recipe: Recipe, dataset_dir: Path, seed: int, num_processes: int, progress: bool
 ) -> Path:
+    files.ensure_writable_dir(dataset_dir)
     num_train, num_val = recipe.num_episodes, max(1, recipe.num_episodes // 10)
-    train_path = dataset_dir / f"{recipe.name}.npz"
-    val_path = dataset_dir / f"{recipe.name}-val.npz"
     num_steps = (num_train + num_val) * recipe.episode_length
     with (
-        files.atomic_write(train_path) as train_file,  # moved into place last
-        files.atomic_write(val_path) as val_file,
         contextlib.closing(_episodes(recipe, seed, num_train + num_val, num_processes)) as episodes,
         tqdm.tqdm(
             total=num_steps, unit="step", unit_scale=True, desc=recipe.name, disable=not progress
@@ -163,9 +160,12 @@ def _generate(
     ):
         train = _collect(episodes, num_train, recipe.episode_length, bar)
         val = _collect(episodes, num_val, recipe.episode_length, bar)
-        generator = np.array(json.dumps(_provenance(recipe, seed), sort_keys=True))
-        for path, data in ((val_file, val), (train_file, train)):
-            np.savez_compressed(path, generator=generator, **data)
+    generator = np.array(json.dumps(_provenance(recipe, seed), sort_keys=True))
+    train_path = dataset_dir / f"{recipe.name}.npz"
+    # The training file comes last: its presence means that both are complete.
+    for path, data in ((dataset_dir / f"{recipe.name}-val.npz", val), (train_path, train)):
+        with files.atomic_write(path) as temporary:
+            np.savez_compressed(temporary, generator=generator, **data)
     return train_path
 
 

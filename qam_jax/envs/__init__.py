@@ -1,6 +1,14 @@
 """Gymnasium environments, one or many at a time. Knows nothing of agents and does not load JAX."""
 
-from qam_jax.envs.make import make_env, make_vector_env
-from qam_jax.envs.wrappers import EpisodeSummary, OpenLoopChunks
+from qam_jax.envs.make import find_render_backend, make_env, make_film_env, make_vector_env
+from qam_jax.envs.wrappers import EpisodeSummary, OpenLoopChunks, OwnRandomState
 
-__all__ = ["EpisodeSummary", "OpenLoopChunks", "make_env", "make_vector_env"]
+__all__ = [
+    "EpisodeSummary",
+    "OpenLoopChunks",
+    "OwnRandomState",
+    "find_render_backend",
+    "make_env",
+    "make_film_env",
+    "make_vector_env",
+]

@@ -2,14 +2,25 @@
 
 import difflib
 import functools
-import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 
 from qam_jax.data.names import parse_env_name
-from qam_jax.envs.wrappers import OpenLoopChunks, OwnRandomState
+from qam_jax.envs.wrappers import Films, OpenLoopChunks, OwnRandomState
+
+_FRAME_SIZE = 400  # pixels
+_MAX_FRAMES = 250  # of an episode, since a frame takes a tenth of a second without a GPU
+_RENDER_TEST = (
+    "import mujoco; "
+    "mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco><worldbody/></mujoco>')).render()"
+)
 
 
 def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
@@ -23,7 +34,9 @@ def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
       ValueError: if the name is malformed or OGBench has no such environment; the message
         offers names that are close.
     """
-    import ogbench  # noqa: F401 - registers the environments
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no display matters only for rendering
+        import ogbench  # noqa: F401 - registers the environments
 
     env_id = parse_env_name(env_name).env_id
     if env_id not in gymnasium.registry:
@@ -47,24 +60,47 @@ def make_vector_env(
     Args:
       env_fn: makes one environment; picklable.
       horizon_length: `H`, actions in a chunk.
-      num_envs: 1 runs in the calling process; more get a process each.
+      num_envs: how many.
 
     Returns:
       A vector environment with observations [num_envs, O] and actions [num_envs, H, A].
     """
-    chunked_fns = [functools.partial(_make_chunked, env_fn, horizon_length)] * num_envs
-    mode = gymnasium.vector.AutoresetMode.DISABLED
-    if num_envs == 1:
-        return gymnasium.vector.SyncVectorEnv(chunked_fns, autoreset_mode=mode)
     return gymnasium.vector.AsyncVectorEnv(
-        chunked_fns, context=_start_method(), autoreset_mode=mode
+        [functools.partial(_make_chunked, env_fn, horizon_length)] * num_envs,
+        context="spawn",  # a fork would copy JAX's threads
+        autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED,
+    )
+
+
+def make_film_env(env_name: str, folder: Path) -> gymnasium.Env:
+    """An environment that films its episodes into `folder`."""
+    env = make_env(env_name, width=_FRAME_SIZE, height=_FRAME_SIZE)
+    stride = max(1, (env.spec.max_episode_steps or 0) // _MAX_FRAMES)
+    return Films(env, folder, stride)
+
+
+def find_render_backend() -> str:
+    """The first of MuJoCo's headless back ends that works here; `MUJOCO_GL`, if set, is kept.
+
+    Raises:
+      RuntimeError: if none does; says what to install.
+    """
+    candidates = [os.environ["MUJOCO_GL"]] if "MUJOCO_GL" in os.environ else ["egl", "osmesa"]
+    for backend in candidates:
+        result = subprocess.run(
+            [sys.executable, "-c", _RENDER_TEST],
+            env={**os.environ, "MUJOCO_GL": backend},
+            capture_output=True,
+            check=False,
+        )
+        if result.returncode == 0:
+            return backend
+    raise RuntimeError(
+        f"no film can be made: MuJoCo cannot render with {' or '.join(candidates)} here. Install "
+        "EGL (a GPU driver, or 'apt-get install libegl1 libgl1-mesa-dri'), or OSMesa ('apt-get "
+        "install libosmesa6') and set MUJOCO_GL=osmesa."
     )
 
 
 def _make_chunked(env_fn: Callable[[], gymnasium.Env], horizon_length: int) -> gymnasium.Env:
     return OpenLoopChunks(env_fn(), horizon_length)
-
-
-def _start_method() -> str:
-    # Never "fork": the caller has JAX's threads.
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

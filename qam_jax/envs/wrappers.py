@@ -1,9 +1,15 @@
 """Wrappers: reproducible randomness, and action chunks executed open-loop."""
 
+from pathlib import Path
 from typing import Any, TypedDict
 
 import gymnasium
+import imageio.v2 as imageio
 import numpy as np
+
+from qam_jax.files import atomic_write
+
+_FRAMES_PER_SECOND = 20
 
 
 class OwnRandomState(gymnasium.Wrapper):
@@ -110,3 +116,37 @@ class OpenLoopChunks(gymnasium.Wrapper):
             episode_length=self._length,
             positions=padded,
         )
+
+
+class Films(gymnasium.Wrapper):
+    """Films every episode into `episode_<seed>.mp4`, named by the seed that it was reset with.
+
+    Args:
+      env: the environment; its unwrapped self renders.
+      folder: where the films go.
+      stride: environment steps per frame.
+    """
+
+    def __init__(self, env: gymnasium.Env, folder: Path, stride: int = 1):
+        super().__init__(env)
+        self._folder = folder
+        self._stride = stride
+        self._frames: list[np.ndarray] = []
+        self._num_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        result = self.env.reset(seed=seed, options=options)
+        self._path = self._folder / f"episode_{seed}.mp4"
+        self._frames, self._num_steps = [self.env.unwrapped.render()], 0
+        return result
+
+    def step(self, action):
+        result = self.env.step(action)
+        self._num_steps += 1
+        ended = result[2] or result[3]
+        if ended or self._num_steps % self._stride == 0:
+            self._frames.append(self.env.unwrapped.render())
+        if ended:
+            with atomic_write(self._path) as temporary:
+                imageio.mimwrite(temporary, self._frames, fps=_FRAMES_PER_SECOND)
+        return result

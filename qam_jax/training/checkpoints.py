@@ -2,10 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
+import gymnasium
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
-from qam_jax.agents import AgentState
+from qam_jax.agents import Agent, AgentState, make_agent
+from qam_jax.envs import make_env
+from qam_jax.training.run_folder import read_config
 
 
 class Checkpoints:
@@ -54,3 +61,38 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.close()
+
+
+def init_state(agent: Agent, seed: int, env: gymnasium.Env) -> AgentState:
+    """The agent's state before its first update."""
+    observation = jnp.zeros(env.observation_space.shape, jnp.float32)
+    action = jnp.zeros(env.action_space.shape, jnp.float32)
+    return jax.jit(agent.init)(jax.random.PRNGKey(seed), observation, action)
+
+
+class SavedRun(NamedTuple):
+    """A run read back: its config.json as `config`, its agent, and the agent's state."""
+
+    config: ConfigDict
+    agent: Agent
+    state: AgentState
+
+
+def load_run(folder: str | os.PathLike, step: int | None = None) -> SavedRun:
+    """Reads a run from its folder.
+
+    Args:
+      folder: the run's folder, `exp/<group>/<env_name>/<run id>`.
+      step: which checkpoint; the newest by default.
+
+    Raises:
+      FileNotFoundError: if that is not a run's folder, or there is no such checkpoint.
+    """
+    config = ConfigDict(read_config(folder))
+    agent = make_agent(config.agent)
+    state = init_state(agent, config.seed, make_env(config.env_name))
+    checkpoints = Checkpoints(folder)
+    try:
+        return SavedRun(config, agent, checkpoints.restore(state, step))
+    finally:
+        checkpoints.close()

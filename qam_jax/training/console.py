@@ -29,5 +29,5 @@ def plain_errors() -> Iterator[None]:
     """Ends the process with status 1 and a plain message where the user's input is at fault."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"Error: {error}")

@@ -4,6 +4,7 @@ import collections
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium
@@ -13,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from qam_jax.agents import Agent, AgentState
-from qam_jax.envs import make_env, make_vector_env
+from qam_jax.envs import find_render_backend, make_env, make_film_env, make_vector_env
 from qam_jax.types import Array
 
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -76,7 +77,7 @@ def run_episodes(
         raise ValueError(
             f"{envs.num_envs} environments for {num_episodes} episodes: use at most one each."
         )
-    seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
+    seeds = _seeds(seed, num_episodes)
     waiting = collections.deque(range(num_episodes))
     episodes = np.full(envs.num_envs, -1)  # which episode an environment runs; -1 is none
     chunks = np.zeros(envs.num_envs, int)
@@ -89,7 +90,7 @@ def run_episodes(
             for env in restart:
                 episodes[env], chunks[env], positions[env] = waiting.popleft(), 0, []
             reset_mask = np.isin(np.arange(envs.num_envs), restart)
-            env_seeds = [int(seeds[episode]) for episode in episodes]
+            env_seeds = [seeds[episode] for episode in episodes]
             observations, _ = envs.reset(seed=env_seeds, options={"reset_mask": reset_mask})
         actions = policy(observations, np.maximum(episodes, 0), chunks)
         observations, _, terminated, truncated, info = envs.step(actions)
@@ -170,3 +171,32 @@ class Evaluator:
         """Ends the environments' processes."""
         if self._envs is not None:
             self._envs.close()
+
+
+def film_episodes(
+    agent: Agent, state: AgentState, env_name: str, folder: Path, *, num_episodes: int, seed: int
+) -> list[Path]:
+    """Films the first episodes of an evaluation with the same seed.
+
+    Returns:
+      The films' paths in `folder`, in the order of the episodes.
+
+    Raises:
+      RuntimeError: if this machine cannot render; says what to install.
+    """
+    backend = find_render_backend()
+    before = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = backend  # read by MuJoCo when the environment's process starts
+    envs = make_vector_env(partial(make_film_env, env_name, folder), state.action_shape[0], 1)
+    try:
+        run_episodes(make_policy(agent)(state, seed), envs, num_episodes, seed)
+    finally:
+        envs.close()
+        if before is None:
+            del os.environ["MUJOCO_GL"]
+    return [folder / f"episode_{episode_seed}.mp4" for episode_seed in _seeds(seed, num_episodes)]
+
+
+def _seeds(seed: int, num_episodes: int) -> list[int]:
+    """One seed for each episode; those of fewer episodes are the first of more."""
+    return [int(value) for value in np.random.SeedSequence(seed).generate_state(num_episodes)]

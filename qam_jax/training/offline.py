@@ -17,7 +17,7 @@ from qam_jax.agents import Agent, AgentState, get_config, make_agent, parameter_
 from qam_jax.data.dataset import fingerprint, sample_windows
 from qam_jax.data.sources import LoadedDataset, load_file, load_ogbench
 from qam_jax.envs import make_env
-from qam_jax.training.checkpoints import Checkpoints
+from qam_jax.training.checkpoints import Checkpoints, init_state
 from qam_jax.training.evaluation import Episode, Evaluator, summarize
 from qam_jax.training.metrics import MetricLog
 from qam_jax.training.run_folder import open_run, write_metadata
@@ -116,13 +116,6 @@ def load_data(settings: RunSettings, env: gymnasium.Env) -> LoadedDataset:
         mirrors=[mirror for mirror in settings.mirrors.split(",") if mirror],
         sparse=settings.sparse,
     )
-
-
-def init_state(agent: Agent, seed: int, env: gymnasium.Env) -> AgentState:
-    """The agent's state before its first update."""
-    observation = jnp.zeros(env.observation_space.shape, jnp.float32)
-    action = jnp.zeros(env.action_space.shape, jnp.float32)
-    return jax.jit(agent.init)(jax.random.PRNGKey(seed), observation, action)
 
 
 def make_update_block(agent: Agent, config: ConfigDict, seed: int) -> UpdateBlock:

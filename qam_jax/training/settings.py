@@ -52,15 +52,10 @@ class RunSettings(DataSettings):
     wandb_project: str = _setting("", "Weights & Biases project to log to; empty: none.")
 
 
-def define_flags(settings_class: type, **defaults: Any) -> None:
-    """Defines one absl flag for each field of a settings class.
-
-    Args:
-      settings_class: a dataclass made with the fields of this module.
-      **defaults: defaults of this entry point that differ from the class's.
-    """
+def define_flags(settings_class: type) -> None:
+    """Defines one absl flag for each field of a settings class."""
     for field in dataclasses.fields(settings_class):
-        default, text = defaults.get(field.name, field.default), field.metadata["help"]
+        default, text = field.default, field.metadata["help"]
         if field.metadata["choices"]:
             flags.DEFINE_enum(field.name, default, list(field.metadata["choices"]), text)
         else:
@@ -68,10 +63,20 @@ def define_flags(settings_class: type, **defaults: Any) -> None:
             define[field.type](field.name, default, text)
 
 
-def from_flags(settings_class: type, values: flags.FlagValues) -> Any:
-    """The settings that the command line gave."""
-    names = [field.name for field in dataclasses.fields(settings_class)]
-    return settings_class(**{name: values[name].value for name in names})
+def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) -> Any:
+    """The settings that the command line gave.
+
+    Args:
+      settings_class: the class that `define_flags` was called with.
+      values: the parsed flags.
+      **defaults: for flags that the command line left out, in place of the class's.
+    """
+    settings = {}
+    for field in dataclasses.fields(settings_class):
+        flag = values[field.name]
+        given = flag.present or field.name not in defaults
+        settings[field.name] = flag.value if given else defaults[field.name]
+    return settings_class(**settings)
 
 
 def check_settings(settings: RunSettings) -> None:

@@ -1,0 +1,49 @@
+"""Evaluates a saved run: `python experiments/evaluate.py --run=exp/<group>/<env_name>/<run id>`."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+_RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+_EPISODES = flags.DEFINE_integer("episodes", 50, "How many episodes.", lower_bound=1)
+_ENVS = flags.DEFINE_integer(
+    "envs", 0, "Environments side by side; 0: twice the processors.", lower_bound=0
+)
+_SEED = flags.DEFINE_integer("seed", None, "Of the episodes; the run's own by default.")
+_VIDEO_EPISODES = flags.DEFINE_integer("video_episodes", 0, "Episodes to film.", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+    from qam_jax.training.checkpoints import load_run
+    from qam_jax.training.console import plain_errors, start_logging
+    from qam_jax.training.evaluation import Evaluator, describe, film_episodes
+
+    start_logging()
+    with plain_errors():
+        run = load_run(_RUN.value, _STEP.value)
+        seed = run.config.seed if _SEED.value is None else _SEED.value
+        env_name = run.config.env_name
+        evaluator = Evaluator(
+            env_name, num_episodes=_EPISODES.value, num_envs=_ENVS.value, seed=seed
+        )
+        episodes = evaluator.evaluate(run.agent, run.state)
+        evaluator.close()
+        print(f"{env_name}, update {run.state.step}: {describe(episodes)}")
+        if _VIDEO_EPISODES.value:
+            videos = film_episodes(
+                run.agent,
+                run.state,
+                env_name,
+                Path(_RUN.value) / "videos",
+                num_episodes=_VIDEO_EPISODES.value,
+                seed=seed,
+            )
+            print("Films:", *videos, sep="\n  ")
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main))

@@ -1,0 +1,107 @@
+import sys
+from functools import partial
+
+import cloudpickle
+import gymnasium
+import numpy as np
+import pytest
+
+from qam_jax.envs import OpenLoopChunks, OwnRandomState, make_env, make_vector_env
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
+
+_ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
+
+
+class Countdown(gymnasium.Env):
+    """Ends after `length` steps; draws from the global random state, as OGBench's mazes do."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, length):
+        self._length, self.actions = length, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._left, self.actions = self._length, []
+        return self._observation(), {}
+
+    def step(self, action):
+        self._left -= 1
+        self.actions.append(float(action[0]))
+        info = {"success": float(self._left == 0), "xy": np.array([self._left, 0.5])}
+        return self._observation(), -1.0, self._left == 0, False, info
+
+    def _observation(self):
+        return np.array([self._left, np.random.rand()])  # noqa: NPY002
+
+
+def test_chunks_run_open_loop_and_stop_at_the_end():
+    env = OpenLoopChunks(Countdown(5), 3)
+    assert env.action_space.shape == (3, 1)
+    env.reset(seed=0)
+    _, reward, terminated, _, info = env.step(np.array([[0.1], [0.2], [0.3]]))
+    assert (reward, terminated, info["success"]) == (-3, False, 0)
+    np.testing.assert_array_equal(info["positions"], [[4, 0.5], [3, 0.5], [2, 0.5]])
+    observation, reward, terminated, _, info = env.step(np.array([[0.4], [0.5], [0.6]]))
+    assert (reward, terminated, info["success"]) == (-2, True, 1)
+    assert (info["episode_return"], info["episode_length"]) == (-5, 5)
+    np.testing.assert_array_equal(info["positions"], [[1, 0.5], [0, 0.5], [np.nan, np.nan]])
+    np.testing.assert_allclose(env.unwrapped.actions, [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-6)
+    again, reward, terminated, _, info = env.step(np.array([[0.7], [0.8], [0.9]]))
+    assert (reward, terminated, info["episode_length"]) == (0, True, 5)  # waits for its reset
+    np.testing.assert_array_equal(again, observation)
+
+
+def test_random_state_is_each_environments_own():
+    np.random.seed(7)  # noqa: NPY002
+    expected = np.random.RandomState(7).rand()
+    first, second = OwnRandomState(Countdown(9)), OwnRandomState(Countdown(9))
+    alone = [first.reset(seed=3)[0]] + [first.step([0.0])[0] for _ in range(4)]
+    first.reset(seed=3)
+    second.reset(seed=8)
+    interleaved = []
+    for _ in range(4):
+        interleaved.append(first.step([0.0])[0])
+        second.step([0.0])
+    np.testing.assert_array_equal(alone[1:], interleaved)
+    assert np.random.rand() == expected  # noqa: NPY002 - the caller's state is untouched
+
+
+@pytest.mark.parametrize("env_name", [_ENV_NAME, "cube-single-play-singletask-task2-v0"])
+def test_a_seed_fixes_an_episode(env_name):
+    """Also after other episodes, and in another object."""
+
+    def episode(env, seed):
+        rng = np.random.default_rng(0)
+        observations = [env.reset(seed=seed)[0]]
+        for _ in range(10):
+            action = rng.uniform(-1, 1, env.action_space.shape)
+            observations.append(env.step(action)[0])
+        return np.array(observations)
+
+    env = make_env(env_name)
+    first = episode(env, 5)
+    assert not np.array_equal(episode(env, 6), first)
+    np.testing.assert_array_equal(episode(env, 5), first)
+    np.testing.assert_array_equal(episode(make_env(env_name), 5), first)
+
+
+def test_vector_environments_reset_only_where_asked():
+    envs = make_vector_env(partial(Countdown, 4), 2, 2)
+    envs.reset(seed=[1, 2], options={"reset_mask": np.array([True, True])})
+    envs.step(np.zeros((2, 2, 1)))
+    observations, _ = envs.reset(seed=[3, 4], options={"reset_mask": np.array([False, True])})
+    np.testing.assert_array_equal(observations[:, 0], [2, 4])
+    _, _, terminated, _, info = envs.step(np.zeros((2, 2, 1)))
+    np.testing.assert_array_equal(terminated, [True, False])
+    np.testing.assert_array_equal(info["episode_length"], [4, 2])
+    envs.close()
+
+
+def test_unknown_environments_are_named_with_close_ones():
+    with pytest.raises(ValueError, match=r"no 'cube-quintuple-singletask-v0'.*Close names: cube-"):
+        make_env("cube-quintuple-play-singletask-v0")
+    with pytest.raises(ValueError, match="unknown environment 'Hopper-v5'"):
+        make_env("Hopper-v5")

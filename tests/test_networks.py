@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import integrate
+
+from qam_jax import networks
+
+
+def test_critics_of_an_ensemble_are_independent():
+    critic = networks.CriticEnsemble((8, 8), 3)
+    observations, actions = jnp.ones((5, 4)), jnp.ones((5, 2))
+    params = critic.init(jax.random.PRNGKey(0), observations, actions)["params"]
+    values = critic.apply({"params": params}, observations, actions)
+    assert values.shape == (3, 5)
+    assert len(np.unique(values[:, 0])) == 3
+    first_only = jax.tree.map(lambda leaf: leaf.at[0].add(1.0), params)
+    changed = critic.apply({"params": first_only}, observations, actions)
+    assert (changed[0] != values[0]).all()
+    np.testing.assert_array_equal(changed[1:], values[1:])
+
+
+def test_weights_are_xavier_uniform_and_biases_zero():
+    mlp = networks.MLP((400, 300), 7)
+    params = mlp.init(jax.random.PRNGKey(0), jnp.ones(50))["params"]
+    for name, (fan_in, fan_out) in {"Dense_0": (50, 400), "Dense_1": (400, 300)}.items():
+        kernel, limit = params[name]["kernel"], np.sqrt(6 / (fan_in + fan_out))
+        assert 0.98 * limit < jnp.abs(kernel).max() <= limit
+        np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.02)
+        assert not params[name]["bias"].any()
+
+
+def test_layer_norm_only_where_asked_for():
+    plain = networks.MLP((8,), 1).init(jax.random.PRNGKey(0), jnp.ones(3))["params"]
+    normed = networks.MLP((8,), 1, layer_norm=True).init(jax.random.PRNGKey(0), jnp.ones(3))
+    assert "LayerNorm_0" not in plain
+    assert "LayerNorm_0" in normed["params"]
+
+
+def test_tanh_gaussian_density_integrates_to_one():
+    """Numerical integration over (-1, 1), with the density taken at given values."""
+    module = networks.TanhGaussian((4,))
+    params = module.init(jax.random.PRNGKey(0), jnp.ones(3), jnp.ones(1))
+    noise = jnp.linspace(-8, 8, 4001)[:, None]
+    sample = module.apply(params, jnp.ones((4001, 3)), noise)
+    total = integrate.trapezoid(np.exp(np.float64(sample.log_prob)), np.float64(sample.value[:, 0]))
+    np.testing.assert_allclose(total, 1, rtol=1e-3)
+
+
+def test_tanh_gaussian_is_finite_at_the_borders():
+    module = networks.TanhGaussian((4,))
+    params = module.init(jax.random.PRNGKey(0), jnp.ones(3), jnp.ones(2))
+
+    def log_prob(noise):
+        return module.apply(params, jnp.ones(3), noise).log_prob
+
+    far = jnp.array([30.0, -30.0])
+    assert jnp.abs(module.apply(params, jnp.ones(3), far).value).min() == 1
+    assert np.isfinite(log_prob(far))
+    assert np.isfinite(jax.grad(log_prob)(far)).all()

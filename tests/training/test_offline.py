@@ -1,0 +1,204 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qam_jax.agents import get_config, make_agent
+from qam_jax.data import generate
+from qam_jax.data.dataset import make_dataset, sample_windows
+from qam_jax.training.checkpoints import Checkpoints, load_run
+from qam_jax.training.evaluation import Evaluator, summarize
+from qam_jax.training.metrics import read_csv
+from qam_jax.training.offline import make_update_block, train_offline
+from qam_jax.training.settings import RunSettings, check_settings
+
+
+@pytest.fixture(name="settings", scope="module")
+def _settings(tmp_path_factory):
+    """A short run on a small dataset, simulated by the real recipe."""
+    folder = tmp_path_factory.mktemp("data")
+    name = "pointmaze-medium-navigate-v0"
+    generate.generate_dataset(name, folder, num_episodes=3, num_processes=1, progress=False)
+    return RunSettings(
+        env_name="pointmaze-medium-navigate-singletask-task3-v0",
+        dataset_dir=str(folder),
+        data_source="local",
+        save_dir=str(tmp_path_factory.mktemp("exp")),
+        offline_steps=12,
+        log_interval=4,
+        eval_interval=8,
+        save_interval=4,
+        eval_episodes=2,
+        eval_envs=2,
+    )
+
+
+def _config(**changes):
+    config = get_config("qam")
+    small = {"actor_hidden_dims": (8,), "critic_hidden_dims": (8,), "num_qs": 2}
+    config.update({**small, "flow_steps": 2, "batch_size": 8, **changes})
+    return config
+
+
+@pytest.fixture(name="run", scope="module")
+def _run(settings):
+    return train_offline(settings, _config())
+
+
+def test_a_run_leaves_its_whole_folder(settings, run):
+    assert int(run.state.step) == 12
+    assert len(run.episodes) == len(run.behavior_episodes) == 2
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["agent"]["inv_temp"] == 1.0
+    assert config["env_name"] == settings.env_name
+    metadata = json.loads((run.folder / "metadata.json").read_text())
+    assert "3 episodes" in metadata["dataset_source"]
+    assert metadata["seed"] == 0
+    assert metadata["parameter_count"] == sum(
+        leaf.size for leaf in jax.tree.leaves(run.state.params)
+    )
+    assert metadata["versions"]["jax"] == jax.__version__
+    train, evaluation = read_csv(run.folder / "train.csv"), read_csv(run.folder / "eval.csv")
+    assert [row["step"] for row in train] == [4, 8, 12]
+    assert [row["step"] for row in evaluation] == [8, 12]
+    assert all(np.isfinite(list(row.values())).all() for row in train)
+    assert list(run.folder.glob("events.out.tfevents*"))
+
+
+def test_an_interrupted_run_continues_as_if_it_had_not_been(settings, run):
+    again = dataclasses.replace(settings, group="continued", offline_steps=8)
+    first = train_offline(again, _config())
+    assert int(first.state.step) == 8
+    second = train_offline(dataclasses.replace(again, offline_steps=12), _config())
+    assert second.folder == first.folder
+    jax.tree.map(np.testing.assert_array_equal, second.state, run.state)
+    for kind in ("train", "eval"):
+        rows, expected = (
+            read_csv(folder / f"{kind}.csv") for folder in (second.folder, run.folder)
+        )
+        assert [{**row, "updates_per_second": 0} for row in rows] == [
+            {**row, "updates_per_second": 0} for row in expected
+        ]
+
+
+def test_rows_beyond_the_last_checkpoint_are_written_once(settings):
+    """Interrupted after a row but before its checkpoint, the row is written again, not doubled."""
+    short = dataclasses.replace(settings, group="rows", offline_steps=8)
+    folder = train_offline(short, _config()).folder
+    with open(folder / "train.csv", "a") as file:
+        file.write(",".join(["12"] + ["0"] * 11) + "\n")
+    train_offline(dataclasses.replace(short, offline_steps=12), _config())
+    rows = read_csv(folder / "train.csv")
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert rows[-1]["loss"] > 0
+
+
+def test_a_finished_run_started_again_only_reports(settings, run):
+    before = (run.folder / "train.csv").read_text()
+    again = train_offline(settings, _config())
+    assert [episode[:3] for episode in again.episodes] == [episode[:3] for episode in run.episodes]
+    assert (run.folder / "train.csv").read_text() == before
+
+
+def test_a_saved_run_gives_the_same_numbers(settings, run):
+    saved = load_run(run.folder)
+    jax.tree.map(np.testing.assert_array_equal, saved.state, run.state)
+    evaluator = Evaluator(settings.env_name, num_episodes=2, num_envs=2, seed=settings.seed)
+    summary = summarize(evaluator.evaluate(saved.agent, saved.state))
+    evaluator.close()
+    last = read_csv(run.folder / "eval.csv")[-1]
+    assert summary["return"] == last["return"]
+    earlier = load_run(run.folder, step=8)
+    assert int(earlier.state.step) == 8
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5.*there are: \[8, 12\]"):
+        load_run(run.folder, step=5)
+
+
+def test_blocks_of_any_length_give_the_same_state():
+    rng = np.random.default_rng(0)
+    data = {
+        "observations": rng.normal(size=(50, 3)),
+        "actions": rng.uniform(-1, 1, size=(50, 2)),
+        "rewards": -np.ones(50),
+        "terminals": np.eye(50)[-1] + np.eye(50)[20],
+    }
+    dataset, config = make_dataset(data), _config()
+    agent = make_agent(config)
+    block = make_update_block(agent, config, seed=0)
+
+    def run(lengths):
+        state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
+        sums = {}
+        for length in lengths:
+            state, sums = block(state, sums, dataset, length)
+        return state, sums
+
+    whole = run([6])
+    jax.tree.map(np.testing.assert_array_equal, whole, run([1, 3, 2]))
+    # The same again by single updates, which also gives the metrics that were summed up.
+    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
+    update, rows = jax.jit(agent.update), []
+    for step in range(6):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(0), 1), step)
+        batch = sample_windows(dataset, key, config.batch_size, 5, config.discount)
+        state, metrics = update(state, batch)
+        rows.append(metrics)
+    np.testing.assert_allclose(whole[1]["loss"], sum(row["loss"] for row in rows), rtol=1e-4)
+    np.testing.assert_allclose(whole[1]["q_min"], min(row["q_min"] for row in rows), rtol=1e-4)
+    np.testing.assert_allclose(whole[1]["q_max"], max(row["q_max"] for row in rows), rtol=1e-4)
+
+
+def test_the_folder_of_another_config_is_refused(settings):
+    named = dataclasses.replace(settings, run_id="mine", offline_steps=4, group="refused")
+    train_offline(named, _config())
+    with pytest.raises(ValueError, match=r"agent.inv_temp is 1.0 there and 3.0 here.*--run_id"):
+        train_offline(named, _config(inv_temp=3.0))
+    other = dataclasses.replace(named, sparse=True)
+    with pytest.raises(ValueError, match="sparse is False there and True here"):
+        train_offline(other, _config())
+
+
+def test_a_run_is_not_continued_on_other_data(settings, run, tmp_path):
+    name = "pointmaze-medium-navigate-v0"
+    generate.generate_dataset(
+        name, tmp_path, num_episodes=3, seed=1, num_processes=1, progress=False
+    )
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train_offline(dataclasses.replace(settings, dataset_dir=str(tmp_path)), _config())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(settings, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    bad = dataclasses.replace(settings, save_dir=str(blocker / "exp"), dataset_dir="/nowhere")
+    with pytest.raises(OSError, match=r"cannot write to the folder.*Choose another folder"):
+        train_offline(bad, _config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_interval": 6}, r"--eval_interval must be a multiple of --log_interval \(4\)"),
+        ({"save_interval": 3}, "--save_interval must be a multiple"),
+        ({"offline_steps": 0}, "--offline_steps must be at least 1"),
+        ({"eval_episodes": 0}, "--eval_episodes must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_settings(dataclasses.replace(settings, **changes))
+
+
+def test_checkpoints_keep_the_newest(tmp_path):
+    agent = make_agent(_config())
+    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
+    checkpoints = Checkpoints(tmp_path, max_to_keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(state.replace(step=jnp.int32(step)))
+    checkpoints.close()
+    assert Checkpoints(tmp_path).steps == [2, 3]
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in"):
+        Checkpoints(tmp_path / "empty").restore(state)

@@ -9,13 +9,13 @@ setup(
     license="MIT",
     packages=find_packages(include=["qam_jax", "qam_jax.*"]),
     python_requires=">=3.11,<3.14",
-    install_requires=open("requirements.txt", encoding="utf-8").read().split("\n"),
+    install_requires=open("requirements.txt", encoding="utf-8").read().split(),
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.19"],
         "minari": ["minari>=0.5"],
-        "test": ["pytest>=8"],
+        "test": ["cloudpickle>=3.1", "pytest>=9"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
 )

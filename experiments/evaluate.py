@@ -1,9 +1,10 @@
 """Evaluates a saved run: `python experiments/evaluate.py --run=exp/<group>/<env_name>/<run id>`."""
 
-import sys
 from pathlib import Path
 
 from absl import app, flags
+
+from qam_jax.training.console import plain_errors, run_main, start_logging
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
@@ -19,7 +20,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     from qam_jax.training.checkpoints import load_run
-    from qam_jax.training.console import plain_errors, start_logging
     from qam_jax.training.evaluation import Evaluator, describe, film_episodes
 
     start_logging()
@@ -46,4 +46,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    run_main(main)

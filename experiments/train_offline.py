@@ -4,12 +4,12 @@ Without flags: QAM on OGBench's medium point maze, simulated here, within ten mi
 settings: --config=experiments/configs/qam.py.
 """
 
-import sys
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from qam_jax.training.console import plain_errors, run_main, start_logging
 from qam_jax.training.settings import RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -34,7 +34,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     from qam_jax.analysis.plots import plot_run
-    from qam_jax.training.console import plain_errors, start_logging
     from qam_jax.training.evaluation import describe, film_episodes
     from qam_jax.training.offline import train_offline
 
@@ -44,7 +43,12 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     with plain_errors():
         result = train_offline(settings, config)
-        pictures = plot_run(result.folder, settings.env_name, result.episodes)
+        episodes = {config.agent_name: result.episodes}
+        if result.behavior_episodes:
+            episodes["behaviour cloning alone"] = result.behavior_episodes
+        for name, runs in episodes.items():
+            print(f"{name}: {describe(runs)}")
+        pictures = plot_run(result.folder, settings.env_name, episodes)
         if settings.video_episodes:
             pictures += film_episodes(
                 result.agent,
@@ -54,11 +58,8 @@ def main(argv: list[str]) -> None:
                 num_episodes=settings.video_episodes,
                 seed=settings.seed,
             )
-    print(f"{config.agent_name}: {describe(result.episodes)}")
-    if result.behavior_episodes:
-        print(f"behaviour cloning alone: {describe(result.behavior_episodes)}")
     print("Pictures:", *pictures, sep="\n  ")
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    run_main(main)

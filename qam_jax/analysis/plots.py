@@ -1,6 +1,6 @@
 """Pictures of a run: its learning curve, and the paths that it takes through a maze."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _COLOR = "#1f5fa8"
+_FAILURE_COLOR = "#c44e3a"
 
 
-def plot_run(folder: Path, env_name: str, episodes: Sequence[Episode]) -> list[Path]:
-    """Draws all pictures of a run into its folder and returns their paths."""
+def plot_run(folder: Path, env_name: str, episodes: Mapping[str, Sequence[Episode]]) -> list[Path]:
+    """Draws all pictures of a run into its folder and returns their paths.
+
+    Args:
+      folder: the run's folder.
+      env_name: OGBench's single-task name.
+      episodes: of the last evaluation, by the name of the policy.
+    """
     pictures = [plot_learning_curve(folder, title=env_name)]
     if "maze" in env_name:
         env = make_env(env_name)
@@ -51,12 +58,12 @@ def plot_learning_curve(folder: Path, title: str) -> Path:
     return _save(figure, folder / "learning_curve.png")
 
 
-def plot_maze_paths(env: Any, episodes: Sequence[Episode], path: Path) -> Path:
-    """Draws the paths of episodes on the map of an OGBench maze.
+def plot_maze_paths(env: Any, episodes: Mapping[str, Sequence[Episode]], path: Path) -> Path:
+    """Draws the paths of episodes on the map of an OGBench maze, one panel for each policy.
 
     Args:
       env: the maze, unwrapped and reset to its task.
-      episodes: with their planar positions [steps, 2].
+      episodes: with their planar positions [steps, 2], by the name of the policy.
       path: the picture's path.
 
     Returns:
@@ -65,24 +72,20 @@ def plot_maze_paths(env: Any, episodes: Sequence[Episode], path: Path) -> Path:
     rows, columns = env.maze_map.shape
     left, bottom = np.subtract(env.ij_to_xy((0, 0)), env._maze_unit / 2)
     right, top = np.add(env.ij_to_xy((rows - 1, columns - 1)), env._maze_unit / 2)
-    figure, axes = plt.subplots(figsize=(5.2, 5.2 * rows / columns + 0.6), layout="constrained")
-    axes.imshow(
-        env.maze_map,
-        cmap="Greys",
-        vmin=0,
-        vmax=2,
-        origin="lower",
-        extent=(left, right, bottom, top),
+    size = (4.6 * len(episodes), 4.6 * rows / columns + 0.6)
+    figure, panels = plt.subplots(
+        1, len(episodes), figsize=size, layout="constrained", squeeze=False
     )
-    for episode in episodes:
-        color = _COLOR if episode.success else "#c44e3a"
-        axes.plot(*episode.positions.T, color=color, alpha=0.35, linewidth=1)
-        axes.plot(*episode.positions[:1].T, "o", color=color, markersize=3)
-    axes.plot(*env.cur_goal_xy, "*", color="#e0a100", markersize=18, markeredgecolor="black")
-    reached = sum(bool(episode.success) for episode in episodes)
-    axes.set(
-        xticks=[], yticks=[], title=f"{reached} of {len(episodes)} episodes reach the goal (★)"
-    )
+    for axes, (name, runs) in zip(panels[0], episodes.items(), strict=True):
+        extent = (left, right, bottom, top)
+        axes.imshow(env.maze_map, cmap="Greys", vmin=0, vmax=2, origin="lower", extent=extent)
+        for episode in runs:
+            color = _COLOR if episode.success else _FAILURE_COLOR
+            axes.plot(*episode.positions.T, color=color, alpha=0.35, linewidth=1)
+            axes.plot(*episode.positions[:1].T, "o", color=color, markersize=3)
+        axes.plot(*env.cur_goal_xy, "*", color="#e0a100", markersize=18, markeredgecolor="black")
+        reached = sum(bool(episode.success) for episode in runs)
+        axes.set(xticks=[], yticks=[], title=f"{name}: {reached} of {len(runs)} reach the goal")
     return _save(figure, path)
 
 

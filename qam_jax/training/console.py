@@ -3,9 +3,10 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import absl.logging
+from absl import app
 from tqdm import tqdm
 
 
@@ -31,3 +32,17 @@ def plain_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"Error: {error}")
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """`absl.app.run`, with a plain message for a misspelt config field as well."""
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except AttributeError as error:  # from --config.<field>
+        names = [argument for argument in arguments if argument.startswith("--config.")]
+        hint = str(error).strip("'\"").replace("\\n", "\n").splitlines()[-1]
+        sys.exit(f"Error: unknown config field among {' '.join(names)}. {hint}")

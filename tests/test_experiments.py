@@ -1,0 +1,80 @@
+"""The command line, as a user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_ROOT = Path(__file__).parent.parent
+
+
+def _run(script, *arguments):
+    command = [sys.executable, str(_ROOT / "experiments" / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def _last_line(result):
+    return (result.stderr or result.stdout).strip().splitlines()[-1]
+
+
+@pytest.fixture(name="data", scope="module")
+def _data(tmp_path_factory):
+    """A file of one's own for the medium point maze, whose goal is at (20, 20)."""
+    path = tmp_path_factory.mktemp("own") / "mine.npz"
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(0, 20, size=(200, 2))
+    np.savez(
+        path,
+        observations=positions,
+        actions=rng.uniform(-1, 1, size=(200, 2)),
+        rewards=-np.ones(200),
+        terminals=np.arange(200) % 50 == 49,
+    )
+    return path
+
+
+def test_training_and_evaluation_from_the_command_line(data, tmp_path):
+    result = _run(
+        "train_offline.py", f"--dataset={data}", f"--save_dir={tmp_path}", "--run_id=mine",
+        "--offline_steps=4", "--log_interval=2", "--eval_interval=4", "--save_interval=4",
+        "--eval_episodes=2", "--config.actor_hidden_dims=(8,)", "--config.critic_hidden_dims=(8,)",
+        "--config.batch_size=8",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert f"Data: your file {data}; 196 transitions." in result.stdout
+    assert "qam: success" in result.stdout
+    assert "behaviour cloning alone: success" in result.stdout
+    folder = tmp_path / "default" / "pointmaze-medium-navigate-singletask-v0" / "mine"
+    assert (folder / "trajectories.png").exists()
+    evaluated = _run("evaluate.py", f"--run={folder}", "--episodes=2")
+    assert evaluated.returncode == 0, evaluated.stderr
+    trained = next(line for line in result.stdout.splitlines() if line.startswith("qam: success"))
+    assert trained.removeprefix("qam: ") in evaluated.stdout  # the same checkpoint and numbers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env_name=cube-quintuple-play-singletask-v0"], "unknown environment 'cube-quintuple"),
+        (["--config.inv_tmp=3"], 'Did you mean "inv_temp" instead of "inv_tmp"?'),
+        (["--config.agent_name=sac"], "unknown algorithm 'sac'"),
+        (["--config.fql_alpha=1.0", "--config.edit_scale=0.1"], "exclude each other"),
+        (["--dataset=/nowhere/mine.npz"], "there is no such file"),
+        (["--log_interval=300"], "--eval_interval must be a multiple of --log_interval"),
+        (["offline_steps=3"], "unexpected arguments"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_message(arguments, message, tmp_path):
+    result = _run("train_offline.py", f"--save_dir={tmp_path}", *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_evaluating_what_is_not_a_run(tmp_path):
+    result = _run("evaluate.py", f"--run={tmp_path}")
+    assert result.returncode == 1
+    assert _last_line(result).startswith("Error: there is no")
+    assert "give the folder of a run" in result.stderr

@@ -4,6 +4,7 @@ Without flags: QAM on OGBench's medium point maze, simulated here, within ten mi
 settings: --config=experiments/configs/qam.py.
 """
 
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -12,9 +13,9 @@ from ml_collections import config_flags
 from qam_jax.training.console import plain_errors, run_main, start_logging
 from qam_jax.training.settings import RunSettings, define_flags, from_flags
 
-_CONFIGS = Path(__file__).parent / "configs"
-# Used where neither --config nor the flag itself is given.
-_QUICK_START = {
+# Where no --config is given: this one, and this schedule for the flags that are not given either.
+_QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"
+_QUICK_START_SCHEDULE = {
     "offline_steps": 20_000,
     "log_interval": 500,
     "eval_interval": 4000,
@@ -24,9 +25,9 @@ _QUICK_START = {
 define_flags(RunSettings)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(_CONFIGS / "quickstart.py"),
-    "Algorithm and hyperparameters; fields are set with --config.<field>=<value>. Without it: the "
-    f"quick start, small networks and {_QUICK_START}.",
+    None,
+    "File with the algorithm and its hyperparameters; --config.<field>=<value> changes a field. "
+    f"Without it: the quick start, small networks and {_QUICK_START_SCHEDULE}.",
 )
 
 
@@ -38,8 +39,9 @@ def main(argv: list[str]) -> None:
     from qam_jax.training.offline import train_offline
 
     start_logging()
-    quick_start = not flags.FLAGS["config"].present
-    settings = from_flags(RunSettings, flags.FLAGS, **(_QUICK_START if quick_start else {}))
+    is_quick_start = f"--config={_QUICK_START}" in sys.argv
+    schedule = _QUICK_START_SCHEDULE if is_quick_start else {}
+    settings = from_flags(RunSettings, flags.FLAGS, **schedule)
     config = _CONFIG.value
     with plain_errors():
         result = train_offline(settings, config)
@@ -62,4 +64,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if not any(argument.split("=")[0] in ("--config", "-config") for argument in sys.argv):
+        sys.argv.insert(1, f"--config={_QUICK_START}")
     run_main(main)

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -98,13 +98,28 @@ def _provide(
         )
     if data_source in ("auto", "download"):
         try:
-            downloaded = download_dataset(dataset_name, folder, mirrors=(*mirrors, *MIRRORS))
-            return downloaded.path, f"downloaded from {downloaded.mirror}"
+            downloaded = download_dataset(
+                dataset_name,
+                folder,
+                mirrors=(*mirrors, *MIRRORS),
+                # Where there is another way, a mirror that does not answer is not waited for long.
+                **({} if data_source == "download" else {"timeout": 10.0, "retries": 0}),
+            )
+            mirror = downloaded.mirror
+            return path, f"downloaded from {mirror}" if mirror else f"local file {path}"
         except DownloadError as error:
             if data_source == "download" or dataset_name not in generatable_names():
                 raise
-            _logger.info("No mirror served %s; simulating it instead. %s", dataset_name, error)
-    return generate_dataset(dataset_name, folder), f"generated into {path}"
+            _logger.info("No mirror served %s: simulating it instead.", dataset_name)
+            _logger.debug("%s", error)
+    if not path.exists():
+        generate_dataset(dataset_name, folder)
+    elif _generator(path) is None:
+        raise ValueError(
+            f"{path} is there already and was not generated here: it is not replaced. Use it "
+            "(--data_source=local), or name another --dataset_dir."
+        )
+    return path, f"generated into {path}"
 
 
 def _check_dimensions(data: dict[str, np.ndarray], env: gymnasium.Env, path: Path) -> None:
@@ -118,10 +133,15 @@ def _check_dimensions(data: dict[str, np.ndarray], env: gymnasium.Env, path: Pat
             )
 
 
+def _generator(path: Path) -> dict[str, Any] | None:
+    """How a file was simulated here; None if it was not."""
+    with np.load(path, allow_pickle=False) as archive:
+        return json.loads(str(archive["generator"])) if "generator" in archive else None
+
+
 def _generator_note(path: Path) -> str:
     """Says so if the file was simulated here, since its name is that of OGBench's own file."""
-    with np.load(path, allow_pickle=False) as archive:
-        if "generator" not in archive:
-            return ""
-        made = json.loads(str(archive["generator"]))
+    made = _generator(path)
+    if made is None:
+        return ""
     return f" (simulated: {made['recipe']['num_episodes']} episodes, seed {made['seed']})"

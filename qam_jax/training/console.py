@@ -44,5 +44,6 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         return app.parse_flags_with_usage(arguments)
     except AttributeError as error:  # from --config.<field>
         names = [argument for argument in arguments if argument.startswith("--config.")]
-        hint = str(error).strip("'\"").replace("\\n", "\n").splitlines()[-1]
-        sys.exit(f"Error: unknown config field among {' '.join(names)}. {hint}")
+        _, marker, hint = str(error).partition("Did you mean")
+        hint = f" {marker}{hint}".rstrip("'") if marker else ""
+        sys.exit(f"Error: no such config field, see {' '.join(names)}.{hint}")

@@ -70,6 +70,17 @@ def test_auto_generates_where_no_mirror_has_the_file(env, tmp_path, no_mirror, m
     assert loaded.dataset.start_rows.size == 29
 
 
+def test_generate_keeps_what_is_there(env, folder, tmp_path):
+    before = (folder / f"{_DATASET}.npz").stat().st_mtime_ns
+    loaded = sources.load_ogbench(_ENV_NAME, env, dataset_dir=folder, data_source="generate")
+    assert loaded.source.startswith("generated into")
+    assert (folder / f"{_DATASET}.npz").stat().st_mtime_ns == before
+    with np.load(folder / f"{_DATASET}.npz") as archive:
+        np.savez(tmp_path / _DATASET, **{name: archive[name] for name in ("observations", "qpos")})
+    with pytest.raises(ValueError, match="was not generated here: it is not replaced"):
+        sources.load_ogbench(_ENV_NAME, env, dataset_dir=tmp_path, data_source="generate")
+
+
 def test_download_alone_fails_where_no_mirror_has_the_file(env, tmp_path, no_mirror):
     with pytest.raises(DownloadError, match=no_mirror):
         sources.load_ogbench(_ENV_NAME, env, dataset_dir=tmp_path, data_source="download")

@@ -7,12 +7,16 @@ from absl import app, flags
 from qam_jax.training.console import plain_errors, run_main, start_logging
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "Which checkpoint; the newest by default.", lower_bound=0
+)
 _EPISODES = flags.DEFINE_integer("episodes", 50, "How many episodes.", lower_bound=1)
 _ENVS = flags.DEFINE_integer(
     "envs", 0, "Environments side by side; 0: twice the processors.", lower_bound=0
 )
-_SEED = flags.DEFINE_integer("seed", None, "Of the episodes; the run's own by default.")
+_SEED = flags.DEFINE_integer(
+    "seed", None, "Of the episodes; the run's own by default.", lower_bound=0
+)
 _VIDEO_EPISODES = flags.DEFINE_integer("video_episodes", 0, "Episodes to film.", lower_bound=0)
 
 
@@ -24,21 +28,24 @@ def main(argv: list[str]) -> None:
 
     start_logging()
     with plain_errors():
-        run = load_run(_RUN.value, _STEP.value)
+        folder = Path(_RUN.value).expanduser()
+        run = load_run(folder, _STEP.value)
         seed = run.config.seed if _SEED.value is None else _SEED.value
         env_name = run.config.env_name
         evaluator = Evaluator(
             env_name, num_episodes=_EPISODES.value, num_envs=_ENVS.value, seed=seed
         )
-        episodes = evaluator.evaluate(run.agent, run.state)
-        evaluator.close()
+        try:
+            episodes = evaluator.evaluate(run.agent, run.state)
+        finally:
+            evaluator.close()
         print(f"{env_name}, update {run.state.step}: {describe(episodes)}")
         if _VIDEO_EPISODES.value:
             videos = film_episodes(
                 run.agent,
                 run.state,
                 env_name,
-                Path(_RUN.value) / "videos",
+                folder / "videos",
                 num_episodes=_VIDEO_EPISODES.value,
                 seed=seed,
             )

@@ -32,19 +32,19 @@ _LIST = flags.DEFINE_bool("list", False, "Prints the names of the datasets that 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        sys.exit(f"error: expected flags only, but got the arguments {argv[1:]}.")
+        sys.exit(f"Error: expected flags only, but got the arguments {argv[1:]}.")
     if _LIST.value:
         print("\n".join(generate.generatable_names()))
         return
     if _DATASET.value is None:
-        sys.exit("error: which dataset? Give --dataset=<name>; --list prints the names.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: nothing was written."))
+        sys.exit("Error: which dataset? Give --dataset=<name>; --list prints the names.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated: nothing was written."))
     try:
         _make()
     except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: nothing was written.")
+        sys.exit("Interrupted: nothing was written.")
 
 
 def _make() -> None:

@@ -13,8 +13,8 @@ from ml_collections import config_flags
 from qam_jax.training.console import plain_errors, run_main, start_logging
 from qam_jax.training.settings import RunSettings, define_flags, from_flags
 
-# Where no --config is given: this one, and this schedule for the flags that are not given either.
-_QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"
+# Used where no --config is given, with this schedule for the flags that are not given either.
+_QUICK_START = Path(__file__).resolve().parent / "configs" / "quickstart.py"
 _QUICK_START_SCHEDULE = {
     "offline_steps": 20_000,
     "log_interval": 500,
@@ -35,15 +35,19 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     from qam_jax.analysis.plots import plot_run
+    from qam_jax.envs import find_render_backend
     from qam_jax.training.evaluation import describe, film_episodes
     from qam_jax.training.offline import train_offline
 
     start_logging()
-    is_quick_start = f"--config={_QUICK_START}" in sys.argv
-    schedule = _QUICK_START_SCHEDULE if is_quick_start else {}
-    settings = from_flags(RunSettings, flags.FLAGS, **schedule)
-    config = _CONFIG.value
     with plain_errors():
+        config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"])).resolve()
+        if not config_file.is_file():
+            raise FileNotFoundError(f"--config: there is no file {config_file}.")
+        schedule = _QUICK_START_SCHEDULE if config_file == _QUICK_START else {}
+        settings, config = from_flags(RunSettings, flags.FLAGS, **schedule), _CONFIG.value
+        if settings.video_episodes:
+            find_render_backend()  # fails now rather than at the end of the run
         result = train_offline(settings, config)
         episodes = {config.agent_name: result.episodes}
         if result.behavior_episodes:

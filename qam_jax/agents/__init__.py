@@ -68,6 +68,12 @@ def _check_config(config: ConfigDict) -> None:
                 f"the config of {config.agent_name!r} lacks the field {name!r}; "
                 f"start from get_config({config.agent_name!r})."
             )
+    for name in ("actor_hidden_dims", "critic_hidden_dims"):
+        widths = config.get(name, ())
+        if not all(isinstance(width, int) and width > 0 for width in widths):
+            raise ValueError(
+                f"config field {name!r} must hold whole numbers above 0, got {tuple(widths)}."
+            )
     for name, (low, high) in _RANGES.items():
         if name in config and not low <= config[name] <= high:
             raise ValueError(

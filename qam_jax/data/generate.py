@@ -24,6 +24,7 @@ import tqdm
 from qam_jax import files
 from qam_jax.data import scripted
 from qam_jax.data.scripted import Episode, Recipe
+from qam_jax.machine import num_usable_cpus
 
 
 def get_recipe(dataset_name: str) -> Recipe:
@@ -90,7 +91,7 @@ def generate_dataset(
     if num_episodes is not None:
         recipe = recipe._replace(num_episodes=num_episodes)
     if num_processes is None:
-        num_processes = _num_usable_cpus()
+        num_processes = num_usable_cpus()
     for what, value, least in (
         ("num_episodes", recipe.num_episodes, 1),
         ("seed", seed, 0),
@@ -234,9 +235,3 @@ def _provenance(recipe: Recipe, seed: int) -> dict[str, Any]:
     packages = ("ogbench", "mujoco", "numpy")
     versions = {package: importlib.metadata.version(package) for package in packages}
     return {"recipe": recipe._asdict(), "seed": seed, "versions": versions}
-
-
-def _num_usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,7 +15,7 @@ from qam_jax.data.dataset import make_dataset
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
 from qam_jax.data.generate import generatable_names, generate_dataset
 from qam_jax.data.names import parse_env_name
-from qam_jax.data.npz import load_npz
+from qam_jax.data.npz import FIELDS, load_npz
 from qam_jax.types import TransitionDataset
 
 _logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def load_file(
       ValueError: naming the first thing wrong with it.
     """
     path = Path(path).expanduser()
-    data = load_npz(path, require=("rewards",))
+    data = load_npz(path, fields=FIELDS, require=("rewards",))
     _check_dimensions(data, env, path)
     return LoadedDataset(make_dataset(data, sparse=sparse), f"your file {path}", path)
 
@@ -96,22 +96,25 @@ def _provide(
             f"there is no {path}. Put OGBench's file there, name its folder with --dataset_dir, "
             "or let --data_source=auto download or generate it."
         )
+    can_generate = data_source == "auto" and dataset_name in generatable_names()
     if data_source in ("auto", "download"):
         try:
             downloaded = download_dataset(
                 dataset_name,
                 folder,
                 mirrors=(*mirrors, *MIRRORS),
-                # Where there is another way, a mirror that does not answer is not waited for long.
-                **({} if data_source == "download" else {"timeout": 10.0, "retries": 0}),
+                # Where there is another way, a mirror that does not answer is not waited for.
+                **({"timeout": 10.0, "retries": 0} if can_generate else {}),
             )
             mirror = downloaded.mirror
             return path, f"downloaded from {mirror}" if mirror else f"local file {path}"
-        except DownloadError as error:
-            if data_source == "download" or dataset_name not in generatable_names():
+        except DownloadError:
+            if not can_generate:
                 raise
-            _logger.info("No mirror served %s: simulating it instead.", dataset_name)
-            _logger.debug("%s", error)
+            _logger.info(
+                "No mirror served %s (--data_source=download tells why): simulating it instead.",
+                dataset_name,
+            )
     if not path.exists():
         generate_dataset(dataset_name, folder)
     elif _generator(path) is None:

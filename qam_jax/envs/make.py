@@ -83,7 +83,7 @@ def find_render_backend() -> str:
     """The first of MuJoCo's headless back ends that works here; `MUJOCO_GL`, if set, is kept.
 
     Raises:
-      RuntimeError: if none does; says what to install.
+      OSError: if none does; says what to install.
     """
     candidates = [os.environ["MUJOCO_GL"]] if "MUJOCO_GL" in os.environ else ["egl", "osmesa"]
     for backend in candidates:
@@ -95,7 +95,7 @@ def find_render_backend() -> str:
         )
         if result.returncode == 0:
             return backend
-    raise RuntimeError(
+    raise OSError(
         f"no film can be made: MuJoCo cannot render with {' or '.join(candidates)} here. Install "
         "EGL (a GPU driver, or 'apt-get install libegl1 libgl1-mesa-dri'), or OSMesa ('apt-get "
         "install libosmesa6') and set MUJOCO_GL=osmesa."

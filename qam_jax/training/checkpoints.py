@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.envs import make_env
+from qam_jax.training.keys import split_seed
 from qam_jax.training.run_folder import read_config
 
 
@@ -21,12 +22,17 @@ class Checkpoints:
     Args:
       folder: the run's folder.
       max_to_keep: how many to keep.
+      read_only: whether nothing is to be written, not even the folder.
     """
 
-    def __init__(self, folder: str | os.PathLike, max_to_keep: int = 2):
+    def __init__(self, folder: str | os.PathLike, max_to_keep: int = 2, *, read_only: bool = False):
         self._manager = ocp.CheckpointManager(
             Path(folder).expanduser().absolute() / "checkpoints",
-            options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else max_to_keep,
+                create=not read_only,
+                read_only=read_only,
+            ),
         )
 
     @property
@@ -67,7 +73,7 @@ def init_state(agent: Agent, seed: int, env: gymnasium.Env) -> AgentState:
     """The agent's state before its first update."""
     observation = jnp.zeros(env.observation_space.shape, jnp.float32)
     action = jnp.zeros(env.action_space.shape, jnp.float32)
-    return jax.jit(agent.init)(jax.random.PRNGKey(seed), observation, action)
+    return jax.jit(agent.init)(split_seed(seed).agent, observation, action)
 
 
 class SavedRun(NamedTuple):
@@ -91,7 +97,7 @@ def load_run(folder: str | os.PathLike, step: int | None = None) -> SavedRun:
     config = ConfigDict(read_config(folder))
     agent = make_agent(config.agent)
     state = init_state(agent, config.seed, make_env(config.env_name))
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, read_only=True)
     try:
         return SavedRun(config, agent, checkpoints.restore(state, step))
     finally:

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 
 import absl.logging
-from absl import app
+from absl import app, flags
 from tqdm import tqdm
+
+_logger = logging.getLogger("qam_jax")
 
 
 class _BesideBar(logging.Handler):
@@ -18,20 +20,26 @@ class _BesideBar(logging.Handler):
 
 def start_logging() -> None:
     """Prints this package's log lines, as they are, and the warnings of the libraries."""
+    details = flags.FLAGS.verbosity > 0
     absl.logging.set_verbosity(absl.logging.WARNING)
-    logger = logging.getLogger("qam_jax")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.handlers = [_BesideBar()]
+    _logger.setLevel(logging.DEBUG if details else logging.INFO)
+    _logger.propagate = False
+    _logger.handlers = [_BesideBar()]
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Ends the process with status 1 and a plain message where the user's input is at fault."""
+    """Ends the process with status 1 and a plain message where the user's input is at fault.
+
+    `--verbosity=1` shows where in the code the error arose.
+    """
     try:
         yield
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError) as error:
+        _logger.debug("Details of the error:", exc_info=True)
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command continues from the last checkpoint.")
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:

@@ -15,6 +15,8 @@ from scipy import stats
 
 from qam_jax.agents import Agent, AgentState
 from qam_jax.envs import find_render_backend, make_env, make_film_env, make_vector_env
+from qam_jax.machine import num_usable_cpus
+from qam_jax.training.keys import split_seed
 from qam_jax.types import Array
 
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -39,18 +41,19 @@ def make_policy(agent: Agent) -> Callable[[AgentState, int], Policy]:
     """
 
     @jax.jit
-    def act(state: AgentState, seed: Array, observations: Array, episodes: Array, chunks: Array):
+    def act(state: AgentState, key: Array, observations: Array, episodes: Array, chunks: Array):
         def key_of(episode, chunk):
-            key = jax.random.fold_in(jax.random.PRNGKey(seed), episode)
-            return jax.random.fold_in(key, chunk)
+            return jax.random.fold_in(jax.random.fold_in(key, episode), chunk)
 
         keys = jax.vmap(key_of)(episodes, chunks)
         return jax.vmap(agent.sample_actions, in_axes=(None, 0, 0))(state, observations, keys)
 
     def bind(state: AgentState, seed: int) -> Policy:
+        key = split_seed(seed).evaluation
+
         def policy(observations, episodes, chunks):
             observations = jnp.asarray(observations, jnp.float32)
-            return np.asarray(act(state, seed, observations, episodes, chunks))
+            return np.asarray(act(state, key, observations, episodes, chunks))
 
         return policy
 
@@ -152,7 +155,7 @@ class Evaluator:
     def __init__(self, env_name: str, *, num_episodes: int, num_envs: int = 0, seed: int = 0):
         self._env_name = env_name
         self._num_episodes = num_episodes
-        self._num_envs = min(num_envs or 2 * (os.cpu_count() or 1), num_episodes)
+        self._num_envs = min(num_envs or 2 * num_usable_cpus(), num_episodes)
         self._seed = seed
         self._envs: gymnasium.vector.VectorEnv | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, int], Policy]] = {}
@@ -182,7 +185,7 @@ def film_episodes(
       The films' paths in `folder`, in the order of the episodes.
 
     Raises:
-      RuntimeError: if this machine cannot render; says what to install.
+      OSError: if this machine cannot render; says what to install.
     """
     backend = find_render_backend()
     before = os.environ.get("MUJOCO_GL")

@@ -33,7 +33,9 @@ class MetricLog:
         """Adds a row to `<kind>.csv` and to the other records."""
         row = {"step": step, **metrics}
         if kind not in self._writers:
-            self._writers[kind] = _open_csv(self._folder / f"{kind}.csv", list(row), self._step)
+            self._writers[kind] = _open_csv(
+                self._folder / f"{kind}.csv", list(row), min(self._step, step - 1)
+            )
         file, writer = self._writers[kind]
         writer.writerow(row)
         file.flush()
@@ -53,14 +55,19 @@ class MetricLog:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """The rows of a file of metrics; none if there is no such file."""
+    """The rows of a file of metrics; none if there is no such file.
+
+    A last line without its end, which a crash may leave, does not count.
+    """
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole)]
 
 
 def _open_csv(path: Path, names: list[str], step: int) -> tuple[Any, csv.DictWriter]:
+    """Opens a file to add rows to, without those beyond `step` that it may hold."""
     earlier = [row for row in read_csv(path) if row["step"] <= step]
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -80,5 +87,11 @@ def _start_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
             "or leave --wandb_project empty."
         ) from error
     return wandb.init(
-        project=project, name=folder.name, id=folder.name, resume="allow", dir=folder, config=config
+        project=project,
+        name=folder.name,
+        id="-".join(folder.parts[-3:]),  # group, environment and run
+        group=folder.parts[-3],
+        resume="allow",
+        dir=folder,
+        config=config,
     )

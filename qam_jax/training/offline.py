@@ -19,8 +19,9 @@ from qam_jax.data.sources import LoadedDataset, load_file, load_ogbench
 from qam_jax.envs import make_env
 from qam_jax.training.checkpoints import Checkpoints, init_state
 from qam_jax.training.evaluation import Episode, Evaluator, summarize
+from qam_jax.training.keys import split_seed
 from qam_jax.training.metrics import MetricLog
-from qam_jax.training.run_folder import open_run, write_metadata
+from qam_jax.training.run_folder import find_folder, record_start
 from qam_jax.training.settings import RunSettings, check_settings, resolved
 from qam_jax.types import Array, Metrics, TransitionDataset
 
@@ -65,12 +66,15 @@ def train_offline(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
     check_settings(settings)
     agent = make_agent(agent_config)
     env = make_env(settings.env_name)
-    folder = open_run(settings, agent_config)
+    folder = find_folder(settings, agent_config)
     data = load_data(settings, env)
     _logger.info("Data: %s; %d transitions.", data.source, data.dataset.start_rows.size)
+    _check_horizon(data, agent_config.horizon_length)
     state = init_state(agent, settings.seed, env)
-    write_metadata(
+    record_start(
         folder,
+        settings,
+        agent_config,
         dataset_source=data.source,
         dataset_fingerprint=fingerprint(data.dataset),
         seed=settings.seed,
@@ -80,6 +84,11 @@ def train_offline(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
     if checkpoints.steps:
         state = checkpoints.restore(state)
     step = int(state.step)
+    if step > settings.offline_steps:
+        raise ValueError(
+            f"{folder} holds {step} updates already, more than --offline_steps="
+            f"{settings.offline_steps}: give at least as many, or another --run_id."
+        )
     verb = f"Continuing from update {step}" if step else "Starting"
     _logger.info("%s in %s (%d parameters).", verb, folder, parameter_count(state))
     log = MetricLog(folder, step, settings.wandb_project, resolved(settings, agent_config))
@@ -102,6 +111,18 @@ def train_offline(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
         evaluator.close()
         log.close()
         checkpoints.close()
+
+
+def _check_horizon(data: LoadedDataset, horizon_length: int) -> None:
+    """Raises ValueError if no window lies within one episode, so that nothing could be learnt."""
+    starts = data.dataset.start_rows
+    longest = int(jnp.max(data.dataset.last_rows[starts] - starts)) + 1
+    if longest < horizon_length:
+        raise ValueError(
+            f"horizon_length = {horizon_length} is longer than every episode of {data.path} (the "
+            f"longest has {longest} transitions): choose a shorter one, "
+            f"--config.horizon_length={longest} at most."
+        )
 
 
 def load_data(settings: RunSettings, env: gymnasium.Env) -> LoadedDataset:
@@ -129,7 +150,8 @@ def make_update_block(agent: Agent, config: ConfigDict, seed: int) -> UpdateBloc
       adds up the metrics of all updates since it was `{}`, except for those named `*_min` and
       `*_max`, of which it keeps the extreme.
     """
-    data_key = jax.random.fold_in(jax.random.PRNGKey(seed), 1)
+    data_key = split_seed(seed).batches
+    names: list[str] = []  # of the metrics, once known
 
     def update(dataset: TransitionDataset, state: AgentState) -> tuple[AgentState, Metrics]:
         key = jax.random.fold_in(data_key, state.step)
@@ -148,9 +170,10 @@ def make_update_block(agent: Agent, config: ConfigDict, seed: int) -> UpdateBloc
         return jax.lax.fori_loop(0, num_updates, body, (state, sums))
 
     def with_empty_sums(state, sums, dataset, num_updates):
+        if not names:
+            names.extend(jax.eval_shape(partial(update, dataset), state)[1])
         if not sums:
-            shapes = jax.eval_shape(partial(update, dataset), state)[1]
-            sums = {name: jnp.float32(_EMPTY.get(name[-4:], 0.0)) for name in shapes}
+            sums = {name: jnp.float32(_EMPTY.get(name[-4:], 0.0)) for name in names}
         return block(state, sums, dataset, jnp.int32(num_updates))
 
     return with_empty_sums
@@ -200,7 +223,10 @@ def _train(
                 bar.set_postfix(success=f"{summary['success']:.0%}")
             if last or step % settings.save_interval == 0:
                 checkpoints.save(state)
-    return state, episodes or evaluate(state)  # a finished run, started again, has none yet
+    if not episodes:  # a finished run, started again
+        episodes = evaluate(state)
+        log.write("eval", step, summarize(episodes))
+    return state, episodes
 
 
 def behavior_config(agent_config: ConfigDict) -> ConfigDict:

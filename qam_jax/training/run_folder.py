@@ -1,6 +1,6 @@
 """A run's folder: what the run is, where it ran, and whether it is this run's to continue."""
 
-import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qam_jax.files import ensure_writable_dir, write_json
-from qam_jax.training.settings import RunSettings
+from qam_jax.training.settings import RunSettings, resolved
 
 _PACKAGES = (
     "qam_jax jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench "
@@ -27,14 +27,14 @@ _FREE_SETTINGS = frozenset(
 )
 
 
-def open_run(settings: RunSettings, agent_config: ConfigDict) -> Path:
-    """Creates the run's folder with its config.json, or recognises it as this run's own.
+def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
+    """The run's folder, which is created, and holds either nothing or this very run.
 
     Raises:
       ValueError: if the folder holds a run of another config; names what differs.
       OSError: if the folder cannot be written to.
     """
-    config = {**dataclasses.asdict(settings), "agent": agent_config.to_dict()}
+    config = resolved(settings, agent_config)
     folder = Path(settings.save_dir).expanduser() / settings.group / settings.env_name
     folder = folder / (settings.run_id or _default_run_id(config))
     ensure_writable_dir(folder)
@@ -45,7 +45,6 @@ def open_run(settings: RunSettings, agent_config: ConfigDict) -> Path:
                 f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
                 "Give another --run_id or --group, or the config that it was started with."
             )
-    write_json(folder / "config.json", config)
     return folder
 
 
@@ -64,31 +63,34 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def write_metadata(folder: Path, **facts: Any) -> None:
-    """Writes metadata.json: versions, device, code revision, and the `facts` given.
+def record_start(
+    folder: Path, settings: RunSettings, agent_config: ConfigDict, **facts: Any
+) -> None:
+    """Writes config.json and metadata.json: the `facts`, and where and with what it was started.
 
     Raises:
       ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
     """
     path = folder / "metadata.json"
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        before, now = earlier.get("dataset_fingerprint"), facts.get("dataset_fingerprint")
-        if before != now:
-            raise ValueError(
-                f"the run in {folder} was trained on other data ({earlier.get('dataset_source')}, "
-                f"fingerprint {before}) than those found now ({facts.get('dataset_source')}, "
-                f"fingerprint {now}). Restore the data, or start a new run with another --run_id."
-            )
+    earlier = json.loads(path.read_text()) if path.exists() else {"starts": [], **facts}
+    before, now = earlier["dataset_fingerprint"], facts["dataset_fingerprint"]
+    if before != now:
+        raise ValueError(
+            f"the run in {folder} was trained on other data ({earlier['dataset_source']}, "
+            f"fingerprint {before}) than those found now ({facts['dataset_source']}, "
+            f"fingerprint {now}). Restore the data, or start a new run with another --run_id."
+        )
     device = jax.devices()[0]
-    metadata = {
-        **facts,
+    start = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: _version(name) for name in _PACKAGES.split()},
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "git_revision": _git_revision(),
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain")),
     }
-    write_json(path, metadata)
+    write_json(path, {**facts, "starts": [*earlier["starts"], start]})
+    write_json(folder / "config.json", resolved(settings, agent_config))
 
 
 def _default_run_id(config: dict[str, Any]) -> str:
@@ -118,9 +120,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
-    """The revision of the checkout that this code runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout that this code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -92,8 +92,20 @@ def check_settings(settings: RunSettings) -> None:
                 f"--{name} must be a multiple of --log_interval ({settings.log_interval}), "
                 f"got {value}; the one below is {value - value % settings.log_interval}."
             )
-    if settings.eval_episodes < 1:
-        raise ValueError(f"--eval_episodes must be at least 1, got {settings.eval_episodes}.")
+    for name, low, high in (
+        ("seed", 0, 2**31 - 1),
+        ("eval_episodes", 1, 10**6),
+        ("eval_envs", 0, 10**4),
+        ("video_episodes", 0, 10**4),
+    ):
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise ValueError(f"--{name} must lie in [{low}, {high}], got {value}.")
+    if settings.dataset and (settings.data_source != "auto" or settings.mirrors):
+        raise ValueError(
+            "--dataset names a file of your own; --data_source and --mirrors are for OGBench's: "
+            "give one or the other."
+        )
 
 
 def resolved(settings: RunSettings, agent_config: ConfigDict) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from qam_jax import adjoint, critic, flow
+from qam_jax import adjoint, critic, flow, networks
 from qam_jax.agents import base, get_config, make_agent, parameter_count
 from qam_jax.types import Batch
 
@@ -93,7 +93,8 @@ def test_metrics_cover_every_loss_and_both_ends_of_the_adjoint():
         ({"edit_scale": 0.1}, {"edit_loss", "edit_temp_loss", "edit_temp", "edit_entropy"}),
     ):
         agent = make_agent(_config(**changes))
-        assert agent.update(_init(agent), _batch())[1].keys() == expected | more
+        _, metrics = jax.eval_shape(agent.update, _init(agent), _batch())
+        assert metrics.keys() == expected | more
 
 
 def test_targets_follow_the_new_parameters_and_are_not_trained():
@@ -101,7 +102,7 @@ def test_targets_follow_the_new_parameters_and_are_not_trained():
     agent = make_agent(config)
     state = _init(agent)
     state = state.replace(target_params=jax.tree.map(jnp.zeros_like, state.target_params))
-    updated, _ = agent.update(state, _batch())
+    updated, _ = jax.jit(agent.update)(state, _batch())
     for name in ("critic", "behavior"):
         expected = jax.tree.map(lambda new: 0.1 * new, updated.params[name])
         jax.tree.map(np.testing.assert_allclose, updated.target_params[name], expected)
@@ -110,13 +111,14 @@ def test_targets_follow_the_new_parameters_and_are_not_trained():
     assert sum(leaf.size for leaf in moments) == 2 * parameter_count(updated)
 
 
-def test_losses_equal_those_of_the_pure_core():
+@pytest.mark.parametrize("residual", [False, True])
+def test_losses_equal_those_of_the_pure_core(residual):
     """The update's losses, computed again here from the core functions and the same keys."""
-    config = _config(inv_temp=2.0)
+    config = _config(inv_temp=2.0, residual=residual)
     agent, batch = make_agent(config), _batch()
     state = _init(agent)
-    state, _ = agent.update(state, _batch(1))  # so that targets differ from parameters
-    _, metrics = agent.update(state, batch)
+    state, _ = jax.jit(agent.update)(state, _batch(1))  # so that targets differ from parameters
+    _, metrics = jax.jit(agent.update)(state, batch)
 
     _, next_key, _, adjoint_key, _, _ = jax.random.split(state.key, 6)
     critic_net, flow_net = base.make_critic(config), base.make_flow(config)
@@ -130,7 +132,14 @@ def test_losses_equal_those_of_the_pure_core():
 
     noise_key, _ = jax.random.split(next_key)
     noise = jax.random.normal(noise_key, (_BATCH, dim))
-    next_velocity = velocity(state.params["flow"], batch.next_observations)
+
+    def policy_velocity(behavior, observations):
+        """The fine-tuned flow; a residual is added to the given behaviour flow."""
+        own = velocity(state.params["flow"], observations)
+        other = velocity(behavior, observations)
+        return lambda x, t: own(x, t) + (other(x, t) if residual else 0)
+
+    next_velocity = policy_velocity(state.params["behavior"], batch.next_observations)
     next_actions = jnp.clip(flow.sample_flow(next_velocity, noise, 4), -1, 1)
     target = critic.td_target(
         batch.rewards,
@@ -145,7 +154,7 @@ def test_losses_equal_those_of_the_pure_core():
     np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-5)
 
     start_key, step_key = jax.random.split(adjoint_key)
-    fine_tuned = velocity(state.params["flow"], batch.observations)
+    fine_tuned = policy_velocity(targets["behavior"], batch.observations)
     base_flow = velocity(targets["behavior"], batch.observations)
     states = flow.sample_memoryless_sde(
         fine_tuned,
@@ -168,11 +177,83 @@ def test_losses_equal_those_of_the_pure_core():
     np.testing.assert_allclose(metrics["adjoint_norm_start"], norm, rtol=1e-4)
 
 
+def test_one_step_and_edit_losses_are_as_defined():
+    """QAM-F and QAM-E: their metrics, computed again here from the same keys."""
+    batch, dim = _batch(), _HORIZON * _ACT
+    for changes in ({"fql_alpha": 7.0}, {"edit_scale": 0.3}):
+        config = _config(**changes)
+        agent = make_agent(config)
+        state = _init(agent)
+        if "edit_scale" in changes:
+            state.params["log_edit_temp"] = jnp.float32(-0.7)
+        _, metrics = jax.jit(agent.update)(state, batch)
+        _, _, _, _, noise_key, edit_key = jax.random.split(state.key, 6)
+        noise = jax.random.normal(noise_key, (_BATCH, dim))
+        params, s = state.params, batch.observations
+        flow_net, critic_net = base.make_flow(config), base.make_critic(config)
+
+        def velocity(x, t, params=params, flow_net=flow_net):
+            return flow_net.apply({"params": params["flow"]}, batch.observations, x, t)
+
+        flow_action = jnp.clip(flow.sample_flow(velocity, noise, 4), -1, 1)
+        if "fql_alpha" in changes:
+            actor = networks.OneStepActor((16, 16))
+            mu = actor.apply({"params": params["one_step"]}, s, noise)
+            value = critic_net.apply({"params": params["critic"]}, s, jnp.clip(mu, -1, 1)).mean()
+            distance = jnp.mean((mu - flow_action) ** 2)
+            np.testing.assert_allclose(metrics["one_step_distill_loss"], distance, rtol=1e-4)
+            extra = 7.0 * distance - value
+        else:
+            editor = networks.TanhGaussian((16, 16))
+            edit_noise = jax.random.normal(edit_key, (_BATCH, dim))
+            inputs = jnp.concatenate([s, flow_action], axis=-1)
+            edit = editor.apply({"params": params["editor"]}, inputs, edit_noise)
+            edited = jnp.clip(flow_action + 0.3 * edit.value, -1, 1)
+            value = critic_net.apply({"params": params["critic"]}, s, edited).mean()
+            temp, entropy = np.exp(-0.7), -edit.log_prob.mean()
+            np.testing.assert_allclose(metrics["edit_entropy"], entropy, rtol=1e-4)
+            np.testing.assert_allclose(
+                metrics["edit_temp_loss"], temp * (entropy + 0.5 * dim), rtol=1e-4
+            )
+            extra = -value + temp * edit.log_prob.mean() + temp * (entropy + 0.5 * dim)
+        rest = sum(metrics[name] for name in ("critic_loss", "bc_loss", "adjoint_matching_loss"))
+        np.testing.assert_allclose(metrics["loss"] - rest, extra, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"fql_alpha": 7.0}, {"edit_scale": 0.3}])
+def test_actors_do_not_train_the_critic_or_the_flow(changes):
+    """One update moves what the actors look at exactly as plain QAM does."""
+    plain, variant = (
+        make_agent(_config(clip_grad_norm=0.0)),
+        make_agent(_config(clip_grad_norm=0.0, **changes)),
+    )
+    state = _init(variant)
+    shared = {name: state.params[name] for name in ("critic", "behavior", "flow")}
+    simple = _init(plain).replace(params=shared, target_params=state.target_params, key=state.key)
+    batch = _batch(masks=np.zeros(_BATCH))  # the two act differently: no targets of actions
+    moved, _ = jax.jit(variant.update)(state, batch)
+    expected, _ = jax.jit(plain.update)(simple, batch)
+    for name in shared:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            moved.params[name],
+            expected.params[name],
+        )
+
+
+def test_edit_temperature_falls_while_entropy_is_above_its_target():
+    agent = make_agent(_config(edit_scale=0.3))
+    state = _init(agent)
+    updated, metrics = jax.jit(agent.update)(state, _batch())
+    above = metrics["edit_entropy"] > -0.5 * _HORIZON * _ACT
+    assert (updated.params["log_edit_temp"] < state.params["log_edit_temp"]) == above
+
+
 def test_each_network_is_trained_by_its_own_loss_alone():
     """A critic that is not to learn (weights 0, lr of the rest) stays; only weights drive it."""
     agent = make_agent(_config(fql_alpha=5.0, clip_grad_norm=0.0))
     state = _init(agent)
-    updated, metrics = agent.update(state, _batch(weights=np.zeros(_BATCH)))
+    updated, metrics = jax.jit(agent.update)(state, _batch(weights=np.zeros(_BATCH)))
     assert metrics["critic_loss"] == 0
     for name, moved in (("critic", False), ("behavior", False), ("flow", True), ("one_step", True)):
         change = optax.global_norm(
@@ -253,17 +334,17 @@ def test_higher_inverse_temperature_moves_the_policy_towards_value():
 
 
 def test_behavior_cloning_learns_two_modes():
-    config = _config("bc", lr=3e-3, flow_steps=10, horizon_length=1)
+    config = _config("bc", lr=3e-3, flow_steps=10, horizon_length=1, actor_hidden_dims=(32, 32))
     agent = make_agent(config)
     rng = np.random.default_rng(0)
     state, update = _init(agent), jax.jit(agent.update)
-    for _ in range(600):
-        side = rng.choice([-0.6, 0.6], size=(_BATCH, 1, 1))
+    observations, weights = np.zeros((256, _OBS)), np.ones(256)
+    for _ in range(800):
+        side = rng.choice([-0.6, 0.6], size=(256, 1, 1))
         actions = np.concatenate([side, side], axis=-1)
-        batch = _batch(
-            observations=np.zeros((_BATCH, _OBS)), actions=actions, weights=np.ones(_BATCH)
+        state, _ = update(
+            state, _batch(observations=observations, actions=actions, weights=weights)
         )
-        state, _ = update(state, batch)
     actions = agent.sample_actions(state, jnp.zeros((512, _OBS)), jax.random.PRNGKey(0))[:, 0]
     near = jnp.abs(jnp.abs(actions) - 0.6) < 0.25
     assert near.mean() > 0.8
@@ -279,6 +360,7 @@ def test_behavior_cloning_learns_two_modes():
         ({"discount": 1.5}, "'discount' must lie in"),
         ({"flow_steps": 0}, "'flow_steps' must lie in"),
         ({"num_qs": 0}, "'num_qs' must lie in"),
+        ({"actor_hidden_dims": (16, 0)}, "'actor_hidden_dims' must hold whole numbers above 0"),
     ],
 )
 def test_bad_configs_fail_at_construction(changes, message):

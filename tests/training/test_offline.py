@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from qam_jax.data import generate
 from qam_jax.data.dataset import make_dataset, sample_windows
 from qam_jax.training.checkpoints import Checkpoints, load_run
 from qam_jax.training.evaluation import Evaluator, summarize
+from qam_jax.training.keys import split_seed
 from qam_jax.training.metrics import read_csv
 from qam_jax.training.offline import make_update_block, train_offline
 from qam_jax.training.settings import RunSettings, check_settings
@@ -48,6 +50,13 @@ def _run(settings):
     return train_offline(settings, _config())
 
 
+def _assert_same_rows(folder, expected_folder, kind):
+    rows, expected = (read_csv(path / f"{kind}.csv") for path in (folder, expected_folder))
+    for row in rows + expected:
+        row["updates_per_second"] = 0
+    assert rows == expected
+
+
 def test_a_run_leaves_its_whole_folder(settings, run):
     assert int(run.state.step) == 12
     assert len(run.episodes) == len(run.behavior_episodes) == 2
@@ -60,7 +69,7 @@ def test_a_run_leaves_its_whole_folder(settings, run):
     assert metadata["parameter_count"] == sum(
         leaf.size for leaf in jax.tree.leaves(run.state.params)
     )
-    assert metadata["versions"]["jax"] == jax.__version__
+    assert metadata["starts"][0]["versions"]["jax"] == jax.__version__
     train, evaluation = read_csv(run.folder / "train.csv"), read_csv(run.folder / "eval.csv")
     assert [row["step"] for row in train] == [4, 8, 12]
     assert [row["step"] for row in evaluation] == [8, 12]
@@ -76,24 +85,45 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(settings, run):
     assert second.folder == first.folder
     jax.tree.map(np.testing.assert_array_equal, second.state, run.state)
     for kind in ("train", "eval"):
-        rows, expected = (
-            read_csv(folder / f"{kind}.csv") for folder in (second.folder, run.folder)
-        )
-        assert [{**row, "updates_per_second": 0} for row in rows] == [
-            {**row, "updates_per_second": 0} for row in expected
-        ]
+        _assert_same_rows(second.folder, run.folder, kind)
 
 
-def test_rows_beyond_the_last_checkpoint_are_written_once(settings):
-    """Interrupted after a row but before its checkpoint, the row is written again, not doubled."""
-    short = dataclasses.replace(settings, group="rows", offline_steps=8)
-    folder = train_offline(short, _config()).folder
+def test_a_run_stopped_between_its_rows_and_its_checkpoint(settings, run, monkeypatch):
+    """The rows of the lost updates are written again, not doubled, and nothing else differs."""
+    crashed = dataclasses.replace(settings, group="crashed")
+    save = Checkpoints.save
+
+    def crash_at_the_end(checkpoints, state):
+        if int(state.step) == 12:
+            raise KeyboardInterrupt
+        save(checkpoints, state)
+
+    monkeypatch.setattr(Checkpoints, "save", crash_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        train_offline(crashed, _config())
+    monkeypatch.undo()
+    folder = next((Path(settings.save_dir) / "crashed").glob("*/*"))
+    assert Checkpoints(folder).steps == [4, 8]
+    assert [row["step"] for row in read_csv(folder / "eval.csv")] == [8, 12]
     with open(folder / "train.csv", "a") as file:
-        file.write(",".join(["12"] + ["0"] * 11) + "\n")
-    train_offline(dataclasses.replace(short, offline_steps=12), _config())
-    rows = read_csv(folder / "train.csv")
-    assert [row["step"] for row in rows] == [4, 8, 12]
-    assert rows[-1]["loss"] > 0
+        file.write("16,0.5")  # and a line cut short, as a power failure leaves it
+    second = train_offline(crashed, _config())
+    jax.tree.map(np.testing.assert_array_equal, second.state, run.state)
+    for kind in ("train", "eval"):
+        _assert_same_rows(folder, run.folder, kind)
+
+
+def test_fewer_updates_than_there_are_already_are_refused(settings, run):
+    with pytest.raises(ValueError, match=r"holds 12 updates already.*--offline_steps=8"):
+        train_offline(dataclasses.replace(settings, offline_steps=8), _config())
+
+
+def test_a_failed_start_does_not_claim_the_folder(settings):
+    named = dataclasses.replace(settings, group="typo", run_id="mine", offline_steps=4)
+    missing = dataclasses.replace(named, dataset="/nowhere.npz", data_source="auto")
+    with pytest.raises(FileNotFoundError):
+        train_offline(missing, _config())
+    assert int(train_offline(named, _config()).state.step) == 4
 
 
 def test_a_finished_run_started_again_only_reports(settings, run):
@@ -113,6 +143,7 @@ def test_a_saved_run_gives_the_same_numbers(settings, run):
     assert summary["return"] == last["return"]
     earlier = load_run(run.folder, step=8)
     assert int(earlier.state.step) == 8
+    assert not np.array_equal(earlier.state.key, run.state.key)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5.*there are: \[8, 12\]"):
         load_run(run.folder, step=5)
 
@@ -142,7 +173,7 @@ def test_blocks_of_any_length_give_the_same_state():
     state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
     update, rows = jax.jit(agent.update), []
     for step in range(6):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(0), 1), step)
+        key = jax.random.fold_in(split_seed(0).batches, step)
         batch = sample_windows(dataset, key, config.batch_size, 5, config.discount)
         state, metrics = update(state, batch)
         rows.append(metrics)
@@ -178,13 +209,22 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(settings, tm
         train_offline(bad, _config())
 
 
+def test_a_horizon_longer_than_every_episode_is_refused(settings):
+    with pytest.raises(ValueError, match=r"horizon_length = 1500.*longest has 1000 transitions"):
+        train_offline(settings, _config(horizon_length=1500))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"eval_interval": 6}, r"--eval_interval must be a multiple of --log_interval \(4\)"),
         ({"save_interval": 3}, "--save_interval must be a multiple"),
         ({"offline_steps": 0}, "--offline_steps must be at least 1"),
-        ({"eval_episodes": 0}, "--eval_episodes must be at least 1"),
+        ({"eval_episodes": 0}, r"--eval_episodes must lie in \[1"),
+        ({"eval_envs": -3}, "--eval_envs must lie in"),
+        ({"seed": 2**31}, "--seed must lie in"),
+        ({"video_episodes": -1}, "--video_episodes must lie in"),
+        ({"dataset": "mine.npz"}, "give one or the other"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, changes, message):

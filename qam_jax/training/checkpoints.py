@@ -31,7 +31,6 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if read_only else max_to_keep,
                 create=not read_only,
-                read_only=read_only,
             ),
         )
 

@@ -71,15 +71,6 @@ def train_offline(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
     _logger.info("Data: %s; %d transitions.", data.source, data.dataset.start_rows.size)
     _check_horizon(data, agent_config.horizon_length)
     state = init_state(agent, settings.seed, env)
-    record_start(
-        folder,
-        settings,
-        agent_config,
-        dataset_source=data.source,
-        dataset_fingerprint=fingerprint(data.dataset),
-        seed=settings.seed,
-        parameter_count=parameter_count(state),
-    )
     checkpoints = Checkpoints(folder)
     if checkpoints.steps:
         state = checkpoints.restore(state)
@@ -89,6 +80,15 @@ def train_offline(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
             f"{folder} holds {step} updates already, more than --offline_steps="
             f"{settings.offline_steps}: give at least as many, or another --run_id."
         )
+    record_start(
+        folder,
+        settings,
+        agent_config,
+        dataset_source=data.source,
+        dataset_fingerprint=fingerprint(data.dataset),
+        seed=settings.seed,
+        parameter_count=parameter_count(state),
+    )
     verb = f"Continuing from update {step}" if step else "Starting"
     _logger.info("%s in %s (%d parameters).", verb, folder, parameter_count(state))
     log = MetricLog(folder, step, settings.wandb_project, resolved(settings, agent_config))

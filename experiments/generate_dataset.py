@@ -57,6 +57,8 @@ def _make() -> None:
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists already and is left as it is; --overwrite replaces it.")
         return
+    count = _NUM_EPISODES.value or generate.get_recipe(name).num_episodes
+    print(f"making {name} ({count} training episodes) in {folder}", flush=True)
     generate.generate_dataset(
         name,
         folder,

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from qam_jax.training import settings as settings_module
 from qam_jax.training.console import plain_errors, run_main, start_logging
 from qam_jax.training.settings import RunSettings, define_flags, from_flags
 
@@ -23,10 +24,12 @@ _QUICK_START_SCHEDULE = {
 }
 
 define_flags(RunSettings)
+flags.adopt_module_key_flags(settings_module)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File with the algorithm and its hyperparameters; --config.<field>=<value> changes a field. "
+    "File with the algorithm and its hyperparameters; --config.<field>=<value> changes a field; "
+    "the fields are listed in qam_jax/agents/base.py and the algorithm's own file there. "
     f"Without it: the quick start, small networks and {_QUICK_START_SCHEDULE}.",
 )
 
@@ -34,12 +37,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+    start_logging()  # before the libraries, some of which have much to say
     from qam_jax.analysis.plots import plot_run
     from qam_jax.envs import find_render_backend
     from qam_jax.training.evaluation import describe, film_episodes
     from qam_jax.training.offline import train_offline
 
-    start_logging()
     with plain_errors():
         config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"])).resolve()
         if not config_file.is_file():
@@ -68,6 +71,12 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if not any(argument.split("=")[0] in ("--config", "-config") for argument in sys.argv):
-        sys.argv.insert(1, f"--config={_QUICK_START}")
+    config_flag = next(
+        (flag for flag in sys.argv if flag.startswith(("--config=", "-config="))), None
+    )
+    if config_flag is None:
+        config_flag = f"--config={_QUICK_START}"
+    else:
+        sys.argv.remove(config_flag)
+    sys.argv.insert(1, config_flag)  # the library wants it before the fields that change it
     run_main(main)

@@ -152,7 +152,8 @@ def _provide(
         f"could not download {target.name}. Mirrors tried:\n" + "\n".join(failures) + "\n"
         "What to do: run the same command again (it continues where it stopped); or name another "
         f"mirror with --mirrors; or copy {stem}.npz and {stem}-val.npz into "
-        f"{str(target.parent)!r} by hand; or train on a generated dataset instead."
+        f"{str(target.parent)!r} by hand; or simulate it, if it is in the "
+        "list of experiments/generate_dataset.py --list (--data_source=generate)."
     )
 
 

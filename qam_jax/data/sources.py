@@ -13,7 +13,7 @@ from ogbench.relabel_utils import relabel_dataset
 
 from qam_jax.data.dataset import make_dataset
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
-from qam_jax.data.generate import generatable_names, generate_dataset
+from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
 from qam_jax.data.names import parse_env_name
 from qam_jax.data.npz import FIELDS, load_npz
 from qam_jax.types import TransitionDataset
@@ -147,4 +147,11 @@ def _generator_note(path: Path) -> str:
     made = _generator(path)
     if made is None:
         return ""
+    name, count = made["recipe"]["name"], made["recipe"]["num_episodes"]
+    published = get_recipe(name).num_episodes
+    if count != published:
+        _logger.warning(
+            "Note: %s was simulated with %d episodes; the published %s has %d.",
+            path, count, name, published,
+        )  # fmt: skip
     return f" (simulated: {made['recipe']['num_episodes']} episodes, seed {made['seed']})"

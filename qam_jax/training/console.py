@@ -22,6 +22,7 @@ def start_logging() -> None:
     """Prints this package's log lines, as they are, and the warnings of the libraries."""
     details = flags.FLAGS.verbosity > 0
     absl.logging.set_verbosity(absl.logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
     _logger.setLevel(logging.DEBUG if details else logging.INFO)
     _logger.propagate = False
     _logger.handlers = [_BesideBar()]

@@ -1,5 +1,6 @@
 """The offline loop: blocks of updates in one compiled program, evaluation, logs, checkpoints."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -67,9 +68,14 @@ def train_offline(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
     agent = make_agent(agent_config)
     env = make_env(settings.env_name)
     folder = find_folder(settings, agent_config)
-    data = load_data(settings, env)
+    try:
+        data = load_data(settings, env)
+        _check_horizon(data, agent_config.horizon_length)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # unless there is something in it
+        raise
     _logger.info("Data: %s; %d transitions.", data.source, data.dataset.start_rows.size)
-    _check_horizon(data, agent_config.horizon_length)
     state = init_state(agent, settings.seed, env)
     checkpoints = Checkpoints(folder)
     if checkpoints.steps:

@@ -101,6 +101,10 @@ def check_settings(settings: RunSettings) -> None:
         value = getattr(settings, name)
         if not low <= value <= high:
             raise ValueError(f"--{name} must lie in [{low}, {high}], got {value}.")
+    for name in ("group", "run_id"):
+        value = getattr(settings, name)
+        if value in (".", "..") or "/" in value or "\\" in value:
+            raise ValueError(f"--{name} must be the name of one folder, got {value!r}.")
     if settings.dataset and (settings.data_source != "auto" or settings.mirrors):
         raise ValueError(
             "--dataset names a file of your own; --data_source and --mirrors are for OGBench's: "

@@ -223,6 +223,7 @@ def test_a_horizon_longer_than_every_episode_is_refused(settings):
         ({"eval_episodes": 0}, r"--eval_episodes must lie in \[1"),
         ({"eval_envs": -3}, "--eval_envs must lie in"),
         ({"seed": 2**31}, "--seed must lie in"),
+        ({"run_id": "../other"}, "--run_id must be the name of one folder"),
         ({"video_episodes": -1}, "--video_episodes must lie in"),
         ({"dataset": "mine.npz"}, "give one or the other"),
     ],

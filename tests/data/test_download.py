@@ -272,7 +272,7 @@ def test_when_all_mirrors_fail_all_are_named_with_what_to_do(mirror, tmp_path):
     for line, url, reason in zip(lines, urls, reasons, strict=True):
         assert line.startswith(f"  {url}/{TRAIN}: ")
         assert reason in line
-    for part in ("--mirrors", f"copy {TRAIN} and {VAL}", str(tmp_path), "generated"):
+    for part in ("--mirrors", f"copy {TRAIN} and {VAL}", str(tmp_path), "--data_source=generate"):
         assert part in what_to_do
 
 

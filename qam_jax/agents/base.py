@@ -129,6 +129,43 @@ def init_state(
     return AgentState(params, targets, optimizer.init(params), key, step, action_shape)
 
 
+def check_has_behavior(config: ConfigDict, state: AgentState) -> None:
+    """Raises ValueError if the algorithm has no behaviour flow that could be trained alone."""
+    if "behavior" not in state.params:
+        raise ValueError(
+            f"{config.agent_name!r} has no behaviour flow to start from: set bc_steps to 0."
+        )
+
+
+def with_behavior(config: ConfigDict, state: AgentState, behavior: Params) -> AgentState:
+    """The state, its flows replaced by one that was trained by behaviour cloning alone.
+
+    Args:
+      config: the algorithm's.
+      state: before its first update.
+      behavior: parameters of the behaviour flow; they become those of `f_beta`, of its target
+        and, where there is one, of the fine-tuned flow `f_theta`. A residual `f_theta` starts as
+        a residual of 0.
+
+    Raises:
+      ValueError: if the algorithm has no behaviour flow.
+    """
+    check_has_behavior(config, state)
+    copies = {"behavior": behavior}
+    if "flow" in state.params and not config.get("residual", False):
+        copies["flow"] = behavior
+    elif "flow" in state.params:
+        output = f"Dense_{len(config.actor_hidden_dims)}"
+        mlp = state.params["flow"]["MLP_0"]
+        mlp = {**mlp, output: jax.tree.map(jnp.zeros_like, mlp[output])}
+        copies["flow"] = {**state.params["flow"], "MLP_0": mlp}
+
+    def replace(params: Params) -> Params:
+        return {name: jax.tree.map(jnp.copy, copies.get(name, params[name])) for name in params}
+
+    return state.replace(params=replace(state.params), target_params=replace(state.target_params))
+
+
 def apply_gradients(
     state: AgentState,
     optimizer: optax.GradientTransformation,

@@ -14,8 +14,8 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.19"],
-        "minari": ["minari>=0.5"],
-        "test": ["cloudpickle>=3.1", "pytest>=9"],
+        "minari": ["minari[arrow,hdf5,hf]>=0.5.4"],
+        "test": ["cloudpickle>=3.1", "minari[hdf5]>=0.5.4", "pytest>=9"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
 )

@@ -1,12 +1,18 @@
 """Files that are either absent, the old version or complete: never half-written."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import logging
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+_logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -63,6 +69,53 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes `content` as indented JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def hold_lock(path: str | os.PathLike, doing: str, *, wait: bool = True) -> Iterator[bool]:
+    """Lets one process at a time into the block; the kernel frees the lock of one that dies.
+
+    Args:
+      path: the lock's file. It is created, and says who holds it. The holder may remove it.
+      doing: what is done in the block, for the note to those who wait.
+      wait: whether to wait for another process.
+
+    Yields:
+      Whether the lock is held: False where the file system has no locks.
+
+    Raises:
+      BlockingIOError: if another process holds the lock and `wait` is False; says which.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open(path, "a+"))
+            held = _lock(file, doing, wait)
+            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                break  # else the last holder removed it in between
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield held
+
+
+def _lock(file: TextIO, doing: str, wait: bool) -> bool:
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if not wait:
+                file.seek(0)
+                raise BlockingIOError(error.errno, file.read()) from None
+            _logger.warning("another process is %s; waiting for it", doing)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        _logger.warning("%s cannot be locked: let one process at a time be %s", file.name, doing)
+        return False
+    return True
 
 
 def _umask() -> int:

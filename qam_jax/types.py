@@ -38,6 +38,26 @@ class Batch:
 
 
 @chex.dataclass(frozen=True)
+class Transitions:
+    """Single transitions, N of them.
+
+    Attributes:
+      observations: [N, O].
+      actions: [N, A] in [-1, 1].
+      rewards: [N].
+      masks: [N] 0 where the episode terminated, so that no value is bootstrapped, else 1: also
+        where it was truncated.
+      next_observations: [N, O].
+    """
+
+    observations: chex.Array
+    actions: chex.Array
+    rewards: chex.Array
+    masks: chex.Array
+    next_observations: chex.Array
+
+
+@chex.dataclass(frozen=True)
 class TransitionDataset:
     """Episodes laid end to end, each observation stored once (OGBench's compact layout).
 
@@ -50,7 +70,10 @@ class TransitionDataset:
       rewards: [N].
       masks: [N] 0 where the task is completed, else 1.
       last_rows: [N] int32, the last row with a transition in the episode of each row.
-      start_rows: [M] int32, the rows that hold a transition, in order.
+      start_rows: [M] int32, the rows that hold a transition, in order; the entries after the first
+        `num_starts` are padding.
+      num_starts: [] int32, how many entries of `start_rows` are in use. A number on the device, so
+        that datasets padded to one shape share one compiled program.
     """
 
     observations: chex.Array
@@ -59,3 +82,4 @@ class TransitionDataset:
     masks: chex.Array
     last_rows: chex.Array
     start_rows: chex.Array
+    num_starts: chex.Array

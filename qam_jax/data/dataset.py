@@ -9,11 +9,16 @@ import numpy as np
 
 from qam_jax.types import Array, Batch, TransitionDataset
 
-_ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
+ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
 
 
 def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
-    """Lays checked arrays out as a `TransitionDataset`.
+    """Lays checked arrays out as a `TransitionDataset` on the default device; see `layout`."""
+    return jax.tree.map(jnp.asarray, layout(data, sparse=sparse))
+
+
+def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
+    """Lays checked arrays out as a `TransitionDataset` of NumPy arrays.
 
     Args:
       data: `observations` [N, O], `actions` [N, A], `terminals` [N] (1 at the last row of every
@@ -23,12 +28,12 @@ def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> Tra
       sparse: makes every reward that is not 0 a -1.
 
     Returns:
-      The dataset, on the default device, actions clipped to +-(1 - 1e-5).
+      The dataset, actions clipped to +-(1 - 1e-5). Arrays that need no change are not copied.
     """
     rewards = np.asarray(data["rewards"], np.float32)
     columns = {
         "observations": np.asarray(data["observations"], np.float32),
-        "actions": np.clip(np.asarray(data["actions"], np.float32), -_ACTION_LIMIT, _ACTION_LIMIT),
+        "actions": np.clip(np.asarray(data["actions"], np.float32), -ACTION_LIMIT, ACTION_LIMIT),
         "rewards": np.where(rewards != 0, np.float32(-1), np.float32(0)) if sparse else rewards,
         "masks": np.asarray(data.get("masks", np.ones_like(rewards)), np.float32),
     }
@@ -40,9 +45,7 @@ def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> Tra
     last_rows = np.repeat(ends - 1, lengths).astype(np.int32)
     start_rows = np.flatnonzero(np.arange(num_rows) <= last_rows).astype(np.int32)
     return TransitionDataset(
-        **{name: jnp.asarray(column) for name, column in columns.items()},
-        last_rows=jnp.asarray(last_rows),
-        start_rows=jnp.asarray(start_rows),
+        **columns, last_rows=last_rows, start_rows=start_rows, num_starts=np.int32(len(start_rows))
     )
 
 
@@ -70,8 +73,7 @@ def sample_windows(
     Returns:
       `B` windows.
     """
-    num_starts = dataset.start_rows.shape[0]
-    starts = dataset.start_rows[jax.random.randint(key, (batch_size,), 0, num_starts)]
+    starts = dataset.start_rows[jax.random.randint(key, (batch_size,), 0, dataset.num_starts)]
     return gather_windows(dataset, starts, horizon_length, discount)
 
 
@@ -82,23 +84,55 @@ def gather_windows(
     offsets = jnp.arange(horizon_length)
     last_rows = dataset.last_rows[starts]
     unclipped = starts[:, None] + offsets
-    valid = (unclipped <= last_rows[:, None]).astype(jnp.float32)
     rows = jnp.minimum(unclipped, last_rows[:, None])
-    discounts = jnp.float32(discount) ** offsets
-    return Batch(
+    return make_batch(
         observations=dataset.observations[starts],
         actions=dataset.actions[rows],
-        rewards=jnp.sum(discounts * dataset.rewards[rows] * valid, axis=1),
-        masks=jnp.min(dataset.masks[rows], axis=1),
-        weights=valid[:, -1],
+        rewards=dataset.rewards[rows],
+        masks=dataset.masks[rows],
+        valid=unclipped <= last_rows[:, None],
         next_observations=dataset.observations[rows[:, -1] + 1],
+        discount=discount,
+    )
+
+
+def make_batch(
+    *,
+    observations: Array,
+    actions: Array,
+    rewards: Array,
+    masks: Array,
+    valid: Array,
+    next_observations: Array,
+    discount: float,
+) -> Batch:
+    """Sums windows up; see `sample_windows`.
+
+    Args:
+      observations: [B, O] at the first row.
+      actions: [B, H, A].
+      rewards: [B, H].
+      masks: [B, H], those of rows beyond the episode's end repeating the last one's.
+      valid: [B, H] whether the episode lasts that long.
+      next_observations: [B, O] after the last valid row.
+      discount: per row.
+    """
+    valid = valid.astype(jnp.float32)
+    discounts = jnp.float32(discount) ** jnp.arange(valid.shape[1])
+    return Batch(
+        observations=observations,
+        actions=actions,
+        rewards=jnp.sum(discounts * rewards * valid, axis=1),
+        masks=jnp.min(masks, axis=1),
+        weights=valid[:, -1],
+        next_observations=next_observations,
     )
 
 
 def fingerprint(dataset: TransitionDataset) -> str:
     """A hash of all values, equal for equal data whatever file it came from."""
     digest = hashlib.sha256()
-    for name in sorted(vars(dataset)):
+    for name in sorted(vars(dataset).keys() - {"num_starts"}):  # which follows from the others
         array = np.ascontiguousarray(getattr(dataset, name))
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.data)

@@ -6,15 +6,12 @@ a second process waiting. A broken transfer goes on where it stopped, also in a 
 file gets its name only once it is complete and checked.
 """
 
-import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +19,7 @@ import requests
 from tqdm import tqdm
 
 from qam_jax.data import npz
-from qam_jax.files import ensure_writable_dir, write_json
+from qam_jax.files import ensure_writable_dir, hold_lock, write_json
 
 MIRRORS = (
     "https://rail.eecs.berkeley.edu/datasets/ogbench",
@@ -132,8 +129,10 @@ def _provide(
     ensure_writable_dir(target.parent)
     urls = {f"{mirror.rstrip('/')}/{target.name}": mirror for mirror in mirrors}
     failures = []
-    with _exclusive(target) as lock:
+    lock = target.with_name(f"{target.name}.part.lock")
+    with hold_lock(lock, f"downloading {target}"):
         if target.exists():
+            lock.unlink()
             return None
         partial = _Partial(target)
         started = partial.read_note().url
@@ -141,7 +140,7 @@ def _provide(
             try:
                 _fetch(session, url, partial, options)
                 partial.finish(target)
-                lock.unlink(missing_ok=True)  # who waits for it finds the target
+                lock.unlink(missing_ok=True)
                 return urls[url]
             except _MirrorError as error:
                 failures.append(f"  {url}: {error}")
@@ -321,23 +320,6 @@ class _Partial:
             os.fsync(file.fileno())
         os.replace(self.path, target)
         self._note_path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _exclusive(target: Path) -> Iterator[Path]:
-    """Holds the download's lock, which the kernel releases when the process dies."""
-    path = target.with_name(f"{target.name}.part.lock")
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _logger.warning("another process is downloading %s; waiting for it", target)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                raise
-            _logger.warning("%s cannot be locked; download it in one process only", target)
-        yield path
 
 
 def _storage_error(target: Path, error: OSError) -> OSError:

@@ -20,12 +20,14 @@ action leads nowhere and is never trained on. With it every row is a transition.
 All other fields, such as OGBench's `qpos`, `qvel` and `button_states`, are returned as stored.
 """
 
+import io
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -44,6 +46,11 @@ FIELDS = tuple(_AXES)
 _ACTION_TOLERANCE = 1e-4  # clipping to [-1, 1] in another precision may end slightly outside
 _ORDER_TOLERANCE = 1e-5  # relative and absolute
 _BLOCK_ROWS = 4096  # rows compared at once, so that temporaries stay small
+_READ_BYTES = 1 << 20  # at a time
+_PLAIN_HEADER = re.compile(
+    rb"\{'descr': '(?P<dtype>[^']+)', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[\d, ]*)\), \}\s*"
+)
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -79,22 +86,43 @@ def load_npz(
     path = Path(path).expanduser()
     headers = read_headers(path)
     always = (*REQUIRED_FIELDS, *require)
-    _raise_first(_missing_problems(headers, always), str(path))
-    wanted = {
-        name: header
-        for name, header in headers.items()
-        if fields is None or name in fields or name in always
-    }
-    _raise_first(_object_problems(wanted), str(path))
-    data = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in wanted:
-                data[name] = _as_float32(archive[name]) if name in FIELDS else archive[name]
-    except _UNREADABLE as error:
-        raise _damaged(path, error) from error
+    check_headers(headers, always, source=str(path))
+    wanted = [name for name in headers if fields is None or name in fields or name in always]
+    _raise_first(_object_problems({name: headers[name] for name in wanted}), str(path))
+    data = read_arrays(path, wanted)
     check_transitions(data, source=str(path))
     return data
+
+
+def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Reads arrays that an `.npz` file has, documented fields as float32; checks no values.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    data = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in names:
+                with archive.open(f"{name}.npy") as file:
+                    array = _read_array(file)
+                data[name] = _as_float32(array) if name in FIELDS else array
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
+    return data
+
+
+def read_checksums(path: Path) -> dict[str, int]:
+    """The checksum that an `.npz` file holds of each array: equal for equal arrays.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()}
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
 
 
 def read_headers(path: str | os.PathLike, *, verify: bool = False) -> dict[str, ArrayHeader]:
@@ -120,10 +148,26 @@ def read_headers(path: str | os.PathLike, *, verify: bool = False) -> dict[str, 
             for member in archive.namelist():
                 if member.endswith(".npy"):
                     with archive.open(member) as file:
-                        headers[member.removesuffix(".npy")] = _read_header(file)
+                        headers[member.removesuffix(".npy")], _ = _read_header(file)
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
     return headers
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """Maps an array that `np.save` wrote: read-only, in memory only as far as it is used."""
+    with open(path, "rb") as file:
+        (shape, dtype), is_fortran = _read_header(file)
+        order = "F" if is_fortran else "C"
+        return np.memmap(file, dtype, "r", file.tell(), shape, order)
+
+
+def check_headers(
+    headers: Mapping[str, ArrayHeader], needed: Collection[str], *, source: str
+) -> None:
+    """Raises ValueError, naming it, if a `needed` array is missing or cannot be read."""
+    _raise_first(_missing_problems(headers, needed), source)
+    _raise_first(_object_problems({name: headers[name] for name in needed}), source)
 
 
 def check_transitions(data: Mapping[str, np.ndarray], *, source: str) -> None:
@@ -294,13 +338,41 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
         return np.asarray(array, np.float32, order="C")
 
 
-def _read_header(file: zipfile.ZipExtFile) -> ArrayHeader:
+def _read_array(file: zipfile.ZipExtFile) -> np.ndarray:
+    (shape, dtype), is_fortran = _read_header(file)
+    array = np.empty(shape[::-1] if is_fortran else shape, dtype)
+    missing = memoryview(array.reshape(-1).view(np.uint8))
+    while missing:
+        count = file.readinto(missing[:_READ_BYTES])
+        if count == 0:
+            raise EOFError("an array ends too early")
+        missing = missing[count:]
+    file.read(1)  # the end: there the checksum is compared
+    return array.T if is_fortran else array
+
+
+def _read_header(file: IO[bytes]) -> tuple[ArrayHeader, bool]:
+    """Reads what an array's file begins with, and whether columns follow each other in it.
+
+    NumPy's own reader is left for the unusual: it uses `ast`, and two threads that do so at once
+    make each other fail (Python 3.11: "recursion depth mismatch").
+    """
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    return ArrayHeader(shape, dtype)
+    start = file.read(2 if version == (1, 0) else 4)
+    text = file.read(int.from_bytes(start, "little"))
+    plain = _PLAIN_HEADER.fullmatch(text)
+    if plain:
+        shape = tuple(int(length) for length in plain["shape"].split(b",") if length.strip())
+        try:
+            dtype = np.dtype(plain["dtype"].decode())
+        except TypeError as error:
+            raise ValueError(f"no type of NumPy's: {plain['dtype']}") from error
+        return ArrayHeader(shape, dtype), plain["fortran"] == b"True"
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(io.BytesIO(start + text))
+    return ArrayHeader(shape, dtype), is_fortran
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

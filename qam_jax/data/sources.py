@@ -1,40 +1,86 @@
-"""From the name of an environment, or the path of a file, to a `TransitionDataset`."""
+"""From the name of an environment, or the path of data, to a `DataSource`."""
 
+import dataclasses
 import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_jax.data.dataset import make_dataset
+from qam_jax.data.dataset import fingerprint, make_dataset
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
 from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
+from qam_jax.data.minari import load_minari
 from qam_jax.data.names import parse_env_name
-from qam_jax.data.npz import FIELDS, load_npz
+from qam_jax.data.npz import FIELDS, load_npz, read_headers
+from qam_jax.data.parts import (
+    RELABEL_FIELDS,
+    check_dimensions,
+    check_proportion,
+    check_same_fields,
+    find_files,
+    take_leading,
+)
 from qam_jax.types import TransitionDataset
 
+_MINARI_PREFIX = "minari:"
 _logger = logging.getLogger(__name__)
 
-_RELABEL_FIELDS = ("qpos", "button_states")  # what OGBench computes rewards from
 
-
-class LoadedDataset(NamedTuple):
-    """A dataset and where it came from.
+class DataSource(Protocol):
+    """Where updates get their data: the same for all of them, or changing as training goes on.
 
     Attributes:
-      dataset: the transitions.
-      source: one plain line, for the log and the run's metadata.
-      path: the file that was read.
+      description: one plain line, for the log and the run's metadata.
+      path: the file or folder that is read.
     """
 
-    dataset: TransitionDataset
-    source: str
+    description: str
     path: Path
+
+    def at(self, step: int) -> TransitionDataset:
+        """The data that update `step`, counted from 0, trains on; always of the same shapes."""
+
+    def next_change(self, step: int) -> int | None:
+        """The first update after `step` that trains on other data; None if there is none."""
+
+    def fingerprint(self) -> str:
+        """A hash of the data, equal for equal data wherever they are."""
+
+    def metrics(self) -> dict[str, float]:
+        """What to log about it, by name."""
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory:
+    """A `DataSource` of one dataset, which is on the device all the time."""
+
+    dataset: TransitionDataset
+    description: str
+    path: Path
+
+    def at(self, step: int) -> TransitionDataset:
+        return self.dataset
+
+    def next_change(self, step: int) -> int | None:
+        return None
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.dataset)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        pass
 
 
 def load_ogbench(
@@ -45,7 +91,8 @@ def load_ogbench(
     data_source: str = "auto",
     mirrors: Sequence[str] = (),
     sparse: bool = False,
-) -> LoadedDataset:
+    proportion: float = 1.0,
+) -> InMemory:
     """Finds, downloads or generates OGBench's dataset of a single-task environment.
 
     Args:
@@ -55,34 +102,71 @@ def load_ogbench(
       data_source: `local`, `download`, `generate`, or `auto` for the first of these that works.
       mirrors: URLs to try before `qam_jax.data.download.MIRRORS`.
       sparse: makes every reward that is not 0 a -1.
+      proportion: how much to use, in (0, 1]: the leading transitions.
 
     Raises:
       FileNotFoundError: if `data_source` is `local` and there is no file.
       DownloadError: if no mirror served the file; with `auto`, only where it cannot be generated.
       ValueError: if the name is unknown, cannot be generated, or the file is damaged or does not
-        fit the environment.
+        fit the environment, or the proportion is out of range or leaves nothing.
     """
+    check_proportion(proportion)
     dataset_name = parse_env_name(env_name).dataset_name
     path, source = _provide(dataset_name, Path(dataset_dir).expanduser(), data_source, mirrors)
-    data = load_npz(path, fields=_RELABEL_FIELDS, require=("qpos",))
-    _check_dimensions(data, env, path)
+    data = load_npz(path, fields=RELABEL_FIELDS, require=("qpos",))
+    check_dimensions(_shapes(data), env, path)
+    data = take_leading(data, proportion, path)
     relabel_dataset(env.spec.id, env.unwrapped, data)
-    return LoadedDataset(make_dataset(data, sparse=sparse), source + _generator_note(path), path)
+    description = source + _generator_note(path) + _proportion_note(proportion)
+    return InMemory(make_dataset(data, sparse=sparse), description, path)
 
 
-def load_file(
-    path: str | os.PathLike, env: gymnasium.Env, *, sparse: bool = False
-) -> LoadedDataset:
-    """Reads a file of your own; see `qam_jax.data.npz` for its fields.
+def load_own(
+    dataset: str | os.PathLike,
+    env: gymnasium.Env | None,
+    *,
+    sparse: bool = False,
+    proportion: float = 1.0,
+) -> InMemory:
+    """Reads data of your own.
+
+    Args:
+      dataset: an `.npz` file (see `qam_jax.data.npz` for its fields); a folder, of which all such
+        files except `*-val.npz` are put together in the order of their names; or `minari:<id>`, a
+        dataset of Minari's that is on this machine.
+      env: the environment that the data have to fit; None if there is none.
+      sparse: makes every reward that is not 0 a -1.
+      proportion: how much to use of each file, in (0, 1]: the leading transitions.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: naming the first thing wrong with it.
+      FileNotFoundError: if there is no such file, folder or Minari dataset.
+      ImportError: if Minari is needed and not installed.
+      ValueError: naming the first thing wrong with the data, or the two files that differ.
     """
-    path = Path(path).expanduser()
-    data = load_npz(path, fields=FIELDS, require=("rewards",))
-    _check_dimensions(data, env, path)
-    return LoadedDataset(make_dataset(data, sparse=sparse), f"your file {path}", path)
+    check_proportion(proportion)
+    dataset, path = os.fspath(dataset), Path(dataset).expanduser()
+    if dataset.startswith(_MINARI_PREFIX):
+        data, path = load_minari(dataset.removeprefix(_MINARI_PREFIX), env)
+        pieces, description = {dataset: data}, f"{dataset} in {path}"
+    elif path.is_dir():
+        paths = find_files(path)
+        check_same_fields({each: read_headers(each) for each in paths})
+        pieces = {str(each): _load_own_file(each) for each in paths}
+        description = f"your {len(paths)} files in {path}"
+    else:
+        pieces, description = {str(path): _load_own_file(path)}, f"your file {path}"
+    for source, data in pieces.items():
+        check_dimensions(_shapes(data), env, source)
+        pieces[source] = take_leading(data, proportion, source)
+    first, *others = pieces.values()
+    if others:
+        first = {name: np.concatenate([data[name] for data in pieces.values()]) for name in first}
+    dataset = make_dataset(first, sparse=sparse)
+    return InMemory(dataset, description + _proportion_note(proportion), path)
+
+
+def _load_own_file(path: Path) -> dict[str, np.ndarray]:
+    return load_npz(path, fields=FIELDS, require=("rewards",))
 
 
 def _provide(
@@ -125,15 +209,8 @@ def _provide(
     return path, f"generated into {path}"
 
 
-def _check_dimensions(data: dict[str, np.ndarray], env: gymnasium.Env, path: Path) -> None:
-    for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        given, expected = data[name].shape[1], space.shape[0]
-        if given != expected:
-            raise ValueError(
-                f"{path}: its {name} have {given} dimensions, but those of {env.spec.id} have "
-                f"{expected}: this is the dataset of another environment. Check --env_name and "
-                "the file."
-            )
+def _shapes(data: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in data.items()}
 
 
 def _generator(path: Path) -> dict[str, Any] | None:
@@ -155,3 +232,7 @@ def _generator_note(path: Path) -> str:
             path, count, name, published,
         )  # fmt: skip
     return f" (simulated: {made['recipe']['num_episodes']} episodes, seed {made['seed']})"
+
+
+def _proportion_note(proportion: float) -> str:
+    return f", the leading {proportion:.6g} of it" if proportion < 1 else ""

@@ -96,6 +96,15 @@ def test_start_rows_are_drawn_uniformly_and_by_key_alone():
     jax.tree.map(np.testing.assert_array_equal, batch, again)
 
 
+def test_padding_is_never_drawn_and_changes_no_draw():
+    dataset = make_dataset(_compact(_episodes([3, 20, 6])))
+    assert dataset.num_starts == 29
+    padded = dataset.replace(start_rows=jnp.pad(dataset.start_rows, (0, 500), constant_values=3))
+    key = jax.random.PRNGKey(0)
+    batches = [sample_windows(each, key, 1000, _HORIZON, _DISCOUNT) for each in (dataset, padded)]
+    jax.tree.map(np.testing.assert_array_equal, *batches)
+
+
 def test_sparse_rewards_and_action_clipping():
     data = _compact(_episodes([6]))
     data["actions"][0] = [1.0, -1.0]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import qam_jax
+from qam_jax import files
 from qam_jax.data import download
 from qam_jax.data.download import DownloadError, download_dataset
 
@@ -355,7 +356,7 @@ def test_a_process_killed_before_the_last_check_needs_no_network(mirror, tmp_pat
 
 def test_two_downloads_at_once_fetch_the_file_once(mirror, tmp_path, monkeypatch):
     second_waits = threading.Event()
-    monkeypatch.setattr(download._logger, "warning", lambda *message: second_waits.set())
+    monkeypatch.setattr(files._logger, "warning", lambda *message: second_waits.set())
 
     def wait_for_second(handler, body):
         assert second_waits.wait(10)
@@ -380,7 +381,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(mirror, tmp_path, mo
     def no_locks(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(download.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     _download(tmp_path, mirror())
     _assert_complete(tmp_path)
     assert "cannot be locked" in caplog.text

@@ -250,6 +250,23 @@ def test_an_archive_of_other_files_lacks_the_fields(tmp_path):
         load_npz(tmp_path / "data.npz")
 
 
+def test_headers_of_unusual_arrays(tmp_path):
+    stored = {
+        "records": np.zeros(3, [("a", "f4"), ("b", "i8", 2)]),
+        "number": np.array(7),
+        "text": np.array("a, 'b'"),
+        "turned": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "none": np.zeros((0, 3)),
+    }
+    path = _save(tmp_path / "data.npz", **stored)
+    headers, arrays = read_headers(path), npz.read_arrays(path, stored)
+    for name, array in stored.items():
+        assert headers[name] == (array.shape, array.dtype) == (arrays[name].shape, array.dtype)
+        np.testing.assert_array_equal(arrays[name], array)
+    np.save(tmp_path / "turned", stored["turned"])
+    np.testing.assert_array_equal(npz.map_npy(tmp_path / "turned.npy"), stored["turned"])
+
+
 def test_headers_are_read_without_the_values(tmp_path):
     path = _save(tmp_path / "data.npz", infos=np.array([None]))
     headers = read_headers(path)

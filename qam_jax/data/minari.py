@@ -1,0 +1,157 @@
+"""Reads datasets of Minari's (minari.farama.org) that are on this machine.
+
+They lie in the folder that `MINARI_DATASETS_PATH` names, by default `~/.minari/datasets`. Compared
+with the fields in `qam_jax.data.npz`:
+
+- Minari keeps an episode's final observation, so every step is a row with `next_observations`;
+- `terminals` is 1 at the last step of an episode, however it ended;
+- `masks` is 0 where the environment terminated, and 1 where an episode was only truncated;
+- `actions` are rescaled from the bounds of the action space to [-1, 1], as by Gymnasium's
+  `RescaleAction`; a component without bounds is left as it is, and has to lie there already;
+- `observations` of several parts (a `Dict` or `Tuple` space) are put into one vector, in the order
+  of Gymnasium's `FlattenObservation`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from qam_jax.data.npz import check_transitions
+
+_UNREADABLE = (AssertionError, KeyError, OSError, TypeError, ValueError)
+
+
+def load_minari(
+    dataset_id: str, env: gymnasium.Env | None = None
+) -> tuple[dict[str, np.ndarray], Path]:
+    """Reads and checks a dataset; nothing is downloaded.
+
+    Args:
+      dataset_id: such as `D4RL/door/human-v2`.
+      env: the environment that the data are for, if there is one: it knows the order in which the
+        parts of an observation are flattened.
+
+    Returns:
+      The fields as described above, float32, and the dataset's folder.
+
+    Raises:
+      FileNotFoundError: if it is not on this machine.
+      ImportError: if Minari is not installed.
+      ValueError: if it cannot be read, has actions or observations of a kind that is not supported,
+        or breaks a rule of `qam_jax.data.npz`.
+    """
+    source = f"minari:{dataset_id}"
+    try:
+        import minari
+        from minari.storage import get_dataset_path
+
+        path = get_dataset_path(dataset_id)
+        if not (path / "data").exists():
+            raise FileNotFoundError(_not_found(dataset_id, path, minari.list_local_datasets()))
+        try:
+            dataset = minari.load_dataset(dataset_id, download=False)
+            episodes = [episode for episode in dataset.iterate_episodes() if len(episode)]
+        except _UNREADABLE as error:
+            raise ValueError(
+                f"{source}: {path} cannot be read ({type(error).__name__}: {error}). Get it again: "
+                f"minari download --force {dataset_id}"
+            ) from error
+    except ImportError as error:
+        raise ImportError(
+            f"{source}: reading Minari's datasets needs packages that are not installed ({error}). "
+            'Install them: pip install -e ".[minari]"'
+        ) from error
+    space = _observation_space(dataset.observation_space, env)
+    problem = next(_space_problems(space, dataset.action_space, len(episodes)), None)
+    if problem is not None:
+        raise ValueError(f"{source}: {problem}")
+    data = _to_fields(episodes, space)
+    data["actions"] = _rescale(data["actions"], dataset.action_space, source)
+    data = {name: _as_float32(array) for name, array in data.items()}
+    check_transitions(data, source=source)
+    return data, path
+
+
+def _not_found(dataset_id: str, path: Path, local: dict[str, Any]) -> str:
+    return (
+        f"minari:{dataset_id}: there is no such dataset on this machine (in {path}). There are: "
+        f"{', '.join(local) or 'none'}. Download it first: minari download {dataset_id}"
+    )
+
+
+def _observation_space(space: spaces.Space, env: gymnasium.Env | None) -> spaces.Space:
+    """The dataset's space, its parts in the environment's order: Minari keeps them sorted."""
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        theirs = env.observation_space
+        if isinstance(theirs, spaces.Dict) and isinstance(space, spaces.Dict):
+            return theirs if theirs == space else space
+    return space
+
+
+def _space_problems(
+    observations: spaces.Space, actions: spaces.Space, num_episodes: int
+) -> Iterator[str]:
+    if num_episodes == 0:
+        yield "there is no episode with a step in it. Choose another dataset."
+    if not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
+        yield (
+            f"its actions are those of {actions}. Expected vectors of real numbers (a Box space "
+            "with one axis): other kinds are not supported."
+        )
+    if not observations.is_np_flattenable:
+        yield (
+            f"its observations are those of {observations}, which cannot be put into vectors. "
+            "Expected a Box space, or a Dict or Tuple of such."
+        )
+
+
+def _to_fields(episodes: list[Any], space: spaces.Space) -> dict[str, np.ndarray]:
+    observations = [_flatten(space, episode.observations) for episode in episodes]
+    last = [np.arange(1, len(episode) + 1) == len(episode) for episode in episodes]
+    return {
+        "observations": np.concatenate([rows[:-1] for rows in observations]),
+        "actions": np.concatenate([np.asarray(episode.actions) for episode in episodes]),
+        "terminals": np.concatenate(last),
+        "rewards": np.concatenate([np.asarray(episode.rewards) for episode in episodes]),
+        "masks": ~np.concatenate([np.asarray(each.terminations, bool) for each in episodes]),
+        "next_observations": np.concatenate([rows[1:] for rows in observations]),
+    }
+
+
+def _flatten(space: spaces.Space, values: Any, *, is_part: bool = False) -> np.ndarray:
+    """Puts an episode's observations into vectors, as Gymnasium's `flatten` does with each."""
+    if isinstance(space, spaces.Dict):
+        parts = [_flatten(part, values[key], is_part=True) for key, part in space.spaces.items()]
+        return np.concatenate(parts, axis=1)
+    if isinstance(space, spaces.Tuple):
+        pairs = zip(space.spaces, values, strict=True)
+        return np.concatenate([_flatten(*pair, is_part=True) for pair in pairs], axis=1)
+    if isinstance(space, spaces.Box):
+        values = np.asarray(values)
+        return values.reshape(len(values), -1) if is_part else values  # images are to be named
+    return np.stack([spaces.utils.flatten(space, value) for value in values])
+
+
+def _rescale(actions: np.ndarray, space: spaces.Box, source: str) -> np.ndarray:
+    """Maps the bounds of the space to -1 and 1."""
+    bounded = np.isfinite(space.low) & np.isfinite(space.high) & (space.low < space.high)
+    outside = np.abs(actions[:, ~bounded]).max(initial=0.0)
+    if outside > 1:
+        raise ValueError(
+            f"{source}: its action space has no bounds ({space}), and the actions reach "
+            f"{outside:g}. They have to lie in [-1, 1]: save them as an .npz file, rescaled, and "
+            "act in an environment that is rescaled alike."
+        )
+    low = np.where(bounded, space.low, -1.0).astype(np.float64)
+    high = np.where(bounded, space.high, 1.0).astype(np.float64)
+    return 2 * (actions - low) / (high - low) - 1
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # the check names the infinity
+        return np.asarray(array, np.float32)

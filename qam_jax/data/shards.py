@@ -1,0 +1,292 @@
+"""Datasets of many files, such as OGBench's with 100 million transitions: one trains at a time.
+
+Memory holds the file that trains and the next one, which a thread reads meanwhile.
+"""
+
+import hashlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import numpy as np
+
+from qam_jax.data import npz
+from qam_jax.data.columns import Stamp, Task, find_cache, freeze_task, open_columns, read_stamp
+from qam_jax.data.dataset import layout
+from qam_jax.data.parts import (
+    RELABEL_FIELDS,
+    Extent,
+    check_dimensions,
+    check_proportion,
+    check_same_fields,
+    find_extent,
+    find_files,
+    take_leading,
+)
+from qam_jax.types import TransitionDataset
+
+_ALIGNMENT = 64  # bytes; JAX takes over such arrays on a CPU without a copy
+
+
+class Shard(NamedTuple):
+    """One file, as it was when the run began.
+
+    Attributes:
+      path: the `.npz` file.
+      stamp: its version.
+      headers: of its arrays.
+      checksums: of its arrays.
+      extent: how much of it is used.
+    """
+
+    path: Path
+    stamp: Stamp
+    headers: Mapping[str, npz.ArrayHeader]
+    checksums: Mapping[str, int]
+    extent: Extent
+
+
+def open_shards(
+    folder: str | os.PathLike,
+    env: gymnasium.Env | None,
+    *,
+    replace_interval: int,
+    proportion: float = 1.0,
+    sparse: bool = False,
+) -> "Shards":
+    """Opens a folder of `.npz` files, of which each trains for a number of updates in turn.
+
+    Files are taken in the order of their names, without `*-val.npz`; update `s` trains on number
+    `(s // replace_interval) % n`. Each is converted into memory-mapped columns when it is first
+    used (see `qam_jax.data.columns`), which takes as much disk space as its arrays.
+
+    Args:
+      folder: of the files; fields as in `qam_jax.data.npz`, or OGBench's.
+      env: that the data have to fit; None if there is none. Where the files have no `rewards` but
+        `qpos`, its task gives them. It is reset, and not used any more after this call.
+      replace_interval: updates that one file trains for; 0 means the first file for all.
+      proportion: how much to use of each file, in (0, 1]: the leading transitions.
+      sparse: makes every reward that is not 0 a -1.
+
+    Raises:
+      FileNotFoundError: if there is no such folder, or no file in it.
+      ValueError: naming the file that is damaged or does not fit the environment, the two that
+        differ in fields or dimensions, or the argument that is out of range.
+      OSError: if the columns cannot be stored anywhere.
+    """
+    check_proportion(proportion)
+    if replace_interval < 0:
+        raise ValueError(
+            f"the interval after which the dataset is replaced must be 0 (never) or a number of "
+            f"updates, got {replace_interval}."
+        )
+    folder = Path(folder).expanduser()
+    paths = find_files(folder)
+    if replace_interval == 0:
+        paths = paths[:1]
+    headers = {path: npz.read_headers(path) for path in paths}
+    for path in paths:
+        npz.check_headers(headers[path], npz.REQUIRED_FIELDS, source=str(path))
+    check_same_fields(headers)
+    first = headers[paths[0]]
+    check_dimensions({name: first[name].shape for name in first}, env, paths[0])
+    task = None if "rewards" in first else _find_task(env, first, paths[0])
+    shards = [_survey(path, headers[path], proportion) for path in paths]
+    return Shards(folder, shards, replace_interval, proportion, sparse, task)
+
+
+def _find_task(
+    env: gymnasium.Env | None, headers: Mapping[str, npz.ArrayHeader], path: Path
+) -> Task:
+    task = freeze_task(env) if env is not None and "qpos" in headers else None
+    if task is None:
+        raise ValueError(
+            f"{path}: there are no 'rewards', and computing them takes 'qpos' and one of OGBench's "
+            f"single-task environments. There are: {', '.join(sorted(headers))}. Add rewards, or "
+            "check --env_name."
+        )
+    return task
+
+
+def _survey(path: Path, headers: Mapping[str, npz.ArrayHeader], proportion: float) -> Shard:
+    stamp, checksums = read_stamp(path), npz.read_checksums(path)
+    terminals = npz.read_arrays(path, ["terminals"])["terminals"]
+    extent = find_extent(terminals, "next_observations" in headers, proportion, path)
+    return Shard(path, stamp, headers, checksums, extent)
+
+
+class Shards:
+    """A `DataSource` of files that take turns; see `open_shards`. All have the same shapes.
+
+    To be used from one thread.
+
+    Attributes:
+      description: one plain line.
+      path: the folder.
+      num_swaps: how many times a file has replaced another.
+      stall_seconds: how long the caller waited for these replacements.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shards: list[Shard],
+        replace_interval: int,
+        proportion: float,
+        sparse: bool,
+        task: Task | None,
+    ):
+        self.path = folder
+        self.num_swaps = 0
+        self.stall_seconds = 0.0
+        self._shards = shards
+        self._interval = replace_interval if len(shards) > 1 else 0
+        self.description = _describe(folder, shards, self._interval, proportion)
+        self._proportion, self._sparse, self._task = proportion, sparse, task
+        self._cache = find_cache(folder)
+        self._num_rows = max(shard.extent.laid_out_rows for shard in shards)
+        self._num_starts = max(shard.extent.transitions for shard in shards)
+        self._current: int | None = None
+        self._dataset: TransitionDataset | None = None
+        self._next: _Background | None = None
+
+    def at(self, step: int) -> TransitionDataset:
+        """The data that update `step` trains on, on the default device.
+
+        Raises:
+          FileNotFoundError: if the file is needed and gone.
+          ValueError: if it is damaged, breaks a rule, or changed since the run began.
+        """
+        index = self._index(step)
+        if self._dataset is None or index != self._current:
+            started, is_swap = time.perf_counter(), self._dataset is not None
+            dataset = jax.block_until_ready(jax.device_put(self._take(index)))
+            self._dataset, self._current = dataset, index
+            if is_swap:
+                self.num_swaps += 1
+                self.stall_seconds += time.perf_counter() - started
+            if self._interval:
+                self._next = _Background(self._read, (index + 1) % len(self._shards))
+        return self._dataset
+
+    def next_change(self, step: int) -> int | None:
+        return (step // self._interval + 1) * self._interval if self._interval else None
+
+    def fingerprint(self) -> str:
+        """A hash of the files' names and content (by the checksums that they hold), and settings.
+
+        It does not depend on where the folder is.
+        """
+        fields = (*npz.FIELDS, *RELABEL_FIELDS)
+        content = [
+            [shard.path.name]
+            + [[name, shard.headers[name].shape, shard.checksums[name]] for name in fields
+               if name in shard.headers]
+            for shard in self._shards
+        ]  # fmt: skip
+        task = self._task.env_id if self._task else None
+        settings = [self._interval, self._proportion, self._sparse, task]
+        return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()[:16]
+
+    def metrics(self) -> dict[str, float]:
+        return {"shard_swaps": self.num_swaps, "shard_stall_seconds": self.stall_seconds}
+
+    def close(self) -> None:
+        """Waits for the thread that reads the next file, and lets go of the data."""
+        if self._next is not None:
+            self._next.wait()
+        self._next = self._dataset = None
+
+    def _index(self, step: int) -> int:
+        return step // self._interval % len(self._shards) if self._interval else 0
+
+    def _take(self, index: int) -> TransitionDataset:
+        """The arrays of a shard, from the thread if it was reading that one."""
+        running, self._next = self._next, None
+        if running is not None:
+            running.wait()
+            if running.argument == index and running.error is None:
+                return running.result
+        return self._read(index)  # also after an error, whose cause may be gone by now
+
+    def _read(self, index: int) -> TransitionDataset:
+        """Lays a shard out in memory, padded. Also called by the thread: uses no JAX."""
+        shard = self._shards[index]
+        stamp = _current_stamp(shard)
+        columns = open_columns(shard.path, self._cache, stamp, self._task)
+        columns = take_leading(columns, self._proportion, shard.path)
+        dataset = layout(columns, sparse=self._sparse)
+        return _pad(dataset, self._num_rows, self._num_starts)
+
+
+def _describe(folder: Path, shards: list[Shard], interval: int, proportion: float) -> str:
+    count = sum(shard.extent.transitions for shard in shards)
+    part = f", the leading {proportion:.6g} of each" if proportion < 1 else ""
+    if not interval:
+        return f"{shards[0].path.name} in {folder}{part}"
+    return (
+        f"{len(shards)} files in {folder}{part} ({count} transitions), each in turn for "
+        f"{interval} updates"
+    )
+
+
+def _current_stamp(shard: Shard) -> Stamp:
+    """The file's version now, which has to have the content that it had when the run began."""
+    try:
+        stamp = read_stamp(shard.path)
+    except FileNotFoundError:
+        return shard.stamp  # its columns may be there
+    if stamp != shard.stamp and npz.read_checksums(shard.path) != shard.checksums:
+        raise ValueError(
+            f"{shard.path} has changed since this run began. Put the earlier file back; the same "
+            "command then continues the run. Or start a new run with the new file."
+        )
+    return stamp
+
+
+def _pad(dataset: TransitionDataset, num_rows: int, num_starts: int) -> TransitionDataset:
+    """Copies all arrays into new ones of the given length."""
+    columns = dict(vars(dataset))
+    starts = _padded(columns.pop("start_rows"), num_starts)
+    starts[int(dataset.num_starts) :] = starts[0]  # a row that holds a transition
+    count = columns.pop("num_starts")
+    padded = {name: _padded(column, num_rows) for name, column in columns.items()}
+    return TransitionDataset(**padded, start_rows=starts, num_starts=count)
+
+
+def _padded(column: np.ndarray, length: int) -> np.ndarray:
+    shape = (length, *column.shape[1:])
+    buffer = np.empty(math.prod(shape) * column.itemsize + _ALIGNMENT, np.uint8)
+    offset = -buffer.ctypes.data % _ALIGNMENT
+    padded = buffer[offset : len(buffer) - _ALIGNMENT + offset].view(column.dtype).reshape(shape)
+    padded[: len(column)] = column
+    padded[len(column) :] = 0
+    return padded
+
+
+class _Background:
+    """A call in a thread of its own, which does not keep the process alive."""
+
+    def __init__(self, function: Callable[[int], TransitionDataset], argument: int):
+        self.argument = argument
+        self.result: TransitionDataset | None = None
+        self.error: BaseException | None = None
+        self._function = function
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self.result = self._function(self.argument)
+        except BaseException as error:
+            self.error = error

@@ -1,0 +1,483 @@
+import ast
+import errno
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ogbench.relabel_utils import relabel_dataset
+
+from qam_jax.data import columns, shards
+from qam_jax.data.dataset import sample_windows
+from qam_jax.data.npz import FIELDS, load_npz
+from qam_jax.data.shards import open_shards
+from qam_jax.data.sources import load_own
+from qam_jax.envs import make_env
+
+_ENV_NAME = "pointmaze-medium-navigate-singletask-task3-v0"
+_INTERVAL = 10
+
+
+@pytest.fixture(name="env", scope="module")
+def _env():
+    return make_env(_ENV_NAME)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(columns.os, "fsync", lambda handle: None)
+    monkeypatch.delenv(columns.CACHE_VARIABLE, raising=False)
+
+
+@pytest.fixture(name="open_folder")
+def _open_folder():
+    """Opens folders, and closes them after the test."""
+    opened = []
+
+    def open_folder(folder, env=None, **options):
+        opened.append(open_shards(folder, env, **{"replace_interval": _INTERVAL, **options}))
+        return opened[-1]
+
+    yield open_folder
+    for source in opened:
+        source.close()
+
+
+def _write(path, first=0, rows=12, **changes):
+    """A file of episodes of four rows; every row is told apart by its number."""
+    numbers = np.arange(first, first + rows)
+    data = {
+        "observations": np.stack([numbers, -numbers], 1).astype(np.float32),
+        "actions": np.linspace(-1, 1, 2 * rows).reshape(rows, 2),
+        "rewards": -numbers,
+        "terminals": numbers % 4 == 3,
+        **changes,
+    }
+    np.savez_compressed(path, **{name: value for name, value in data.items() if value is not None})
+    return path
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path):
+    """Three files of different lengths, with numbers from 0, 100 and 200."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for index, (name, rows) in enumerate({"a": 12, "b": 20, "c": 8}.items()):
+        _write(folder / f"{name}.npz", 100 * index, rows)
+    _write(folder / "a-val.npz", 1000)
+    return folder
+
+
+def _first_numbers(source, steps):
+    return [int(source.at(step).observations[0, 0]) for step in steps]
+
+
+def test_files_take_turns_in_the_order_of_their_names(folder, open_folder):
+    source = open_folder(folder)
+    steps = [0, 9, 10, 19, 20, 29, 30, 40]
+    assert _first_numbers(source, steps) == [0, 0, 100, 100, 200, 200, 0, 100]
+    assert [source.next_change(step) for step in (0, 9, 10, 25)] == [10, 10, 20, 30]
+    assert source.num_swaps == 4
+    assert source.stall_seconds > 0
+    assert "3 files" in source.description and source.path == folder
+    # A run that continues begins anywhere.
+    assert _first_numbers(open_folder(folder), [25, 5]) == [200, 0]
+
+
+@pytest.mark.parametrize("interval", [0, _INTERVAL])
+def test_one_file_never_changes(folder, open_folder, interval):
+    if interval:
+        for name in "bc":
+            (folder / f"{name}.npz").unlink()
+    source = open_folder(folder, replace_interval=interval)
+    assert source.at(0) is source.at(10**6)
+    assert source.next_change(0) is None
+    assert source.num_swaps == 0
+    assert "a.npz" in source.description
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("proportion", [1.0, 0.6])
+@pytest.mark.parametrize("layout", ["compact", "next_observations"])
+def test_values_equal_those_of_a_plain_load(folder, open_folder, layout, proportion, sparse):
+    for index, name in enumerate("abc" if layout == "next_observations" else ""):
+        numbers = np.arange(100 * index, 100 * index + 5 + index)
+        _write(
+            folder / f"{name}.npz",
+            100 * index,
+            5 + index,
+            next_observations=np.stack([numbers + 1, -numbers - 1], 1),
+            terminals=(numbers % 4 == 3) | (numbers == numbers[-1]),
+            masks=numbers % 4 != 3,
+        )
+    source = open_folder(folder, proportion=proportion, sparse=sparse)
+    shapes = set()
+    for step, name in zip((0, 10, 20, 30), "abca", strict=True):
+        dataset = source.at(step)
+        shapes.add(
+            str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), dataset))
+        )
+        plain = load_own(folder / f"{name}.npz", None, sparse=sparse, proportion=proportion).dataset
+        assert dataset.num_starts == plain.num_starts == plain.start_rows.size
+        for field, values in vars(plain).items():
+            kept = dataset[field] if values.ndim == 0 else dataset[field][: len(values)]
+            np.testing.assert_array_equal(kept, values, err_msg=field)
+    assert len(shapes) == 1
+
+
+def test_only_real_starts_are_drawn_by_one_compiled_program(folder, open_folder):
+    source = open_folder(folder)
+    sample = jax.jit(lambda dataset, key: sample_windows(dataset, key, 500, 2, 1.0))
+    for step, (first, rows) in {0: (0, 12), 10: (100, 20), 20: (200, 8)}.items():
+        dataset = source.at(step)
+        batch = sample(dataset, jax.random.PRNGKey(0))
+        expected = [first + row for row in range(rows) if row % 4 != 3]
+        np.testing.assert_array_equal(np.unique(batch.observations[:, 0]), expected)
+        # Whoever looks at all starts finds transitions only.
+        assert jnp.all(dataset.start_rows <= dataset.last_rows[dataset.start_rows])
+    assert sample._cache_size() == 1
+
+
+_TASKS = (
+    _ENV_NAME,
+    "cube-double-play-singletask-task2-v0",
+    "scene-play-singletask-v0",
+    "puzzle-3x3-play-singletask-v0",
+)
+
+
+def _states(env, rows=40):
+    """Rows of OGBench's own fields, some of which reach a part of the goal."""
+    env.reset()
+    simulator, rng = env.unwrapped, np.random.default_rng(0)
+    is_maze = hasattr(simulator, "cur_goal_xy")
+    qpos = np.tile((simulator.data if is_maze else simulator._data).qpos, (rows, 1))
+    if is_maze:
+        qpos[::3, :2] = simulator.cur_goal_xy
+    elif simulator._data.mocap_pos.size:
+        qpos[::3, 14:17] = simulator._data.mocap_pos[0]
+    return {
+        "observations": rng.normal(size=(rows, *env.observation_space.shape)),
+        "actions": rng.uniform(-1, 1, size=(rows, *env.action_space.shape)),
+        "terminals": np.arange(rows) % 10 == 9,
+        "qpos": qpos,
+        "button_states": rng.integers(0, 2, size=(rows, getattr(simulator, "_num_buttons", 1))),
+    }
+
+
+@pytest.mark.parametrize("env_name", _TASKS)
+def test_rewards_of_a_task_equal_those_of_ogbench(tmp_path, open_folder, env_name):
+    env = make_env(env_name)
+    data = _states(env)
+    np.savez(tmp_path / "a.npz", **data)
+    dataset = open_folder(tmp_path, env).at(0)
+    relabel_dataset(env.spec.id, env.unwrapped, data)
+    assert 1 < len(np.unique(data["rewards"]))
+    rows = dataset.start_rows
+    np.testing.assert_array_equal(dataset.rewards[rows], data["rewards"][rows])
+    np.testing.assert_array_equal(dataset.masks[rows], data["masks"][rows])
+
+
+def test_rewards_are_kept_for_each_task(tmp_path, open_folder, env, monkeypatch):
+    np.savez(tmp_path / "a.npz", **_states(env))
+    first = open_folder(tmp_path, env).at(0)
+    monkeypatch.setattr(columns, "load_npz", None)  # the columns are made only once
+    other = open_folder(tmp_path, make_env(_ENV_NAME.replace("task3", "task1"))).at(0)
+    assert not np.array_equal(first.rewards, other.rewards)
+    monkeypatch.setattr(columns, "relabel_dataset", None)
+    again = open_folder(tmp_path, env).at(0)
+    np.testing.assert_array_equal(first.rewards, again.rewards)
+
+
+def test_rewards_of_the_file_are_taken_where_it_has_some(tmp_path, open_folder, env):
+    data = _states(env)
+    np.savez(tmp_path / "a.npz", **data, rewards=np.arange(40))
+    for each in (env, None):
+        assert open_folder(tmp_path, each).at(0).rewards[7] == 7
+    np.savez(tmp_path / "a.npz", **data)
+    with pytest.raises(ValueError, match=r"a\.npz: there are no 'rewards'.*'qpos' and one of"):
+        open_folder(tmp_path, None)
+    _write(tmp_path / "a.npz", rewards=None)
+    with pytest.raises(ValueError, match=r"no 'rewards'.*There are: actions, obs.*check --env_n"):
+        open_folder(tmp_path, env)
+
+
+# -------------------------------------------------------------------------- wrong from the start
+
+
+def test_files_that_differ_are_named_before_anything_is_read(folder, open_folder, monkeypatch):
+    monkeypatch.setattr(columns, "load_npz", None)
+    _write(folder / "b.npz", observations=np.zeros((12, 3)))
+    with pytest.raises(ValueError, match=r"b\.npz does not belong with .*a\.npz.*\[N, 3\].*\[N, 2"):
+        open_folder(folder)
+    _write(folder / "b.npz", masks=np.ones(12))
+    with pytest.raises(ValueError, match=r"b\.npz has 'masks' of shape \[N\], but a\.npz has no"):
+        open_folder(folder)
+    open_folder(folder, replace_interval=0)  # which uses the first alone
+
+
+def test_the_files_of_another_environment_are_refused(tmp_path, open_folder, env):
+    _write(tmp_path / "a.npz", observations=np.zeros((12, 28)))
+    with pytest.raises(ValueError, match=r"a\.npz: its observations have 28 dimensions.*have 2"):
+        open_folder(tmp_path, env)
+
+
+def test_arguments_and_folders_that_make_no_sense(folder, open_folder, tmp_path):
+    with pytest.raises(ValueError, match="0 \\(never\\) or a number of updates, got -1"):
+        open_folder(folder, replace_interval=-1)
+    with pytest.raises(ValueError, match="above 0 and at most 1, got 2"):
+        open_folder(folder, proportion=2)
+    with pytest.raises(ValueError, match=r"c\.npz: no transition is left of 6 with.* of 0\.15"):
+        open_folder(folder, proportion=0.15)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        open_folder(tmp_path / "absent")
+    _write(folder / "b.npz", terminals=None)
+    with pytest.raises(ValueError, match=r"b\.npz: the field 'terminals' is missing"):
+        open_folder(folder)
+
+
+# --------------------------------------------------------------------------------- while it runs
+
+
+def test_the_next_file_is_read_while_one_trains(folder, open_folder, monkeypatch):
+    read = shards.Shards._read
+    threads = []
+
+    def note(self, index):
+        threads.append((index, threading.current_thread()))
+        return read(self, index)
+
+    monkeypatch.setattr(shards.Shards, "_read", note)
+    source = open_folder(folder)
+    for step in (0, 10, 20):
+        source.at(step)
+    source.close()
+    assert [index for index, _ in threads] == [0, 1, 2, 0]
+    main = threading.main_thread()
+    assert [thread is main for _, thread in threads] == [True, False, False, False]
+    assert all(thread is main or thread.daemon for _, thread in threads)
+    assert not any(thread is not main and thread.is_alive() for _, thread in threads)
+    source.close()
+
+
+def test_the_thread_keeps_clear_of_what_threads_cannot_share(folder, open_folder, monkeypatch):
+    source = open_folder(folder)
+    monkeypatch.setattr(ast, "literal_eval", None)  # NumPy parses headers with it
+    assert _first_numbers(source, (0, 10, 20)) == [0, 100, 200]
+    source.close()
+    assert _first_numbers(open_folder(folder), (0, 10, 20)) == [0, 100, 200]
+
+
+def _step_past(source):
+    """Trains on the first file until the second one was read, or could not be."""
+    source.at(0)
+    source._next.wait()
+
+
+def test_a_file_that_is_gone_is_named_and_can_come_back(folder, open_folder):
+    source = open_folder(folder)
+    (folder / "b.npz").rename(folder.parent / "b.npz")
+    _step_past(source)
+    with pytest.raises(FileNotFoundError, match=r"b\.npz: this file.* is gone.*same command"):
+        source.at(10)
+    shutil.copy(folder.parent / "b.npz", folder)  # at another time, so another version
+    assert _first_numbers(source, [10]) == [100]
+
+
+def test_a_file_that_was_converted_is_not_needed_any_more(folder, open_folder):
+    first = open_folder(folder)
+    _first_numbers(first, (0, 10, 20))
+    source = open_folder(folder)
+    (folder / "b.npz").unlink()
+    assert _first_numbers(source, (0, 10, 20)) == [0, 100, 200]
+
+
+def test_a_file_that_changes_under_a_run_is_refused(folder, open_folder):
+    source = open_folder(folder)
+    _write(folder / "b.npz", 500, 20)
+    source.at(0)
+    with pytest.raises(ValueError, match=r"b\.npz has changed since this run began\. Put the ear"):
+        source.at(10)
+
+
+def test_a_damaged_file_is_named(folder, open_folder):
+    source = open_folder(folder)
+    content = bytearray((folder / "b.npz").read_bytes())
+    content[200] ^= 0xFF  # in the middle of the observations
+    (folder / "b.npz").write_bytes(content)
+    source.at(0)
+    with pytest.raises(ValueError, match=r"b\.npz: this is not an \.npz file, or it is damaged"):
+        source.at(10)
+    (folder / "a.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"a\.npz: this is not an \.npz file, or it is damaged"):
+        open_folder(folder)
+
+
+def test_a_file_that_breaks_a_rule_is_named(folder, open_folder):
+    _write(folder / "b.npz", actions=np.full((12, 2), 3.0))
+    source = open_folder(folder)
+    source.at(0)
+    with pytest.raises(ValueError, match=r"b\.npz: 'actions' has 3 at row 0"):
+        source.at(10)
+    assert not (folder / ".columns" / "b").exists()
+
+
+# ------------------------------------------------------------------------------------- the cache
+
+
+def _converted(folder, monkeypatch):
+    """Notes which files are converted."""
+    paths = []
+
+    def note(path, **options):
+        paths.append(path.name)
+        return load_npz(path, **options)
+
+    monkeypatch.setattr(columns, "load_npz", note)
+    return paths
+
+
+def test_a_file_is_converted_once_and_again_when_it_changes(folder, open_folder, monkeypatch):
+    converted = _converted(folder, monkeypatch)
+    for _ in range(2):
+        source = open_folder(folder)
+        _first_numbers(source, (0, 10, 20))
+        source.close()
+    assert converted == ["a.npz", "b.npz", "c.npz"]
+    _write(folder / "b.npz", 700, 20)
+    source = open_folder(folder)
+    assert _first_numbers(source, (0, 10)) == [0, 700]
+    assert converted == ["a.npz", "b.npz", "c.npz", "b.npz"]
+
+
+def test_columns_are_float32_and_nothing_else_is_left(folder, open_folder):
+    source = open_folder(folder)
+    source.at(0)
+    source.close()
+    files = sorted(path.name for path in (folder / ".columns" / "a").iterdir())
+    assert files == sorted([*(f"{name}.npy" for name in FIELDS[:4]), "source.json"])
+    for path in (folder / ".columns" / "a").glob("*.npy"):
+        assert np.load(path).dtype == np.float32
+    visible = [path.name for path in (folder / ".columns").iterdir() if path.name[0] != "."]
+    assert sorted(visible) == ["a", "b"]
+    assert not list((folder / ".columns").glob(".*.part-*"))
+
+
+class _KilledError(BaseException):
+    """Stands for the process's death: what would be cleaned up is not."""
+
+
+def test_a_half_written_conversion_is_never_used(folder, open_folder, monkeypatch):
+    save = np.save
+
+    def die(target, column):
+        if target.name == "terminals":
+            raise _KilledError
+        save(target, column)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(columns.np, "save", die)
+        patch.setattr(columns.shutil, "rmtree", lambda *args, **kwargs: None)
+        with pytest.raises(_KilledError):
+            open_folder(folder, replace_interval=0).at(0)
+    (leftover,) = (folder / ".columns").glob(".a.part-*")
+    assert (leftover / "observations.npy").exists()
+    assert _first_numbers(open_folder(folder, replace_interval=0), [0]) == [0]
+    assert not leftover.exists()
+
+
+def test_a_full_disk_is_reported_with_what_to_do(folder, open_folder, monkeypatch):
+    def fail(target, column):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(columns.np, "save", fail)
+    with pytest.raises(OSError, match=r"cannot store the columns of .*a\.npz.*QAM_JAX_CACHE"):
+        open_folder(folder, replace_interval=0).at(0)
+    assert not list((folder / ".columns").glob(".a.part-*"))
+
+
+def test_where_the_folder_cannot_be_written_to_another_is_used(
+    folder, open_folder, monkeypatch, tmp_path
+):
+    (folder / ".columns").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
+    assert list((tmp_path / "xdg" / "qam_jax" / "columns").glob("shards-*/a/source.json"))
+    monkeypatch.setenv(columns.CACHE_VARIABLE, str(tmp_path / "mine"))
+    assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
+    assert list((tmp_path / "mine").rglob("a/source.json"))
+
+
+_SCRIPT = """
+import sys
+from qam_jax.data.shards import open_shards
+source = open_shards(sys.argv[1], None, replace_interval=10)
+print([int(source.at(step).observations[0, 0]) for step in (0, 10, 20)])
+"""  # which does not close the source, and ends all the same
+
+
+def test_two_processes_share_the_columns(folder):
+    command = [sys.executable, "-c", _SCRIPT, str(folder)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        assert process.communicate(timeout=60)[0].strip() == "[0, 100, 200]"
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_sources_convert_at_once(folder, open_folder, monkeypatch, locks):
+    if not locks:  # a file system without
+
+        def refuse(*args):
+            raise OSError(errno.ENOTSUP, "not supported")
+
+        monkeypatch.setattr("qam_jax.files.fcntl.flock", refuse)
+    both_loaded = threading.Barrier(2)
+
+    def load(path, **options):
+        data = load_npz(path, **options)
+        if not locks:
+            both_loaded.wait(10)
+        return data
+
+    monkeypatch.setattr(columns, "load_npz", load)
+    sources = [open_folder(folder, replace_interval=0) for _ in range(2)]
+    results = [None, None]
+
+    def read(which):
+        results[which] = _first_numbers(sources[which], [0])
+
+    threads = [threading.Thread(target=read, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[0], [0]]
+    assert json.loads((folder / ".columns" / "a" / "source.json").read_text())["version"]
+    assert not list((folder / ".columns").glob(".a.part-*"))
+
+
+# --------------------------------------------------------------------------------- fingerprints
+
+
+def test_the_fingerprint_is_that_of_content_and_settings(folder, open_folder, tmp_path):
+    expected = open_folder(folder).fingerprint()
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert open_folder(moved).fingerprint() == expected
+    with np.load(folder / "c.npz") as archive:
+        np.savez(moved / "c.npz", **archive)  # not compressed, at another time
+    assert open_folder(moved).fingerprint() == expected
+    others = [
+        open_folder(folder, **options).fingerprint()
+        for options in ({"replace_interval": 5}, {"proportion": 0.5}, {"sparse": True})
+    ]
+    _write(moved / "c.npz", 201, 8, terminals=np.arange(8) % 4 == 3)
+    others.append(open_folder(moved).fingerprint())
+    (moved / "c.npz").rename(moved / "d.npz")
+    others.append(open_folder(moved).fingerprint())
+    assert len({expected, *others}) == 6

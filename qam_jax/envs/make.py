@@ -1,19 +1,24 @@
-"""Makes environments by their OGBench names."""
+"""Makes environments by their names: OGBench's, or any that gymnasium knows."""
 
 import difflib
 import functools
+import importlib
+import logging
+import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from qam_jax.data.names import parse_env_name
-from qam_jax.envs.wrappers import Films, OpenLoopChunks, OwnRandomState
+from qam_jax.envs.wrappers import Films, OwnRandomState
+
+_logger = logging.getLogger("qam_jax.envs")
 
 _FRAME_SIZE = 400  # pixels
 _MAX_FRAMES = 250  # of an episode, since a frame takes a tenth of a second without a GPU
@@ -23,59 +28,67 @@ _RENDER_TEST = (
 )
 
 
-def make_env(env_name: str, **kwargs: Any) -> gymnasium.Env:
-    """Makes the simulator of an OGBench single-task name, with randomness of its own.
+def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.Env:
+    """Makes an environment by its name, with randomness of its own.
+
+    Environments that are not OGBench's get 1-D observations and actions in [-1, 1].
 
     Args:
-      env_name: such as `cube-double-play-singletask-task2-v0`; the dataset type is ignored.
+      env_name: an OGBench single-task name such as `cube-double-play-singletask-task2-v0`, whose
+        dataset type is ignored; or the id of any registered gymnasium environment with a 1-D Box
+        or a Dict of Boxes as observation and a bounded 1-D Box as action, also in gymnasium's form
+        `module:id`.
+      env_module: a module to import first, which registers the environment.
       **kwargs: passed to `gymnasium.make`.
 
     Raises:
-      ValueError: if the name is malformed or OGBench has no such environment; the message
-        offers names that are close.
+      ValueError: if the module cannot be imported, if there is no such environment (the message
+        offers names that are close), or if its spaces do not fit.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no display matters only for rendering
-        import ogbench  # noqa: F401 - registers the environments
+    if env_module:
+        _import_registering(env_module, f"--env_module={env_module}")
+    if is_ogbench(env_name):
+        return OwnRandomState(_make_ogbench(env_name, **kwargs))
+    module, _, env_id = env_name.rpartition(":")
+    if module:
+        _import_registering(module, f"{module!r} of {env_name!r}")
+    try:
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except gymnasium.error.Error as error:
+        if env_id in gymnasium.registry:
+            raise ValueError(f"environment {env_name!r} cannot be made: {error}") from error
+        raise ValueError(_describe_unknown(env_name, env_id, module or env_module)) from None
+    if env.spec is not None and env.spec.max_episode_steps is None:
+        _warn_endless(env_name)
+    return OwnRandomState(_rescaled(_flattened(env, env_name), env_name))
 
-    env_id = parse_env_name(env_name).env_id
-    if env_id not in gymnasium.registry:
-        known = [name for name in gymnasium.registry if "singletask" in name]
-        close = difflib.get_close_matches(env_id, known, n=3)
-        raise ValueError(
-            f"unknown environment {env_name!r}: OGBench has no {env_id!r}."
-            + (f" Close names: {', '.join(close)}." if close else "")
-        )
-    return OwnRandomState(gymnasium.make(env_id, disable_env_checker=True, **kwargs))
+
+def is_ogbench(env_name: str) -> bool:
+    """Whether a name has the form of OGBench's single-task names."""
+    try:
+        parse_env_name(env_name)
+    except ValueError:
+        return False
+    return True
 
 
-def make_vector_env(
-    env_fn: Callable[[], gymnasium.Env], horizon_length: int, num_envs: int
-) -> gymnasium.vector.VectorEnv:
-    """Environments stepped in parallel processes, a chunk of actions at a time.
-
-    Environments are not reset on their own: the caller resets those that have ended, with
-    `options={"reset_mask": ...}`, and so chooses each episode's seed.
+def make_film_env(env_name: str, folder: Path, env_module: str = "") -> gymnasium.Env:
+    """An environment that films its episodes into `folder`.
 
     Args:
-      env_fn: makes one environment; picklable.
-      horizon_length: `H`, actions in a chunk.
-      num_envs: how many.
+      env_name: see `make_env`.
+      folder: where the films go.
+      env_module: see `make_env`.
 
-    Returns:
-      A vector environment with observations [num_envs, O] and actions [num_envs, H, A].
+    Raises:
+      ValueError: as `make_env`, or if the environment does not render images.
     """
-    return gymnasium.vector.AsyncVectorEnv(
-        [functools.partial(_make_chunked, env_fn, horizon_length)] * num_envs,
-        context="spawn",  # a fork would copy JAX's threads
-        autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED,
-    )
-
-
-def make_film_env(env_name: str, folder: Path) -> gymnasium.Env:
-    """An environment that films its episodes into `folder`."""
-    env = make_env(env_name, width=_FRAME_SIZE, height=_FRAME_SIZE)
-    stride = max(1, (env.spec.max_episode_steps or 0) // _MAX_FRAMES)
+    if is_ogbench(env_name):
+        env = make_env(env_name, env_module, width=_FRAME_SIZE, height=_FRAME_SIZE)
+    else:
+        env = _make_rendering(env_name, env_module)
+    max_steps = env.spec.max_episode_steps if env.spec is not None else None
+    stride = max(1, (max_steps or 0) // _MAX_FRAMES)
     return Films(env, folder, stride)
 
 
@@ -102,5 +115,124 @@ def find_render_backend() -> str:
     )
 
 
-def _make_chunked(env_fn: Callable[[], gymnasium.Env], horizon_length: int) -> gymnasium.Env:
-    return OpenLoopChunks(env_fn(), horizon_length)
+def _make_ogbench(env_name: str, **kwargs: Any) -> gymnasium.Env:
+    _register_ogbench()
+    env_id = parse_env_name(env_name).env_id
+    if env_id not in gymnasium.registry:
+        kind = env_name.partition("-singletask")[0].rpartition("-")[2]
+        known = [
+            name.replace("-singletask", f"-{kind}-singletask")
+            for name in gymnasium.registry
+            if "-singletask" in name
+        ]
+        raise ValueError(
+            f"unknown environment {env_name!r}: OGBench has no {env_id!r}."
+            + _describe_close(env_name, known)
+        )
+    return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+
+
+def _register_ogbench() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no display matters only for rendering
+        import ogbench  # noqa: F401
+
+
+def _import_registering(module: str, named: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"{named} cannot be imported ({type(error).__name__}: {error}). It has to be a module "
+            "that registers the environment with gymnasium: install it, or put its folder on "
+            "PYTHONPATH."
+        ) from error
+
+
+def _describe_unknown(env_name: str, env_id: str, module: str) -> str:
+    own = list(gymnasium.registry)
+    _register_ogbench()
+    ogbench_names = [
+        name.replace("-singletask", f"-{'navigate' if 'maze' in name else 'play'}-singletask")
+        for name in gymnasium.registry
+        if "-singletask" in name
+    ]
+    return (
+        f"unknown environment {env_name!r}: it is neither an OGBench single-task name, of the form "
+        "<environment>-<dataset type>-singletask[-task<1..5>]-v0 such as "
+        "'cube-double-play-singletask-task2-v0', nor the id of a gymnasium environment "
+        + (f"that {module!r} registers" if module else "")
+        + ("" if module else "(if a package registers it, give --env_module=<package>)")
+        + "."
+        + _describe_close(env_id, own + ogbench_names)
+    )
+
+
+def _describe_close(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f" Close names: {', '.join(close)}." if close else ""
+
+
+@functools.cache  # once for each name
+def _warn_endless(env_name: str) -> None:
+    if multiprocessing.parent_process() is None:  # not again in every environment's process
+        _logger.warning(
+            "%s is registered without max_episode_steps: an episode that never ends by itself "
+            "never ends here either.",
+            env_name,
+        )
+
+
+def _flattened(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
+    """With observations [O]. Raises ValueError if they cannot be made so."""
+    space = env.observation_space
+    if isinstance(space, gymnasium.spaces.Dict) and _consists_of_boxes(space):
+        return gymnasium.wrappers.FlattenObservation(env)
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        return env
+    raise ValueError(
+        f"environment {env_name!r} has the observation space {space}; expected a 1-D Box, or a "
+        "Dict of Boxes. Register it with a wrapper that gives such observations."
+    )
+
+
+def _consists_of_boxes(space: gymnasium.Space) -> bool:
+    if isinstance(space, gymnasium.spaces.Dict):
+        return all(_consists_of_boxes(part) for part in space.values())
+    return isinstance(space, gymnasium.spaces.Box)
+
+
+def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
+    """With actions [A] in [-1, 1]. Raises ValueError if they cannot be made so."""
+    space = env.action_space
+    if not (
+        isinstance(space, gymnasium.spaces.Box)
+        and len(space.shape) == 1
+        and np.issubdtype(space.dtype, np.floating)
+        and np.isfinite(space.high - space.low).all()
+        and (space.low < space.high).all()
+    ):
+        raise ValueError(
+            f"environment {env_name!r} has the action space {space}; expected a 1-D Box of floats "
+            "with finite bounds. Register it with a wrapper that takes such actions."
+        )
+    # Rescaling rounds, and an environment may refuse what is beyond its bounds.
+    clipped = gymnasium.wrappers.TransformAction(
+        env, lambda action: np.clip(action, space.low, space.high).astype(space.dtype), space
+    )
+    return gymnasium.wrappers.RescaleAction(clipped, np.float32(-1), np.float32(1))
+
+
+def _make_rendering(env_name: str, env_module: str) -> gymnasium.Env:
+    try:
+        env = make_env(env_name, env_module, render_mode="rgb_array")
+        env.reset(seed=0)
+        frame = env.unwrapped.render()
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"environment {env_name!r} cannot be filmed: {error}.") from error
+    if not (isinstance(frame, np.ndarray) and frame.ndim == 3):
+        raise ValueError(
+            f"environment {env_name!r} cannot be filmed: with render_mode='rgb_array' its render() "
+            f"gave {type(frame).__name__}, expected an image [height, width, 3]."
+        )
+    return env

@@ -1,7 +1,9 @@
 """Wrappers: reproducible randomness, and action chunks executed open-loop."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import gymnasium
 import imageio.v2 as imageio
@@ -55,67 +57,152 @@ class EpisodeSummary(TypedDict):
     """What `OpenLoopChunks` reports in `info` of every chunk.
 
     Attributes:
-      success: 1.0 if the environment reported success at its last step, else 0.0.
+      success: 1.0 if the environment reported success (`info["success"]` or
+        `info["is_success"]`) at any step of the episode so far, 0.0 if it reported none, nan if
+        it does not report success.
       episode_return: undiscounted sum of rewards so far.
       episode_length: environment steps so far.
       positions: [H, 2] planar positions after the chunk's steps, nan where there is none.
+      num_steps: steps that this chunk executed, at most H; 0 after a reset or the episode's end.
+      observations: [H, O] float32, after each of these steps; further rows repeat the last.
+      rewards: [H] float32, of each of these steps; further ones are 0.
     """
 
     success: float
     episode_return: float
     episode_length: int
     positions: np.ndarray
+    num_steps: int
+    observations: np.ndarray
+    rewards: np.ndarray
+
+
+class _Step(NamedTuple):
+    observation: np.ndarray
+    reward: float
+    position: Any
 
 
 class OpenLoopChunks(gymnasium.Wrapper):
     """One step executes a chunk of `H` actions, [H, A], and stops early at the episode's end.
 
-    After the end, further steps do nothing until `reset`, so that environments of a vector can
-    wait for each other. The reward is the sum over the chunk; `info` is an `EpisodeSummary`.
+    After the end, and before the first reset, steps do nothing until `reset`, so that environments
+    of a vector can wait for each other. Observations are float32, the reward is the sum over the
+    chunk, and `info` is an `EpisodeSummary`.
+
+    With `reset(seed=seed, options={"replay": {seed: actions [n, A]}})` the actions given for this
+    seed are executed at once, which takes an episode of a deterministic simulator back to where it
+    was; they count in its return and length.
+
+    Args:
+      env: with observations [O] and actions [A].
+      horizon_length: `H`.
+
+    Raises:
+      ValueError: from `reset` or `step`, if an observation or a reward is not finite; names the
+        entry, the step, the episode's seed and the environment.
     """
 
     def __init__(self, env: gymnasium.Env, horizon_length: int):
         super().__init__(env)
         self._horizon_length = horizon_length
-        space = env.action_space
+        actions, observations = env.action_space, env.observation_space
         self.action_space = gymnasium.spaces.Box(
-            np.broadcast_to(space.low, (horizon_length, *space.shape)),
-            np.broadcast_to(space.high, (horizon_length, *space.shape)),
-            dtype=space.dtype,
+            np.broadcast_to(actions.low, (horizon_length, *actions.shape)),
+            np.broadcast_to(actions.high, (horizon_length, *actions.shape)),
+            dtype=actions.dtype,
         )
+        self.observation_space = gymnasium.spaces.Box(
+            -np.inf, np.inf, observations.shape, np.float32
+        )
+        self._begin(seed=None)
+        self._observation = np.zeros(observations.shape, np.float32)
+        self._terminated = True  # there is no episode yet
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        observation, _ = self.env.reset(seed=seed, options=options)
-        self._last = (observation, False, False)
-        self._success, self._return, self._length = 0.0, 0.0, 0
-        return observation, self._summary([])
+        options = dict(options or {})
+        actions = options.pop("replay", {}).get(seed, ())
+        self._begin(seed)
+        observation, _ = self.env.reset(seed=seed, options=options or None)
+        self._observation = self._finite("observation", observation)
+        self._execute(actions)
+        return self._observation, self._summary([])
 
     def step(self, action):
-        rewards, positions = 0.0, []
-        for single in action:
-            if self._last[1] or self._last[2]:
-                break
-            observation, reward, terminated, truncated, info = self.env.step(single)
-            self._last = (observation, terminated, truncated)
-            rewards += float(reward)
-            self._length += 1
-            self._success = float(info["success"])
-            if "xy" in info:
-                positions.append(info["xy"])
-        self._return += rewards
-        observation, terminated, truncated = self._last
-        return observation, rewards, terminated, truncated, self._summary(positions)
+        steps = self._execute(action)
+        reward = sum(step.reward for step in steps)
+        summary = self._summary(steps)
+        return self._observation, reward, self._terminated, self._truncated, summary
 
-    def _summary(self, positions: list[np.ndarray]) -> EpisodeSummary:
-        padded = np.full((self._horizon_length, 2), np.nan, np.float32)
-        if positions:
-            padded[: len(positions)] = positions
+    def _begin(self, seed: int | None) -> None:
+        self._seed = seed
+        self._terminated, self._truncated = False, False
+        self._success, self._return, self._length = np.nan, 0.0, 0
+
+    def _execute(self, actions: Iterable[np.ndarray]) -> list[_Step]:
+        """Executes actions up to the episode's end."""
+        steps = []
+        for action in actions:
+            if self._terminated or self._truncated:
+                break
+            observation, reward, terminated, truncated, info = self.env.step(
+                np.asarray(action, np.float32)
+            )
+            self._length += 1
+            self._observation = self._finite("observation", observation)
+            reward = float(reward)
+            if not math.isfinite(reward):
+                raise ValueError(self._describe_fault("reward", reward))
+            self._terminated, self._truncated = bool(terminated), bool(truncated)
+            self._return += reward
+            success = info.get("success", info.get("is_success"))
+            if success is not None:
+                self._success = 1.0 if success or self._success == 1.0 else 0.0
+            steps.append(_Step(self._observation, reward, info.get("xy")))
+        return steps
+
+    def _finite(self, name: str, values: Any) -> np.ndarray:
+        """A copy as float32. Raises ValueError if it is not finite."""
+        values = np.array(values, np.float32)
+        finite = np.isfinite(values)
+        if not finite.all():
+            index = tuple(np.argwhere(~finite)[0].tolist())
+            entry = f"{name}[{', '.join(map(str, index))}]"
+            raise ValueError(self._describe_fault(entry, values[index]))
+        return values
+
+    def _describe_fault(self, entry: str, value: float) -> str:
+        when = f"step {self._length}" if self._length else "the reset"
+        return (
+            f"{entry} is {value} after {when} of the episode of seed {self._seed} in "
+            f"{name_of(self.env)!r}: an environment must keep its observations and rewards "
+            "finite, or end the episode before they are not."
+        )
+
+    def _summary(self, steps: list[_Step]) -> EpisodeSummary:
+        horizon = self._horizon_length
+        observations = np.empty((horizon, *self._observation.shape), np.float32)
+        observations[:] = self._observation
+        rewards = np.zeros(horizon, np.float32)
+        positions = np.full((horizon, 2), np.nan, np.float32)
+        for i, step in enumerate(steps):
+            observations[i], rewards[i] = step.observation, step.reward
+            if isinstance(step.position, np.ndarray) and step.position.shape == (2,):
+                positions[i] = step.position
         return EpisodeSummary(
-            success=self._success,
+            success=float(self._success),
             episode_return=self._return,
             episode_length=self._length,
-            positions=padded,
+            positions=positions,
+            num_steps=len(steps),
+            observations=observations,
+            rewards=rewards,
         )
+
+
+def name_of(env: gymnasium.Env) -> str:
+    """An environment's id, or its class where it has none."""
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 class Films(gymnasium.Wrapper):

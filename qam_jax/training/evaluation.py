@@ -1,20 +1,28 @@
 """Runs a policy in several environments at once and reports how it does."""
 
 import collections
+import contextlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 from qam_jax.agents import Agent, AgentState
-from qam_jax.envs import find_render_backend, make_env, make_film_env, make_vector_env
+from qam_jax.envs import (
+    EnvPool,
+    EnvsRestarted,
+    find_render_backend,
+    is_ogbench,
+    make_env,
+    make_film_env,
+)
 from qam_jax.machine import num_usable_cpus
 from qam_jax.training.keys import split_seed
 from qam_jax.types import Array
@@ -22,10 +30,18 @@ from qam_jax.types import Array
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """`(observations [n, O], episodes [n], chunks [n]) -> action chunks [n, H, A]`."""
 
+_MAX_FILM_CRASHES = 3
+
 
 class Episode(NamedTuple):
-    """One episode: whether it ended in success, its undiscounted return, its number of steps,
-    and its planar positions [steps, 2], empty if the environment does not report them."""
+    """One episode.
+
+    Attributes:
+      success: 1.0 with success at any step, 0.0 without, nan if the environment reports neither.
+      episode_return: undiscounted sum of rewards.
+      length: environment steps.
+      positions: [steps, 2] in the plane, empty if the environment does not report them.
+    """
 
     success: float
     episode_return: float
@@ -33,10 +49,10 @@ class Episode(NamedTuple):
     positions: np.ndarray
 
 
-def make_policy(agent: Agent) -> Callable[[AgentState, int], Policy]:
-    """Compiles the agent's policy once; `policy = make_policy(agent)(state, seed)`.
+def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
+    """Compiles the agent's policy once; `policy = make_policy(agent)(state, key)`.
 
-    The noise of a decision depends on the seed, the episode and the chunk within it alone, not on
+    The noise of a decision depends on the key, the episode and the chunk within it alone, not on
     how many environments run side by side.
     """
 
@@ -48,9 +64,7 @@ def make_policy(agent: Agent) -> Callable[[AgentState, int], Policy]:
         keys = jax.vmap(key_of)(episodes, chunks)
         return jax.vmap(agent.sample_actions, in_axes=(None, 0, 0))(state, observations, keys)
 
-    def bind(state: AgentState, seed: int) -> Policy:
-        key = split_seed(seed).evaluation
-
+    def bind(state: AgentState, key: Array) -> Policy:
         def policy(observations, episodes, chunks):
             observations = jnp.asarray(observations, jnp.float32)
             return np.asarray(act(state, key, observations, episodes, chunks))
@@ -61,83 +75,139 @@ def make_policy(agent: Agent) -> Callable[[AgentState, int], Policy]:
 
 
 def run_episodes(
-    policy: Policy, envs: gymnasium.vector.VectorEnv, num_episodes: int, seed: int
+    policy: Policy,
+    envs: EnvPool,
+    num_episodes: int,
+    seed: int,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Episode]:
     """Runs episodes, each from a seed of its own, and returns them in order.
 
     The policy is called once for all environments, and only when their chunks are used up.
+    Episodes that a crash of the environments cuts short start again from their seeds.
 
     Args:
       policy: see `Policy`.
-      envs: from `qam_jax.envs.make_vector_env`.
+      envs: the environments; whatever they were doing before is dropped.
       num_episodes: at least the number of environments.
-      seed: episode e starts from a seed made of this one and e.
+      seed: episode e starts from `episode_seed(seed, e)`.
+      on_step: called before each step of the environments. What it raises ends the evaluation,
+        and the environments can be used again.
 
     Raises:
       ValueError: if there are more environments than episodes.
+      EnvFailure: if the environments crash too often.
     """
     if envs.num_envs > num_episodes:
         raise ValueError(
             f"{envs.num_envs} environments for {num_episodes} episodes: use at most one each."
         )
-    seeds = _seeds(seed, num_episodes)
-    waiting = collections.deque(range(num_episodes))
+    finished: dict[int, Episode] = {}
+    while len(finished) < num_episodes:
+        waiting = [episode for episode in range(num_episodes) if episode not in finished]
+        with contextlib.suppress(EnvsRestarted):  # what was in progress starts again
+            for episode, result in _run(policy, envs, waiting, seed, on_step):
+                finished[episode] = result
+    return [finished[episode] for episode in range(num_episodes)]
+
+
+def _run(
+    policy: Policy,
+    envs: EnvPool,
+    episodes_to_run: list[int],
+    seed: int,
+    on_step: Callable[[], None] | None,
+) -> Iterator[tuple[int, Episode]]:
+    """Yields each episode with its number, as soon as it has ended."""
+    waiting = collections.deque(episodes_to_run)
     episodes = np.full(envs.num_envs, -1)  # which episode an environment runs; -1 is none
     chunks = np.zeros(envs.num_envs, int)
     positions: list[list[np.ndarray]] = [[] for _ in range(envs.num_envs)]
-    finished: dict[int, Episode] = {}
-    done = np.ones(envs.num_envs, bool)
-    while len(finished) < num_episodes:
-        if waiting and done.any():
-            restart = np.flatnonzero(done)[: len(waiting)]
-            for env in restart:
+    while waiting or (episodes >= 0).any():
+        idle = np.flatnonzero(episodes < 0)[: len(waiting)]
+        if idle.size:
+            for env in idle:
                 episodes[env], chunks[env], positions[env] = waiting.popleft(), 0, []
-            reset_mask = np.isin(np.arange(envs.num_envs), restart)
-            env_seeds = [seeds[episode] for episode in episodes]
-            observations, _ = envs.reset(seed=env_seeds, options={"reset_mask": reset_mask})
+            env_seeds = [episode_seed(seed, max(0, int(episode))) for episode in episodes]
+            mask = np.isin(np.arange(envs.num_envs), idle)
+            observations, _ = envs.reset(env_seeds, mask)
         actions = policy(observations, np.maximum(episodes, 0), chunks)
+        if on_step is not None:
+            on_step()
         observations, _, terminated, truncated, info = envs.step(actions)
         chunks += 1
-        done = (terminated | truncated) & (episodes >= 0)
         for env in np.flatnonzero(episodes >= 0):
             positions[env].append(info["positions"][env])
-        for env in np.flatnonzero(done):
+        for env in np.flatnonzero((terminated | truncated) & (episodes >= 0)):
             path = np.concatenate(positions[env])
-            finished[int(episodes[env])] = Episode(
-                success=float(info["success"][env]),
-                episode_return=float(info["episode_return"][env]),
-                length=int(info["episode_length"][env]),
-                positions=path[~np.isnan(path).any(axis=1)],
+            yield (
+                int(episodes[env]),
+                Episode(
+                    success=float(info["success"][env]),
+                    episode_return=float(info["episode_return"][env]),
+                    length=int(info["episode_length"][env]),
+                    positions=path[~np.isnan(path).any(axis=1)],
+                ),
             )
             episodes[env] = -1
-    return [finished[episode] for episode in range(num_episodes)]
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """The seed that an episode starts from; it depends on these two numbers alone."""
+    return int(np.random.SeedSequence(seed).generate_state(episode + 1)[episode])
 
 
 def summarize(episodes: list[Episode]) -> dict[str, float]:
     """Success rate with its 95% interval (Wilson), mean return and mean length.
 
-    The interval is for binomial counts, so it is within [0, 1] even at a rate of 0 or 1.
+    The interval is for binomial counts, so it is within [0, 1] even at a rate of 0 or 1. Rate and
+    interval are nan if no episode reports success or failure; otherwise an episode that reports
+    neither counts as a failure.
     """
-    successes = int(sum(episode.success for episode in episodes))
-    interval = stats.binomtest(successes, len(episodes)).proportion_ci(method="wilson")
+    num_episodes = len(episodes)
+    rate = low = high = math.nan
+    if not all(math.isnan(episode.success) for episode in episodes):
+        successes = sum(episode.success == 1 for episode in episodes)
+        interval = stats.binomtest(successes, num_episodes).proportion_ci(method="wilson")
+        rate, low, high = successes / num_episodes, interval.low, interval.high
     return {
-        "success": successes / len(episodes),
-        "success_low": interval.low,
-        "success_high": interval.high,
+        "success": rate,
+        "success_low": low,
+        "success_high": high,
         "return": float(np.mean([episode.episode_return for episode in episodes])),
         "length": float(np.mean([episode.length for episode in episodes])),
-        "episodes": len(episodes),
+        "episodes": num_episodes,
     }
 
 
 def describe(episodes: list[Episode]) -> str:
-    """A summary in words."""
+    """A summary in words; of the return only if the environment does not report success."""
     summary = summarize(episodes)
+    if math.isnan(summary["success"]):
+        deviation = np.std([episode.episode_return for episode in episodes])
+        return (
+            f"return {summary['return']:.1f} (sd {deviation:.1f}) of {len(episodes)} episodes, "
+            f"length {summary['length']:.0f}"
+        )
     return (
         f"success {summary['success']:.0%} of {len(episodes)} episodes (95% interval "
         f"{summary['success_low']:.0%} to {summary['success_high']:.0%}), "
         f"return {summary['return']:.1f}, length {summary['length']:.0f}"
     )
+
+
+def headline(episodes: list[Episode]) -> str:
+    """The one number that counts most, for a progress bar."""
+    summary = summarize(episodes)
+    if math.isnan(summary["success"]):
+        return f"return={summary['return']:.1f}"
+    return f"success={summary['success']:.0%}"
+
+
+def score(episodes: list[Episode]) -> float:
+    """What the best checkpoint is chosen by: success rate, or mean return where it is unknown."""
+    summary = summarize(episodes)
+    return summary["return"] if math.isnan(summary["success"]) else summary["success"]
 
 
 class Evaluator:
@@ -146,29 +216,52 @@ class Evaluator:
     The episodes are the same every time: they depend on the seed alone.
 
     Args:
-      env_name: OGBench's single-task name.
+      env_name: see `qam_jax.envs.make_env`.
       num_episodes: of an evaluation.
       num_envs: how many to step side by side; 0 for twice the number of processors.
       seed: of episodes and of the policy's noise.
+      env_module: see `qam_jax.envs.make_env`.
+      max_crashes: how many crashes of the environments are survived, over all evaluations.
+      on_step: called before each step of the environments; may raise to abandon the evaluation.
     """
 
-    def __init__(self, env_name: str, *, num_episodes: int, num_envs: int = 0, seed: int = 0):
-        self._env_name = env_name
+    def __init__(
+        self,
+        env_name: str,
+        *,
+        num_episodes: int,
+        num_envs: int = 0,
+        seed: int = 0,
+        env_module: str = "",
+        max_crashes: int = 10,
+        on_step: Callable[[], None] | None = None,
+    ):
+        self._env_fn = partial(make_env, env_name, env_module)
         self._num_episodes = num_episodes
         self._num_envs = min(num_envs or 2 * num_usable_cpus(), num_episodes)
         self._seed = seed
-        self._envs: gymnasium.vector.VectorEnv | None = None
-        self._bind_policies: dict[Agent, Callable[[AgentState, int], Policy]] = {}
+        self._max_crashes = max_crashes
+        self._on_step = on_step
+        self._envs: EnvPool | None = None
+        self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
 
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the episodes with an agent's policy."""
+        """Runs the episodes with an agent's policy.
+
+        Raises:
+          EnvFailure: if the environments cannot be made or crash too often.
+        """
         if self._envs is None:
-            env_fn = partial(make_env, self._env_name)
-            self._envs = make_vector_env(env_fn, state.action_shape[0], self._num_envs)
+            self._envs = EnvPool(
+                self._env_fn,
+                state.action_shape[0],
+                self._num_envs,
+                max_crashes=self._max_crashes,
+            )
         if agent not in self._bind_policies:
             self._bind_policies[agent] = make_policy(agent)
-        policy = self._bind_policies[agent](state, self._seed)
-        return run_episodes(policy, self._envs, self._num_episodes, self._seed)
+        policy = self._bind_policies[agent](state, split_seed(self._seed).evaluation)
+        return run_episodes(policy, self._envs, self._num_episodes, self._seed, self._on_step)
 
     def close(self) -> None:
         """Ends the environments' processes."""
@@ -177,7 +270,14 @@ class Evaluator:
 
 
 def film_episodes(
-    agent: Agent, state: AgentState, env_name: str, folder: Path, *, num_episodes: int, seed: int
+    agent: Agent,
+    state: AgentState,
+    env_name: str,
+    folder: Path,
+    *,
+    num_episodes: int,
+    seed: int,
+    env_module: str = "",
 ) -> list[Path]:
     """Films the first episodes of an evaluation with the same seed.
 
@@ -186,20 +286,23 @@ def film_episodes(
 
     Raises:
       OSError: if this machine cannot render; says what to install.
+      EnvFailure: if the environment cannot be filmed, or crashes again and again.
     """
-    backend = find_render_backend()
     before = os.environ.get("MUJOCO_GL")
-    os.environ["MUJOCO_GL"] = backend  # read by MuJoCo when the environment's process starts
-    envs = make_vector_env(partial(make_film_env, env_name, folder), state.action_shape[0], 1)
+    try:  # read by MuJoCo when the environment's process starts
+        os.environ["MUJOCO_GL"] = find_render_backend()
+    except OSError:
+        if is_ogbench(env_name):
+            raise  # others may do without MuJoCo
     try:
-        run_episodes(make_policy(agent)(state, seed), envs, num_episodes, seed)
+        env_fn = partial(make_film_env, env_name, folder, env_module)
+        envs = EnvPool(env_fn, state.action_shape[0], 1, max_crashes=_MAX_FILM_CRASHES)
+        try:
+            policy = make_policy(agent)(state, split_seed(seed).evaluation)
+            run_episodes(policy, envs, num_episodes, seed)
+        finally:
+            envs.close()
     finally:
-        envs.close()
         if before is None:
-            del os.environ["MUJOCO_GL"]
-    return [folder / f"episode_{episode_seed}.mp4" for episode_seed in _seeds(seed, num_episodes)]
-
-
-def _seeds(seed: int, num_episodes: int) -> list[int]:
-    """One seed for each episode; those of fewer episodes are the first of more."""
-    return [int(value) for value in np.random.SeedSequence(seed).generate_state(num_episodes)]
+            os.environ.pop("MUJOCO_GL", None)
+    return [folder / f"episode_{episode_seed(seed, e)}.mp4" for e in range(num_episodes)]

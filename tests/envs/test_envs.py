@@ -103,5 +103,110 @@ def test_vector_environments_reset_only_where_asked():
 def test_unknown_environments_are_named_with_close_ones():
     with pytest.raises(ValueError, match=r"no 'cube-quintuple-singletask-v0'.*Close names: cube-"):
         make_env("cube-quintuple-play-singletask-v0")
-    with pytest.raises(ValueError, match="unknown environment 'Hopper-v5'"):
-        make_env("Hopper-v5")
+    with pytest.raises(ValueError, match=r"--env_module=<package>.*cube-double-play-singletask"):
+        make_env("cube-double-pla-singletask-v0")
+
+
+def test_chunks_report_every_step():
+    env = OpenLoopChunks(Countdown(5), 3)
+    first, info = env.reset(seed=0)
+    assert first.dtype == np.float32
+    assert (info["num_steps"], info["observations"].shape) == (0, (3, 2))
+    env.step(np.zeros((3, 1)))
+    observation, _, _, _, info = env.step(np.zeros((3, 1)))
+    assert info["num_steps"] == 2
+    assert info["observations"].dtype == info["rewards"].dtype == np.float32
+    np.testing.assert_array_equal(info["observations"][:, 0], [1, 0, 0])
+    np.testing.assert_array_equal(info["observations"][1:], [observation] * 2)
+    np.testing.assert_array_equal(info["rewards"], [-1, -1, 0])
+    assert env.step(np.zeros((3, 1)))[4]["num_steps"] == 0
+
+
+def test_chunks_before_the_first_reset_do_nothing():
+    observation, reward, terminated, _, info = OpenLoopChunks(Countdown(5), 3).step([[0.0]] * 3)
+    assert (list(observation), reward, terminated, info["num_steps"]) == ([0, 0], 0, True, 0)
+
+
+class Scripted(gymnasium.Env):
+    """Gives the observations, rewards and infos that it is told to, step by step."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, steps, first=(0.0, 0.0)):
+        self._steps, self._first = steps, first
+
+    def reset(self, *, seed=None, options=None):
+        self._left = list(self._steps)
+        return np.array(self._first), {}
+
+    def step(self, action):
+        observation, reward, info = self._left.pop(0)
+        return np.array(observation), reward, False, not self._left, info
+
+
+@pytest.mark.parametrize(
+    ("infos", "expected"),
+    [
+        ([{}, {}, {}], np.nan),
+        ([{"success": False}] * 3, 0.0),
+        ([{"success": 0.0}, {"success": 1.0}, {"success": 0.0}], 1.0),
+        ([{"is_success": 0.0}, {"is_success": True}, {}], 1.0),
+        ([{}, {}, {"is_success": 0.0}], 0.0),
+    ],
+)
+def test_success_at_any_step_counts(infos, expected):
+    env = OpenLoopChunks(Scripted([((0, 0), 0.0, info) for info in infos]), 2)
+    assert np.isnan(env.reset(seed=0)[1]["success"])
+    env.step(np.zeros((2, 1)))
+    np.testing.assert_equal(env.step(np.zeros((2, 1)))[4]["success"], expected)
+
+
+def test_what_is_not_finite_is_named():
+    fine = ((0.0, 0.0), 0.0, {})
+    env = OpenLoopChunks(Scripted([fine, fine, ((0.0, np.nan), 0.0, {})]), 2)
+    env.reset(seed=7)
+    env.step(np.zeros((2, 1)))
+    message = r"observation\[1\] is nan after step 3 of the episode of seed 7 in 'Scripted'"
+    with pytest.raises(ValueError, match=message):
+        env.step(np.zeros((2, 1)))
+    env = OpenLoopChunks(Scripted([((0.0, 0.0), -np.inf, {})]), 2)
+    env.reset(seed=7)
+    with pytest.raises(ValueError, match="reward is -inf after step 1 "):
+        env.step(np.zeros((2, 1)))
+    with pytest.raises(ValueError, match=r"observation\[0\] is inf after the reset"):
+        OpenLoopChunks(Scripted([fine], first=(1e300, 0.0)), 2).reset(seed=7)
+
+
+@pytest.mark.parametrize("env_name", [_ENV_NAME, "cube-single-play-singletask-task2-v0"])
+def test_replay_takes_an_episode_back_to_where_it_was(env_name):
+    env = OpenLoopChunks(make_env(env_name), 5)
+    shape = (4, *env.action_space.shape)
+    chunks = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    env.reset(seed=3)
+    for chunk in chunks[:3]:
+        expected, _, _, _, expected_info = env.step(chunk)
+    expected_next = env.step(chunks[3])[0]
+    other = OpenLoopChunks(make_env(env_name), 5)
+    other.reset(seed=4)
+    replay = {3: chunks[:3].reshape(15, -1), 4: np.zeros((1, shape[-1]))}
+    observation, info = other.reset(seed=3, options={"replay": replay})
+    np.testing.assert_array_equal(observation, expected)
+    for name in ("success", "episode_return", "episode_length"):
+        assert info[name] == expected_info[name]
+    assert info["num_steps"] == 0
+    np.testing.assert_array_equal(other.step(chunks[3])[0], expected_next)
+
+
+def test_options_reach_the_environment_without_ours():
+    seen = []
+
+    class Spy(Countdown):
+        def reset(self, *, seed=None, options=None):
+            seen.append(options)
+            return super().reset(seed=seed)
+
+    env = OpenLoopChunks(Spy(5), 2)
+    env.reset(seed=0, options={"replay": {0: np.zeros((2, 1))}, "goal": 1})
+    env.reset(seed=0, options={"replay": {}})
+    assert seen == [{"goal": 1}, None]

@@ -1,4 +1,6 @@
+import os
 import sys
+from functools import partial
 
 import cloudpickle
 import gymnasium
@@ -8,8 +10,16 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import get_config, make_agent
-from qam_jax.envs import make_vector_env
-from qam_jax.training.evaluation import Episode, make_policy, run_episodes, summarize
+from qam_jax.envs import EnvFailure, EnvPool
+from qam_jax.training.evaluation import (
+    Episode,
+    Evaluator,
+    describe,
+    episode_seed,
+    make_policy,
+    run_episodes,
+    summarize,
+)
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
 
@@ -33,8 +43,8 @@ class Walk(gymnasium.Env):
         return np.array([self._place]), -1.0, success, self._steps == 20, info
 
 
-def _run(policy, num_envs, num_episodes=7, seed=0):
-    envs = make_vector_env(Walk, 3, num_envs)
+def _run(policy, num_envs, num_episodes=7, seed=0, env_fn=Walk, max_crashes=0):
+    envs = EnvPool(env_fn, 3, num_envs, max_crashes=max_crashes)
     try:
         return run_episodes(policy, envs, num_episodes, seed)
     finally:
@@ -84,7 +94,7 @@ def test_an_agents_policy_is_fixed_by_seed_episode_and_chunk():
     config.update(actor_hidden_dims=(8,), flow_steps=2, horizon_length=3)
     agent = make_agent(config)
     state = agent.init(jax.random.PRNGKey(0), jnp.zeros(1), jnp.zeros(1))
-    policy = make_policy(agent)(state, 5)
+    policy = make_policy(agent)(state, jax.random.PRNGKey(5))
     observations = np.zeros((4, 1))
     actions = policy(observations, np.array([0, 1, 0, 0]), np.array([0, 0, 1, 0]))
     assert actions.shape == (4, 3, 1)
@@ -93,8 +103,128 @@ def test_an_agents_policy_is_fixed_by_seed_episode_and_chunk():
     assert not np.array_equal(actions[0], actions[2])
     alone = policy(observations[:1], np.array([0]), np.array([1]))
     np.testing.assert_allclose(alone[0], actions[2], rtol=1e-5)
-    other = make_policy(agent)(state, 6)(observations, np.arange(4), np.zeros(4, int))
+    other_policy = make_policy(agent)(state, jax.random.PRNGKey(6))
+    other = other_policy(observations, np.arange(4), np.zeros(4, int))
     assert not np.array_equal(other[0], actions[0])
+
+
+class Crashing(Walk):
+    """Fails in the middle of an episode, as often as there are tokens in a folder."""
+
+    def __init__(self, folder, fault):
+        self._folder, self._fault = folder, fault
+
+    def step(self, action):
+        result = super().step(action)
+        if self._steps == 5:
+            for token in sorted(self._folder.iterdir())[:1]:
+                token.unlink(missing_ok=True)
+                self._fault()
+        return result
+
+
+def _raise():
+    raise RuntimeError("lost contact")
+
+
+@pytest.mark.parametrize("fault", [_raise, partial(os._exit, 1)])
+def test_a_crash_does_not_change_the_results(tmp_path, fault):
+    for token in ("first", "second"):
+        (tmp_path / token).touch()
+    crashed = _run(_noisy_policy, 3, env_fn=partial(Crashing, tmp_path, fault), max_crashes=5)
+    assert not list(tmp_path.iterdir())
+    for first, second in zip(crashed, _run(_noisy_policy, 3), strict=True):
+        assert first[:3] == second[:3]
+        np.testing.assert_array_equal(first.positions, second.positions)
+
+
+def test_crashes_without_end_are_an_error(tmp_path):
+    for token in range(9):
+        (tmp_path / str(token)).touch()
+    with pytest.raises(EnvFailure, match=r"crashed 2 times.*lost contact"):
+        _run(_noisy_policy, 3, env_fn=partial(Crashing, tmp_path, _raise), max_crashes=1)
+
+
+def test_an_evaluation_can_be_abandoned_and_repeated():
+    steps = []
+
+    def on_step():
+        steps.append(None)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    envs = EnvPool(Walk, 3, 2, max_crashes=0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_episodes(_noisy_policy, envs, 7, 0, on_step)
+        again = run_episodes(_noisy_policy, envs, 7, 0, on_step)
+    finally:
+        envs.close()
+    assert len(steps) > 8
+    assert [episode[:3] for episode in again] == [e[:3] for e in _run(_noisy_policy, 2)]
+
+
+def test_seeds_of_episodes_do_not_depend_on_how_many_there_are():
+    # Those of all published figures.
+    seeds = [int(value) for value in np.random.SeedSequence(3).generate_state(50)]
+    assert [episode_seed(3, episode) for episode in range(50)] == seeds
+
+
+_OWN = """
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+
+class Slope(gymnasium.Env):
+    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = Box(-2, 3, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._height = self.np_random.uniform()
+        return np.array([self._height, 1], np.float32), {}
+
+    def step(self, action):
+        self._height += float(action[0])
+        return np.array([self._height, 1], np.float32), self._height, False, False, {}
+
+
+gymnasium.register("Slope-v0", Slope, max_episode_steps=6)
+"""
+
+
+def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_slope.py").write_text(_OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = get_config("bc")
+    config.update(actor_hidden_dims=(8,), flow_steps=2, horizon_length=3)
+    agent = make_agent(config)
+    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(2), jnp.zeros(1))
+    runs = []
+    for num_envs in (1, 3):
+        evaluator = Evaluator(
+            "Slope-v0", num_episodes=3, num_envs=num_envs, env_module="own_slope", max_crashes=0
+        )
+        runs.append(evaluator.evaluate(agent, state))
+        evaluator.close()
+    returns = [[episode.episode_return for episode in run] for run in runs]
+    np.testing.assert_allclose(returns[0], returns[1], rtol=1e-5)
+    assert {episode.length for episode in runs[0]} == {6}
+    assert np.isnan([episode.success for episode in runs[0]]).all()
+
+
+def test_without_success_a_summary_speaks_of_the_return():
+    def episodes(*successes):
+        return [Episode(s, 10.0 + 4 * i, 7, np.zeros((0, 2))) for i, s in enumerate(successes)]
+
+    silent = episodes(np.nan, np.nan)
+    summary = summarize(silent)
+    assert all(np.isnan(summary[name]) for name in ("success", "success_low", "success_high"))
+    assert summary["return"] == 12
+    assert describe(silent) == "return 12.0 (sd 2.0) of 2 episodes, length 7"
+    assert summarize(episodes(1.0, np.nan))["success"] == 0.5
+    assert describe(episodes(1.0, 0.0)).startswith("success 50% of 2 episodes")
 
 
 def test_more_environments_than_episodes_are_refused():

@@ -1,0 +1,295 @@
+"""Online experience: a ring of transitions on the device, and its log on disk.
+
+Every transition knows the row of the one that followed it in its episode. So the rows of several
+environments stand in the order in which they arrived, an episode in progress can be trained on
+before it ends, and no window mixes episodes.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qam_jax.data.dataset import ACTION_LIMIT, gather_windows, make_batch, sample_windows
+from qam_jax.files import atomic_write
+from qam_jax.types import Array, Batch, TransitionDataset, Transitions
+
+
+@chex.dataclass(frozen=True)
+class ReplayBuffer:
+    """A ring of `C` transitions on the device.
+
+    Attributes:
+      transitions: arrays with leading dimension C.
+      successors: [C] int32, the row of the next transition of the same episode; -1 if it has not
+        arrived or there is none.
+      size: [] int32, rows in use.
+    """
+
+    transitions: Transitions
+    successors: Array
+    size: Array
+
+
+def gather_replay(buffer: ReplayBuffer, rows: Array, horizon_length: int, discount: float) -> Batch:
+    """The windows that begin at `rows` [B]; see `qam_jax.data.dataset.sample_windows`.
+
+    A window that reaches beyond what its episode has gathered so far has weight 0.
+    """
+    window, valid = [rows], [jnp.ones(rows.shape, bool)]
+    for _ in range(horizon_length - 1):
+        following = buffer.successors[window[-1]]
+        valid.append(valid[-1] & (following >= 0))
+        window.append(jnp.where(valid[-1], following, window[-1]))
+    data, window = buffer.transitions, jnp.stack(window, axis=1)
+    return make_batch(
+        observations=data.observations[rows],
+        actions=data.actions[window],
+        rewards=data.rewards[window],
+        masks=data.masks[window],
+        valid=jnp.stack(valid, axis=1),
+        next_observations=data.next_observations[window[:, -1]],
+        discount=discount,
+    )
+
+
+def sample_mixed(
+    dataset: TransitionDataset,
+    buffer: ReplayBuffer,
+    key: Array,
+    batch_size: int,
+    horizon_length: int,
+    discount: float,
+) -> Batch:
+    """Draws `B` windows, first rows uniform over the dataset followed by the online transitions."""
+    index = jax.random.randint(key, (batch_size,), 0, dataset.num_starts + buffer.size)
+    is_offline = index < dataset.num_starts
+    starts = dataset.start_rows[jnp.minimum(index, dataset.num_starts - 1)]
+    rows = jnp.maximum(index - dataset.num_starts, 0)
+    offline = gather_windows(dataset, starts, horizon_length, discount)
+    online = gather_replay(buffer, rows, horizon_length, discount)
+
+    def choose(first: Array, second: Array) -> Array:
+        return jnp.where(is_offline.reshape(-1, *[1] * (first.ndim - 1)), first, second)
+
+    return jax.tree.map(choose, offline, online)
+
+
+def sample_balanced(
+    dataset: TransitionDataset,
+    buffer: ReplayBuffer,
+    key: Array,
+    batch_size: int,
+    horizon_length: int,
+    discount: float,
+) -> Batch:
+    """Draws half of the windows from the dataset, half online (RLPD, arXiv 2302.02948).
+
+    Of an odd number, one more comes from the dataset. The buffer must not be empty.
+    """
+    offline_key, online_key = jax.random.split(key)
+    half = batch_size // 2
+    offline = sample_windows(dataset, offline_key, batch_size - half, horizon_length, discount)
+    rows = jax.random.randint(online_key, (half,), 0, buffer.size)
+    online = gather_replay(buffer, rows, horizon_length, discount)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), offline, online)
+
+
+class EpisodeSoFar(NamedTuple):
+    """The actions [n, A] of an episode in progress, and the observation [O] that they led to."""
+
+    actions: np.ndarray
+    observation: np.ndarray
+
+
+class Replay:
+    """A `ReplayBuffer`, and the log of what goes in.
+
+    A transition is written to disk once, however many checkpoints there are: `save` writes those
+    that came since the last call as one file, `<folder>/<first row>.npz`, rows counted from the
+    first one ever added.
+
+    Args:
+      capacity: `C`; the oldest transitions give way to new ones.
+      observation_dim: `O`.
+      action_dim: `A`.
+      folder: of the log.
+    """
+
+    def __init__(self, capacity: int, observation_dim: int, action_dim: int, folder: Path):
+        self._folder, self._capacity = folder, capacity
+        self._unsaved: list[dict[str, np.ndarray]] = []
+        self._newest: dict[int, int] = {}  # the newest row of each episode in progress
+        self.num_added = 0
+        self.buffer = ReplayBuffer(
+            transitions=Transitions(
+                observations=jnp.zeros((capacity, observation_dim)),
+                actions=jnp.zeros((capacity, action_dim)),
+                rewards=jnp.zeros(capacity),
+                masks=jnp.zeros(capacity),
+                next_observations=jnp.zeros((capacity, observation_dim)),
+            ),
+            successors=jnp.full(capacity, -1, jnp.int32),
+            size=jnp.int32(0),
+        )
+
+    def add(self, transitions: Transitions, episodes: np.ndarray, pad_to: int) -> None:
+        """Adds transitions [N], those of one episode in their order.
+
+        Args:
+          transitions: NumPy arrays in float32.
+          episodes: [N] the episode of each: a number that no other episode ever has. One that is
+            missing from a call has ended.
+          pad_to: how many transitions there are at most, so that one program serves all calls.
+        """
+        count = len(episodes)
+        self._unsaved.append({**vars(transitions), "episodes": episodes})
+        predecessors, self._newest = _chain(episodes, self.num_added, self._newest)
+        rows = self.num_added + np.arange(count)
+        self.num_added += count
+        padding = (0, pad_to - count)
+        self.buffer = _insert(
+            self.buffer,
+            jax.tree.map(
+                lambda array: np.pad(array, (padding, *[(0, 0)] * (array.ndim - 1))), transitions
+            ),
+            np.pad(self._places(rows), padding, constant_values=self._capacity),
+            np.pad(self._places(predecessors), padding, constant_values=self._capacity),
+            np.int32(min(self.num_added, self._capacity)),
+        )
+
+    def save(self) -> int:
+        """Writes what was added since the last call; returns the number of bytes."""
+        if not self._unsaved:
+            return 0
+        columns = _join(self._unsaved)
+        path = self._folder / f"{self.num_added - len(columns['episodes']):012d}.npz"
+        with atomic_write(path) as temporary:
+            np.savez(temporary, **columns)
+        self._unsaved = []
+        return path.stat().st_size
+
+    def load(self, num_added: int, episodes: Sequence[int]) -> dict[int, EpisodeSoFar]:
+        """Brings the buffer to where it was when `num_added` transitions had been added.
+
+        Files of later transitions, which no checkpoint knows of, are removed.
+
+        Args:
+          num_added: as it was at a call of `save`.
+          episodes: those that were in progress.
+
+        Returns:
+          How far each of these episodes has come, as far as the buffer reaches back.
+
+        Raises:
+          ValueError: if files are missing or damaged; says which.
+        """
+        for path in self._folder.glob("[0-9]*.npz"):
+            if int(path.stem) >= num_added:
+                path.unlink()
+        self.num_added, self._unsaved = num_added, []
+        if num_added == 0:
+            return {}
+        columns = _read_log(self._folder, num_added, self._capacity)
+        owners = columns.pop("episodes")
+        first = num_added - len(owners)
+        predecessors, newest = _chain(owners, first, {})
+        self._newest = {episode: newest[episode] for episode in episodes if episode in newest}
+        self.buffer = self._fill(Transitions(**columns), first, predecessors)
+        return {
+            episode: EpisodeSoFar(
+                columns["actions"][owners == episode],
+                columns["next_observations"][newest[episode] - first],
+            )
+            for episode in episodes
+            if episode in newest
+        }
+
+    def _fill(self, transitions: Transitions, first: int, predecessors: np.ndarray) -> ReplayBuffer:
+        """The buffer that holds just these transitions, of rows `first` onwards."""
+        rows = first + np.arange(len(predecessors))
+        successors = np.full(self._capacity, -1, np.int32)
+        known = predecessors >= 0
+        successors[self._places(predecessors[known])] = self._places(rows[known])
+
+        def fill(empty: Array, values: np.ndarray) -> Array:
+            filled = np.zeros(empty.shape, np.float32)
+            filled[self._places(rows)] = values
+            return jnp.asarray(filled)
+
+        return ReplayBuffer(
+            transitions=jax.tree.map(fill, self.buffer.transitions, _clip_actions(transitions)),
+            successors=jnp.asarray(successors),
+            size=jnp.int32(len(rows)),
+        )
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Where rows stand in the ring; `C`, which is nowhere, for -1."""
+        return np.where(rows < 0, self._capacity, rows % self._capacity).astype(np.int32)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _insert(
+    buffer: ReplayBuffer, transitions: Transitions, places: Array, predecessors: Array, size: Array
+) -> ReplayBuffer:
+    def put(array: Array, values: Array) -> Array:
+        return array.at[places].set(values, mode="drop")
+
+    successors = buffer.successors.at[places].set(-1, mode="drop")
+    return ReplayBuffer(
+        transitions=jax.tree.map(put, buffer.transitions, _clip_actions(transitions)),
+        successors=successors.at[predecessors].set(places, mode="drop"),
+        size=size,
+    )
+
+
+def _clip_actions(transitions: Transitions) -> Transitions:
+    """As in a dataset; the log keeps the actions that were executed."""
+    clipped = transitions.actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
+    return transitions.replace(actions=clipped)
+
+
+def _chain(
+    episodes: np.ndarray, first: int, newest: dict[int, int]
+) -> tuple[np.ndarray, dict[int, int]]:
+    """The row before each of these rows in its episode, or -1, and the newest row of each episode.
+
+    Args:
+      episodes: [N] of rows `first` onwards.
+      first: number of the first row.
+      newest: the newest earlier row of each episode in progress.
+    """
+    predecessors, newest_here = np.empty(len(episodes), np.int64), {}
+    for index, episode in enumerate(episodes.tolist()):
+        predecessors[index] = newest_here.get(episode, newest.get(episode, -1))
+        newest_here[episode] = first + index
+    return predecessors, newest_here
+
+
+def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _read_log(folder: Path, num_added: int, capacity: int) -> dict[str, np.ndarray]:
+    """The newest `capacity` of the first `num_added` transitions."""
+    parts, following = [], num_added
+    for path in sorted(folder.glob("[0-9]*.npz"), reverse=True):
+        try:
+            with np.load(path) as file:
+                parts.append(dict(file))
+        except Exception as error:  # whatever a damaged archive leads to
+            raise ValueError(f"{path} is damaged ({error}).") from error
+        if int(path.stem) + len(parts[-1]["episodes"]) != following:
+            raise ValueError(f"{folder} lacks the transitions before number {following}.")
+        following = int(path.stem)
+        if following <= num_added - capacity:
+            break
+    else:
+        if following:
+            raise ValueError(f"{folder} lacks the transitions before number {following}.")
+    return {name: column[-capacity:] for name, column in _join(parts[::-1]).items()}

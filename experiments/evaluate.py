@@ -7,9 +7,7 @@ from absl import app, flags
 from qam_jax.training.console import plain_errors, run_main, start_logging
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
-_STEP = flags.DEFINE_integer(
-    "step", None, "Which checkpoint; the newest by default.", lower_bound=0
-)
+_STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: a step, newest or best.")
 _EPISODES = flags.DEFINE_integer("episodes", 50, "How many episodes.", lower_bound=1)
 _ENVS = flags.DEFINE_integer(
     "envs", 0, "Environments side by side; 0: twice the processors.", lower_bound=0
@@ -31,15 +29,21 @@ def main(argv: list[str]) -> None:
         folder = Path(_RUN.value).expanduser()
         run = load_run(folder, _STEP.value)
         seed = run.config.seed if _SEED.value is None else _SEED.value
-        env_name = run.config.env_name
+        env_name, env_module = run.config.env_name, run.config.env_module
+        if not env_name:
+            raise ValueError(f"{folder} was trained without an environment to evaluate it in.")
         evaluator = Evaluator(
-            env_name, num_episodes=_EPISODES.value, num_envs=_ENVS.value, seed=seed
+            env_name,
+            env_module=env_module,
+            num_episodes=_EPISODES.value,
+            num_envs=_ENVS.value,
+            seed=seed,
         )
         try:
             episodes = evaluator.evaluate(run.agent, run.state)
         finally:
             evaluator.close()
-        print(f"{env_name}, update {run.state.step}: {describe(episodes)}")
+        print(f"{env_name}, step {run.step}: {describe(episodes)}")
         if _VIDEO_EPISODES.value:
             videos = film_episodes(
                 run.agent,
@@ -48,6 +52,7 @@ def main(argv: list[str]) -> None:
                 folder / "videos",
                 num_episodes=_VIDEO_EPISODES.value,
                 seed=seed,
+                env_module=env_module,
             )
             print("Films:", *videos, sep="\n  ")
 

@@ -11,6 +11,7 @@ from qam_jax.envs import make_env
 from qam_jax.files import atomic_write
 from qam_jax.training.evaluation import Episode
 from qam_jax.training.metrics import read_csv
+from qam_jax.training.settings import RunSettings
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -19,38 +20,59 @@ _COLOR = "#1f5fa8"
 _FAILURE_COLOR = "#c44e3a"
 
 
-def plot_run(folder: Path, env_name: str, episodes: Mapping[str, Sequence[Episode]]) -> list[Path]:
+def plot_run(
+    folder: Path, settings: RunSettings, episodes: Mapping[str, Sequence[Episode]]
+) -> list[Path]:
     """Draws all pictures of a run into its folder and returns their paths.
 
     Args:
       folder: the run's folder.
-      env_name: OGBench's single-task name.
+      settings: the run's.
       episodes: of the last evaluation, by the name of the policy.
     """
-    pictures = [plot_learning_curve(folder, title=env_name)]
-    if "maze" in env_name:
-        env = make_env(env_name)
-        env.reset(seed=0)
+    if not settings.env_name:
+        return []
+    border = settings.bc_steps + settings.offline_steps if settings.online_steps else None
+    pictures = [plot_learning_curve(folder, title=settings.env_name, border=border)]
+    env = make_env(settings.env_name, settings.env_module)
+    env.reset(seed=0)
+    if hasattr(env.unwrapped, "maze_map") and hasattr(env.unwrapped, "cur_goal_xy"):
         pictures.append(plot_maze_paths(env.unwrapped, episodes, folder / "trajectories.png"))
-        env.close()
+    env.close()
     return pictures
 
 
-def plot_learning_curve(folder: Path, title: str) -> Path:
-    """Draws success rate against updates, with its 95% interval, from a run's eval.csv.
+def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> Path:
+    """Draws success rate against steps, with its 95% interval, from a run's eval.csv.
+
+    Where the environment does not report success, it draws the mean return instead.
+
+    Args:
+      folder: the run's folder.
+      title: above the curve.
+      border: the step at which fine-tuning online begins; None if it does not.
 
     Returns:
       The picture's path, `learning_curve.png` in the run's folder.
     """
     rows = read_csv(folder / "eval.csv")
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    steps = columns["step"]
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    axes.fill_between(
-        columns["step"], 100 * columns["success_low"], 100 * columns["success_high"],
-        color=_COLOR, alpha=0.2, linewidth=0, label="95% interval",
-    )  # fmt: skip
-    axes.plot(columns["step"], 100 * columns["success"], "o-", color=_COLOR, label="success rate")
-    axes.set(xlabel="updates", ylabel="success rate (%)", ylim=(-3, 103), title=title)
+    if np.isnan(columns["success"]).all():
+        axes.plot(steps, columns["return"], "o-", color=_COLOR, label="mean return")
+        axes.set(ylabel="return")
+    else:
+        low, high = 100 * columns["success_low"], 100 * columns["success_high"]
+        band = {"color": _COLOR, "alpha": 0.2, "linewidth": 0, "label": "95% interval"}
+        axes.fill_between(steps, low, high, **band)
+        axes.plot(steps, 100 * columns["success"], "o-", color=_COLOR, label="success rate")
+        axes.set(ylabel="success rate (%)", ylim=(-3, 103))
+    if border is None:
+        axes.set(xlabel="updates", title=title)
+    else:
+        axes.axvline(border, color="0.4", linestyle="--", linewidth=1, label="fine-tuning begins")
+        axes.set(xlabel="offline updates, then environment steps", title=title)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)

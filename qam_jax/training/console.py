@@ -9,6 +9,9 @@ import absl.logging
 from absl import app, flags
 from tqdm import tqdm
 
+from qam_jax.envs.pool import EnvFailure
+from qam_jax.training.stopping import EXIT_CODE, Stopped
+
 _logger = logging.getLogger("qam_jax")
 
 
@@ -30,15 +33,19 @@ def start_logging() -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Ends the process with status 1 and a plain message where the user's input is at fault.
+    """Ends the process with status 1 and a plain message where the user's input is at fault, and
+    with status 75 where a signal stopped the run, which the same command then continues.
 
-    `--verbosity=1` shows where in the code the error arose.
+    `--verbosity=1` shows where in the code an error arose.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, EnvFailure) as error:
         _logger.debug("Details of the error:", exc_info=True)
         sys.exit(f"Error: {error}")
+    except Stopped as stopped:
+        print(f"Stopped by {stopped}; saved. The same command continues.", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit("Interrupted. The same command continues from the last checkpoint.")
 
@@ -48,9 +55,19 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     app.run(main, flags_parser=_parse_flags)
 
 
+def with_default_config(arguments: list[str], default: str) -> None:
+    """Puts --config, or else its default, first: before the flags that change its fields."""
+    given = next((flag for flag in arguments if flag.startswith(("--config=", "-config="))), None)
+    if given is not None:
+        arguments.remove(given)
+    arguments.insert(1, given or f"--config={default}")
+
+
 def _parse_flags(arguments: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(arguments)
+    except FileNotFoundError as error:  # from --config=<file>:<run>
+        sys.exit(f"Error: {error}")
     except AttributeError as error:  # from --config.<field>
         names = [argument for argument in arguments if argument.startswith("--config.")]
         _, marker, hint = str(error).partition("Did you mean")

@@ -1,7 +1,8 @@
 """Rows of metrics: CSV, TensorBoard and, when asked for, Weights & Biases."""
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,34 @@ class MetricLog:
     """Writes `<kind>.csv` and the other records in a run's folder.
 
     A continued run drops the rows beyond the step that it continues from, so that none is doubled.
+    Metrics that a row does not have are left empty.
 
     Args:
       folder: the run's folder.
-      step: the step that the run continues from; 0 for a new one.
+      kept: for each kind, the step of the last row to keep.
       wandb_project: project of Weights & Biases; empty for none.
       config: what the run is, for Weights & Biases.
     """
 
-    def __init__(self, folder: Path, step: int, wandb_project: str, config: Mapping[str, Any]):
+    def __init__(
+        self, folder: Path, kept: Mapping[str, int], wandb_project: str, config: Mapping[str, Any]
+    ):
         self._folder = folder
-        self._step = step
         self._writers: dict[str, tuple[Any, csv.DictWriter]] = {}
-        self._tensorboard = SummaryWriter(str(folder), purge_step=step + 1)
+        for kind, step in kept.items():
+            rows = read_csv(self._path(kind))
+            if rows:
+                write_csv(self._path(kind), rows[0], [row for row in rows if row["step"] <= step])
+        self._tensorboard = SummaryWriter(str(folder), purge_step=max(kept.values()) + 1)
         self._wandb = _start_wandb(wandb_project, folder, config) if wandb_project else None
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row to `<kind>.csv` and to the other records."""
-        row = {"step": step, **metrics}
-        if kind not in self._writers:
-            self._writers[kind] = _open_csv(
-                self._folder / f"{kind}.csv", list(row), min(self._step, step - 1)
-            )
+        metrics = {name: float(value) for name, value in metrics.items()}
+        if kind not in self._writers or metrics.keys() - set(self._writers[kind][1].fieldnames):
+            self._open(kind, ["step", *metrics])
         file, writer = self._writers[kind]
-        writer.writerow(row)
+        writer.writerow({"step": step, **_known(metrics)})
         file.flush()
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -53,6 +58,20 @@ class MetricLog:
         if self._wandb is not None:
             self._wandb.finish()
 
+    def _open(self, kind: str, names: Iterable[str]) -> None:
+        """Opens a file to add rows to that have these columns beside those that it has."""
+        if kind in self._writers:
+            self._writers.pop(kind)[0].close()
+        path = self._path(kind)
+        rows = read_csv(path)
+        names = list(dict.fromkeys([*(rows[0] if rows else []), *names]))
+        write_csv(path, names, rows)
+        file = open(path, "a", newline="")
+        self._writers[kind] = (file, csv.DictWriter(file, names))
+
+    def _path(self, kind: str) -> Path:
+        return self._folder / f"{kind}.csv"
+
 
 def read_csv(path: Path) -> list[dict[str, float]]:
     """The rows of a file of metrics; none if there is no such file.
@@ -63,19 +82,23 @@ def read_csv(path: Path) -> list[dict[str, float]]:
         return []
     lines = path.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole)]
+    return [
+        {name: float(value or "nan") for name, value in row.items()}
+        for row in csv.DictReader(whole)
+    ]
 
 
-def _open_csv(path: Path, names: list[str], step: int) -> tuple[Any, csv.DictWriter]:
-    """Opens a file to add rows to, without those beyond `step` that it may hold."""
-    earlier = [row for row in read_csv(path) if row["step"] <= step]
+def write_csv(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, float]]) -> None:
+    """Writes a file of metrics; a value that is missing or nan is left empty."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, list(names))
         writer.writeheader()
-        for row in earlier:
-            writer.writerow({**row, "step": int(row["step"])})
-    file = open(path, "a", newline="")
-    return file, csv.DictWriter(file, names)
+        for row in rows:
+            writer.writerow({**_known(row), "step": int(row["step"])})
+
+
+def _known(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not math.isnan(value)}
 
 
 def _start_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Any:

@@ -1,19 +1,23 @@
 """A run's folder: what the run is, where it ran, and whether it is this run's to continue."""
 
+import contextlib
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.files import ensure_writable_dir, write_json
+from qam_jax.files import ensure_writable_dir, hold_lock, write_json
 from qam_jax.training.settings import RunSettings, resolved
 
 _PACKAGES = (
@@ -22,8 +26,13 @@ _PACKAGES = (
 )
 # Settings that may change when a run is continued: they do not change what it computes.
 _FREE_SETTINGS = frozenset(
-    "offline_steps eval_envs video_episodes wandb_project dataset_dir data_source mirrors "
-    "save_dir group run_id".split()
+    "offline_steps online_steps eval_envs video_episodes wandb_project dataset_dir data_source "
+    "mirrors ogbench_dataset_dir save_dir group run_id keep_checkpoints max_env_crashes".split()
+)
+# Settings that may change until fine-tuning begins; they are not in the default name of a run,
+# so that an offline run can be fine-tuned in its own folder.
+_ONLINE_SETTINGS = frozenset(
+    "start_training utd_ratio num_envs balanced_sampling buffer_size".split()
 )
 
 
@@ -35,17 +44,46 @@ def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
       OSError: if the folder cannot be written to.
     """
     config = resolved(settings, agent_config)
-    folder = Path(settings.save_dir).expanduser() / settings.group / settings.env_name
+    env_name = re.sub("[/:]", "_", settings.env_name) or "no_environment"
+    folder = Path(settings.save_dir).expanduser() / settings.group / env_name
     folder = folder / (settings.run_id or _default_run_id(config))
     ensure_writable_dir(folder)
     if (folder / "config.json").exists():
-        differences = _differences(read_config(folder), config)
+        earlier = {**_defaults(), **read_config(folder)}
+        if not earlier["online_steps"]:
+            earlier |= {name: config[name] for name in _ONLINE_SETTINGS}
+        differences = _differences(earlier, config)
         if differences:
             raise ValueError(
                 f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
                 "Give another --run_id or --group, or the config that it was started with."
             )
     return folder
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes from working in a run's folder; the lock ends with the process.
+
+    A folder in which nothing was written is removed in the end.
+
+    Raises:
+      OSError: if another process works in it; says which.
+    """
+    path = folder / "lock"
+    try:
+        with hold_lock(path, f"at work in {folder}", wait=False):
+            try:
+                yield
+            finally:
+                if [entry.name for entry in folder.iterdir()] == ["lock"]:
+                    path.unlink()
+                    folder.rmdir()
+    except BlockingIOError as error:
+        raise OSError(
+            f"another process is at work in the run folder {folder} ({error.strerror}). Wait until "
+            "it ends, or give another --run_id."
+        ) from None
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -61,6 +99,11 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             "exp/<group>/<env_name>/<run id>, which holds config.json."
         )
     return json.loads(path.read_text())
+
+
+def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
+    """Reads metadata.json of a run's folder."""
+    return json.loads((Path(folder).expanduser() / "metadata.json").read_text())
 
 
 def record_start(
@@ -94,7 +137,8 @@ def record_start(
 
 
 def _default_run_id(config: dict[str, Any]) -> str:
-    identity = {name: value for name, value in config.items() if name not in _FREE_SETTINGS}
+    left_out = _FREE_SETTINGS | _ONLINE_SETTINGS
+    identity = {name: value for name, value in config.items() if name not in left_out}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"
 
@@ -111,6 +155,11 @@ def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "")
         elif before != after:
             found.append(f"{prefix}{name} is {before!r} there and {after!r} here")
     return found
+
+
+def _defaults() -> dict[str, Any]:
+    """What a setting was before there was a flag for it."""
+    return {field.name: field.default for field in dataclasses.fields(RunSettings)}
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,11 @@ def _setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any
 class DataSettings:
     """Where the data come from."""
 
-    dataset: str = _setting("", "An .npz file of your own; empty: OGBench's dataset of env_name.")
+    dataset: str = _setting(
+        "",
+        "Data of your own: an .npz file, a folder of them, or minari:<id>; empty: OGBench's "
+        "dataset of env_name.",
+    )
     dataset_dir: str = _setting("~/.ogbench/data", "Folder of OGBench's dataset files.")
     data_source: str = _setting(
         "auto",
@@ -24,32 +28,70 @@ class DataSettings:
         ("auto", "local", "download", "generate"),
     )
     mirrors: str = _setting("", "Comma-separated URLs of folders to download from, tried first.")
+    ogbench_dataset_dir: str = _setting(
+        "", "Folder of shards, .npz files of which one at a time is trained on."
+    )
+    dataset_replace_interval: int = _setting(
+        1000, "Steps until the next shard of ogbench_dataset_dir; 0: only the first is used."
+    )
+    dataset_proportion: float = _setting(1.0, "Leading part of each file that is used.")
     sparse: bool = _setting(False, "Make every reward that is not 0 a -1.")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(DataSettings):
-    """An offline run."""
+    """A run: behaviour cloning, then offline training, then fine-tuning online."""
 
     env_name: str = _setting(
-        "pointmaze-medium-navigate-singletask-v0", "OGBench's single-task name."
+        "pointmaze-medium-navigate-singletask-v0",
+        "OGBench's single-task name, or the id of a gymnasium environment; empty: none, for "
+        "training on data alone.",
     )
-    seed: int = _setting(0, "Seed of networks, batches and noise.")
-    offline_steps: int = _setting(1_000_000, "Updates in all.")
-    log_interval: int = _setting(1000, "Updates per row of train.csv.")
-    eval_interval: int = _setting(
-        50_000, "Updates between evaluations; a multiple of log_interval."
+    env_module: str = _setting("", "Module to import, which registers env_name with gymnasium.")
+    seed: int = _setting(0, "Seed of networks, batches, noise and episodes.")
+    bc_steps: int = _setting(
+        0, "Updates of behaviour cloning alone, whose flow the other stages start from."
     )
-    save_interval: int = _setting(
-        50_000, "Updates between checkpoints; a multiple of log_interval."
+    offline_steps: int = _setting(1_000_000, "Updates on the dataset.")
+    online_steps: int = _setting(0, "Environment steps of fine-tuning after that.")
+    start_training: int = _setting(
+        5000,
+        "Environment steps before the first online update; of an agent without training, with "
+        "random actions.",
     )
+    utd_ratio: int = _setting(1, "Updates per environment step.")
+    num_envs: int = _setting(1, "Environments that gather experience side by side.")
+    balanced_sampling: bool = _setting(
+        False, "Half of each online batch from the dataset, half from experience; else uniform."
+    )
+    buffer_size: int = _setting(0, "Online transitions kept for training; 0: all.")
+    log_interval: int = _setting(1000, "Steps per row of train.csv.")
+    eval_interval: int = _setting(50_000, "Steps between evaluations; a multiple of log_interval.")
+    save_interval: int = _setting(50_000, "Steps between checkpoints; a multiple of log_interval.")
+    keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, beside the best.")
     eval_episodes: int = _setting(50, "Episodes of an evaluation.")
     eval_envs: int = _setting(0, "Environments evaluated side by side; 0: twice the processors.")
+    max_env_crashes: int = _setting(10, "Crashes of environments that a run endures.")
     video_episodes: int = _setting(0, "Episodes filmed at the end of the run.")
+    run: str = _setting("", "Folder of the run whose checkpoint this one starts from.")
+    run_step: str = _setting("newest", "Which checkpoint of --run: a step, newest or best.")
     save_dir: str = _setting("exp", "Folder of all runs.")
     group: str = _setting("default", "Folder of related runs, inside save_dir.")
     run_id: str = _setting("", "Name of the run's folder; empty: made of algorithm, seed, config.")
     wandb_project: str = _setting("", "Weights & Biases project to log to; empty: none.")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return self.bc_steps + self.offline_steps + self.online_steps
+
+
+_DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 def define_flags(settings_class: type) -> None:
@@ -59,8 +101,7 @@ def define_flags(settings_class: type) -> None:
         if field.metadata["choices"]:
             flags.DEFINE_enum(field.name, default, list(field.metadata["choices"]), text)
         else:
-            define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, str: flags.DEFINE_string}
-            define[field.type](field.name, default, text)
+            _DEFINE[field.type](field.name, default, text)
 
 
 def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) -> Any:
@@ -81,10 +122,11 @@ def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) 
 
 def check_settings(settings: RunSettings) -> None:
     """Raises ValueError, naming the setting and the mend, where settings make no sense."""
-    for name in ("offline_steps", "log_interval", "eval_interval", "save_interval"):
+    for name, (low, high) in _RANGES.items():
         value = getattr(settings, name)
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
+        if not low <= value <= high:
+            bounds = f"at least {low}" if high == _LARGE else f"in [{low}, {high}]"
+            raise ValueError(f"--{name} must be {bounds}, got {value}.")
     for name in ("eval_interval", "save_interval"):
         value = getattr(settings, name)
         if value % settings.log_interval:
@@ -92,24 +134,71 @@ def check_settings(settings: RunSettings) -> None:
                 f"--{name} must be a multiple of --log_interval ({settings.log_interval}), "
                 f"got {value}; the one below is {value - value % settings.log_interval}."
             )
-    for name, low, high in (
-        ("seed", 0, 2**31 - 1),
-        ("eval_episodes", 1, 10**6),
-        ("eval_envs", 0, 10**4),
-        ("video_episodes", 0, 10**4),
-    ):
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise ValueError(f"--{name} must lie in [{low}, {high}], got {value}.")
     for name in ("group", "run_id"):
         value = getattr(settings, name)
         if value in (".", "..") or "/" in value or "\\" in value:
             raise ValueError(f"--{name} must be the name of one folder, got {value!r}.")
+    if settings.total_steps < 1:
+        raise ValueError("nothing to do: give --offline_steps, --online_steps or --bc_steps.")
+    _check_data(settings)
+    _check_environment(settings)
+
+
+def _check_data(settings: RunSettings) -> None:
     if settings.dataset and (settings.data_source != "auto" or settings.mirrors):
         raise ValueError(
-            "--dataset names a file of your own; --data_source and --mirrors are for OGBench's: "
+            "--dataset names data of your own; --data_source and --mirrors are for OGBench's: "
             "give one or the other."
         )
+    if settings.dataset and settings.ogbench_dataset_dir:
+        raise ValueError(
+            "--dataset is loaded as a whole, --ogbench_dataset_dir one shard at a time: give one "
+            "of them."
+        )
+    if not 0 < settings.dataset_proportion <= 1:
+        raise ValueError(
+            "--dataset_proportion must be above 0 and at most 1, got "
+            f"{settings.dataset_proportion}."
+        )
+
+
+def _check_environment(settings: RunSettings) -> None:
+    if settings.env_name:
+        return
+    if settings.online_steps:
+        raise ValueError(
+            f"--online_steps={settings.online_steps} needs an environment to act in, but "
+            "--env_name is empty: name one, or set --online_steps=0."
+        )
+    if not settings.dataset and not settings.ogbench_dataset_dir:
+        raise ValueError(
+            "without an environment (--env_name is empty) there is no OGBench dataset: name data "
+            "of your own by --dataset."
+        )
+    if settings.video_episodes:
+        raise ValueError("--video_episodes needs an environment, but --env_name is empty.")
+
+
+_LARGE = 10**12
+_RANGES = {
+    "bc_steps": (0, _LARGE),
+    "offline_steps": (0, _LARGE),
+    "online_steps": (0, _LARGE),
+    "start_training": (0, _LARGE),
+    "utd_ratio": (1, 10**4),
+    "num_envs": (1, 10**4),
+    "buffer_size": (0, 2**31 - 1),
+    "dataset_replace_interval": (0, _LARGE),
+    "log_interval": (1, _LARGE),
+    "eval_interval": (1, _LARGE),
+    "save_interval": (1, _LARGE),
+    "keep_checkpoints": (1, 10**6),
+    "seed": (0, 2**31 - 1),
+    "eval_episodes": (1, 10**6),
+    "eval_envs": (0, 10**4),
+    "max_env_crashes": (0, 10**6),
+    "video_episodes": (0, 10**4),
+}
 
 
 def resolved(settings: RunSettings, agent_config: ConfigDict) -> dict[str, Any]:

@@ -3,18 +3,15 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qam_jax.agents import get_config, make_agent
+from qam_jax.agents import get_config
 from qam_jax.data import generate
-from qam_jax.data.dataset import make_dataset, sample_windows
 from qam_jax.training.checkpoints import Checkpoints, load_run
 from qam_jax.training.evaluation import Evaluator, summarize
-from qam_jax.training.keys import split_seed
 from qam_jax.training.metrics import read_csv
-from qam_jax.training.offline import make_update_block, train_offline
+from qam_jax.training.run import train
 from qam_jax.training.settings import RunSettings, check_settings
 
 
@@ -47,13 +44,13 @@ def _config(**changes):
 
 @pytest.fixture(name="run", scope="module")
 def _run(settings):
-    return train_offline(settings, _config())
+    return train(settings, _config())
 
 
 def _assert_same_rows(folder, expected_folder, kind):
     rows, expected = (read_csv(path / f"{kind}.csv") for path in (folder, expected_folder))
     for row in rows + expected:
-        row["updates_per_second"] = 0
+        row["updates_per_second"] = 0  # the clock's
     assert rows == expected
 
 
@@ -79,9 +76,9 @@ def test_a_run_leaves_its_whole_folder(settings, run):
 
 def test_an_interrupted_run_continues_as_if_it_had_not_been(settings, run):
     again = dataclasses.replace(settings, group="continued", offline_steps=8)
-    first = train_offline(again, _config())
+    first = train(again, _config())
     assert int(first.state.step) == 8
-    second = train_offline(dataclasses.replace(again, offline_steps=12), _config())
+    second = train(dataclasses.replace(again, offline_steps=12), _config())
     assert second.folder == first.folder
     jax.tree.map(np.testing.assert_array_equal, second.state, run.state)
     for kind in ("train", "eval"):
@@ -93,42 +90,42 @@ def test_a_run_stopped_between_its_rows_and_its_checkpoint(settings, run, monkey
     crashed = dataclasses.replace(settings, group="crashed")
     save = Checkpoints.save
 
-    def crash_at_the_end(checkpoints, state):
-        if int(state.step) == 12:
+    def crash_at_the_end(checkpoints, step, *arguments, **more):
+        if step == 12:
             raise KeyboardInterrupt
-        save(checkpoints, state)
+        save(checkpoints, step, *arguments, **more)
 
     monkeypatch.setattr(Checkpoints, "save", crash_at_the_end)
     with pytest.raises(KeyboardInterrupt):
-        train_offline(crashed, _config())
+        train(crashed, _config())
     monkeypatch.undo()
     folder = next((Path(settings.save_dir) / "crashed").glob("*/*"))
     assert Checkpoints(folder).steps == [4, 8]
     assert [row["step"] for row in read_csv(folder / "eval.csv")] == [8, 12]
     with open(folder / "train.csv", "a") as file:
         file.write("16,0.5")  # and a line cut short, as a power failure leaves it
-    second = train_offline(crashed, _config())
+    second = train(crashed, _config())
     jax.tree.map(np.testing.assert_array_equal, second.state, run.state)
     for kind in ("train", "eval"):
         _assert_same_rows(folder, run.folder, kind)
 
 
 def test_fewer_updates_than_there_are_already_are_refused(settings, run):
-    with pytest.raises(ValueError, match=r"holds 12 updates already.*--offline_steps=8"):
-        train_offline(dataclasses.replace(settings, offline_steps=8), _config())
+    with pytest.raises(ValueError, match=r"holds 12 steps already, more than the 8"):
+        train(dataclasses.replace(settings, offline_steps=8), _config())
 
 
 def test_a_failed_start_does_not_claim_the_folder(settings):
     named = dataclasses.replace(settings, group="typo", run_id="mine", offline_steps=4)
     missing = dataclasses.replace(named, dataset="/nowhere.npz", data_source="auto")
     with pytest.raises(FileNotFoundError):
-        train_offline(missing, _config())
-    assert int(train_offline(named, _config()).state.step) == 4
+        train(missing, _config())
+    assert int(train(named, _config()).state.step) == 4
 
 
 def test_a_finished_run_started_again_only_reports(settings, run):
     before = (run.folder / "train.csv").read_text()
-    again = train_offline(settings, _config())
+    again = train(settings, _config())
     assert [episode[:3] for episode in again.episodes] == [episode[:3] for episode in run.episodes]
     assert (run.folder / "train.csv").read_text() == before
 
@@ -144,52 +141,18 @@ def test_a_saved_run_gives_the_same_numbers(settings, run):
     earlier = load_run(run.folder, step=8)
     assert int(earlier.state.step) == 8
     assert not np.array_equal(earlier.state.key, run.state.key)
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5.*there are: \[8, 12\]"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 in.*of the steps \[8, 12\]"):
         load_run(run.folder, step=5)
-
-
-def test_blocks_of_any_length_give_the_same_state():
-    rng = np.random.default_rng(0)
-    data = {
-        "observations": rng.normal(size=(50, 3)),
-        "actions": rng.uniform(-1, 1, size=(50, 2)),
-        "rewards": -np.ones(50),
-        "terminals": np.eye(50)[-1] + np.eye(50)[20],
-    }
-    dataset, config = make_dataset(data), _config()
-    agent = make_agent(config)
-    block = make_update_block(agent, config, seed=0)
-
-    def run(lengths):
-        state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
-        sums = {}
-        for length in lengths:
-            state, sums = block(state, sums, dataset, length)
-        return state, sums
-
-    whole = run([6])
-    jax.tree.map(np.testing.assert_array_equal, whole, run([1, 3, 2]))
-    # The same again by single updates, which also gives the metrics that were summed up.
-    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
-    update, rows = jax.jit(agent.update), []
-    for step in range(6):
-        key = jax.random.fold_in(split_seed(0).batches, step)
-        batch = sample_windows(dataset, key, config.batch_size, 5, config.discount)
-        state, metrics = update(state, batch)
-        rows.append(metrics)
-    np.testing.assert_allclose(whole[1]["loss"], sum(row["loss"] for row in rows), rtol=1e-4)
-    np.testing.assert_allclose(whole[1]["q_min"], min(row["q_min"] for row in rows), rtol=1e-4)
-    np.testing.assert_allclose(whole[1]["q_max"], max(row["q_max"] for row in rows), rtol=1e-4)
 
 
 def test_the_folder_of_another_config_is_refused(settings):
     named = dataclasses.replace(settings, run_id="mine", offline_steps=4, group="refused")
-    train_offline(named, _config())
+    train(named, _config())
     with pytest.raises(ValueError, match=r"agent.inv_temp is 1.0 there and 3.0 here.*--run_id"):
-        train_offline(named, _config(inv_temp=3.0))
+        train(named, _config(inv_temp=3.0))
     other = dataclasses.replace(named, sparse=True)
     with pytest.raises(ValueError, match="sparse is False there and True here"):
-        train_offline(other, _config())
+        train(other, _config())
 
 
 def test_a_run_is_not_continued_on_other_data(settings, run, tmp_path):
@@ -198,7 +161,7 @@ def test_a_run_is_not_continued_on_other_data(settings, run, tmp_path):
         name, tmp_path, num_episodes=3, seed=1, num_processes=1, progress=False
     )
     with pytest.raises(ValueError, match="was trained on other data"):
-        train_offline(dataclasses.replace(settings, dataset_dir=str(tmp_path)), _config())
+        train(dataclasses.replace(settings, dataset_dir=str(tmp_path)), _config())
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(settings, tmp_path):
@@ -206,12 +169,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(settings, tm
     blocker.write_text("")
     bad = dataclasses.replace(settings, save_dir=str(blocker / "exp"), dataset_dir="/nowhere")
     with pytest.raises(OSError, match=r"cannot write to the folder.*Choose another folder"):
-        train_offline(bad, _config())
+        train(bad, _config())
 
 
 def test_a_horizon_longer_than_every_episode_is_refused(settings):
     with pytest.raises(ValueError, match=r"horizon_length = 1500.*longest has 1000 transitions"):
-        train_offline(settings, _config(horizon_length=1500))
+        train(settings, _config(horizon_length=1500))
 
 
 @pytest.mark.parametrize(
@@ -219,27 +182,20 @@ def test_a_horizon_longer_than_every_episode_is_refused(settings):
     [
         ({"eval_interval": 6}, r"--eval_interval must be a multiple of --log_interval \(4\)"),
         ({"save_interval": 3}, "--save_interval must be a multiple"),
-        ({"offline_steps": 0}, "--offline_steps must be at least 1"),
-        ({"eval_episodes": 0}, r"--eval_episodes must lie in \[1"),
-        ({"eval_envs": -3}, "--eval_envs must lie in"),
-        ({"seed": 2**31}, "--seed must lie in"),
+        ({"offline_steps": 0}, "nothing to do: give --offline_steps"),
+        ({"offline_steps": -1}, "--offline_steps must be at least 0"),
+        ({"utd_ratio": 0}, r"--utd_ratio must be in \[1"),
+        ({"env_name": "", "online_steps": 5}, "--online_steps=5 needs an environment to act in"),
+        ({"env_name": ""}, "there is no OGBench dataset: name data of your own"),
+        ({"dataset_proportion": 0.0}, "--dataset_proportion must be above 0"),
+        ({"eval_episodes": 0}, r"--eval_episodes must be in \[1"),
+        ({"eval_envs": -3}, "--eval_envs must be"),
+        ({"seed": 2**31}, "--seed must be"),
         ({"run_id": "../other"}, "--run_id must be the name of one folder"),
-        ({"video_episodes": -1}, "--video_episodes must lie in"),
+        ({"video_episodes": -1}, "--video_episodes must be"),
         ({"dataset": "mine.npz"}, "give one or the other"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, changes, message):
     with pytest.raises(ValueError, match=message):
         check_settings(dataclasses.replace(settings, **changes))
-
-
-def test_checkpoints_keep_the_newest(tmp_path):
-    agent = make_agent(_config())
-    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
-    checkpoints = Checkpoints(tmp_path, max_to_keep=2)
-    for step in (1, 2, 3):
-        checkpoints.save(state.replace(step=jnp.int32(step)))
-    checkpoints.close()
-    assert Checkpoints(tmp_path).steps == [2, 3]
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in"):
-        Checkpoints(tmp_path / "empty").restore(state)

@@ -1,0 +1,52 @@
+"""Fine-tunes an agent in its environment: `python experiments/finetune_online.py --help`.
+
+From a run of train_offline.py: --run=exp/<group>/<env_name>/<run id>, whose settings and
+hyperparameters hold unless they are given anew. Without --run from nothing, next to a dataset:
+--config=..., often with --balanced_sampling or --bc_steps.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from qam_jax.training import settings as settings_module
+from qam_jax.training.console import plain_errors, run_main, start_logging, with_default_config
+from qam_jax.training.settings import RunSettings, define_flags, from_flags
+
+_CONFIGS = Path(__file__).resolve().parent / "configs"
+_ONLINE_STEPS = 500_000
+
+define_flags(RunSettings)
+flags.adopt_module_key_flags(settings_module)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "File with the algorithm and its hyperparameters; --config.<field>=<value> changes a field. "
+    "Without it: those of --run, or the paper's QAM.",
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+    start_logging()  # before the libraries, some of which have much to say
+    from qam_jax.launch import config_file, launch
+    from qam_jax.training.warm_start import settings_of
+
+    with plain_errors():
+        config_file()
+        run, step = flags.FLAGS.run, flags.FLAGS.run_step
+        defaults = settings_of(run, step) if run else {"offline_steps": 0}
+        defaults["online_steps"] = _ONLINE_STEPS
+        launch(from_flags(RunSettings, flags.FLAGS, **defaults), _CONFIG.value)
+
+
+if __name__ == "__main__":
+    run_flag = next((flag for flag in sys.argv if flag.startswith(("--run=", "-run="))), None)
+    if run_flag is None:
+        with_default_config(sys.argv, str(_CONFIGS / "qam.py"))
+    else:
+        with_default_config(sys.argv, f"{_CONFIGS / 'of_run.py'}:{run_flag.partition('=')[2]}")
+    run_main(main)

@@ -1,0 +1,55 @@
+"""A run as the entry points make it: training, then results in words and pictures."""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from qam_jax.analysis.plots import plot_run
+from qam_jax.envs import find_render_backend
+from qam_jax.training.evaluation import describe, film_episodes
+from qam_jax.training.run import train
+from qam_jax.training.settings import RunSettings
+
+
+def config_file() -> Path:
+    """The file that --config names.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+    """
+    path = Path(config_flags.get_config_filename(flags.FLAGS["config"])).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"--config: there is no file {path}.")
+    return path
+
+
+def launch(settings: RunSettings, config: ConfigDict) -> None:
+    """Trains or continues to, prints how the policies do, and draws them.
+
+    Args:
+      settings: what the run is.
+      config: the algorithm and its hyperparameters.
+    """
+    if settings.video_episodes:
+        find_render_backend()  # fails now rather than at the end of the run
+    result = train(settings, config)
+    episodes = {config.agent_name: result.episodes} if result.episodes else {}
+    if result.behavior_episodes:
+        episodes["behaviour cloning alone"] = result.behavior_episodes
+    for name, runs in episodes.items():
+        print(f"{name}: {describe(runs)}")
+    pictures = plot_run(result.folder, settings, episodes)
+    if settings.video_episodes:
+        pictures += film_episodes(
+            result.agent,
+            result.state,
+            settings.env_name,
+            result.folder / "videos",
+            num_episodes=settings.video_episodes,
+            seed=settings.seed,
+            env_module=settings.env_module,
+        )
+    print(f"Run: {result.folder}")
+    if pictures:
+        print("Pictures:", *pictures, sep="\n  ")

@@ -1,0 +1,213 @@
+"""Gathers experience in several environments at once."""
+
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qam_jax.data.replay import EpisodeSoFar
+from qam_jax.envs import EnvPool, EnvsRestarted
+from qam_jax.training.evaluation import Episode, Policy
+from qam_jax.types import Transitions
+
+_logger = logging.getLogger(__name__)
+
+
+class Experience(NamedTuple):
+    """What one chunk of actions in every environment led to.
+
+    Attributes:
+      transitions: arrays with leading dimension N, those of an episode in their order.
+      episodes: [N] the episode of each.
+      finished: the episodes that ended, by their number.
+    """
+
+    transitions: Transitions
+    episodes: np.ndarray
+    finished: dict[int, Episode]
+
+
+class Collector:
+    """Acts in environments, a chunk of actions at a time, from episode to episode.
+
+    What happens in an episode depends on the run's seed, the episode's number and the policy
+    alone, not on how many environments there are.
+
+    Args:
+      pool: the environments.
+      seed: of the run.
+      sparse: makes every reward that is not 0 a -1.
+    """
+
+    def __init__(self, pool: EnvPool, seed: int, *, sparse: bool = False):
+        self._pool, self._seed, self._sparse = pool, seed, sparse
+        self._episodes = np.arange(pool.num_envs)
+        self._next_episode = pool.num_envs
+        self._chunks = np.zeros(pool.num_envs, int)
+        self._observations: np.ndarray | None = None  # until the first reset
+
+    @property
+    def crashes(self) -> int:
+        """How often environments crashed."""
+        return self._pool.crashes
+
+    def gather(self, policy: Policy) -> Experience:
+        """Executes one chunk of actions in every environment.
+
+        After a crash, all episodes in progress are given up, and new ones are started.
+        """
+        while True:
+            try:
+                if self._observations is None:
+                    self._reset(np.ones(self._pool.num_envs, bool))
+                return self._step(policy)
+            except EnvsRestarted:
+                self._observations = None
+                self._start_episodes(np.ones(self._pool.num_envs, bool))
+
+    def save(self) -> dict[str, Any]:
+        """Which episodes are in progress, for JSON."""
+        return {
+            "episodes": self._episodes.tolist(),
+            "chunks": self._chunks.tolist(),
+            "next_episode": self._next_episode,
+            "crashes": self._pool.crashes,
+            "started": self._observations is not None,
+        }
+
+    def restore(self, saved: dict[str, Any], episodes: dict[int, EpisodeSoFar]) -> None:
+        """Continues from what `save` returned: executes the episodes in progress once more.
+
+        An environment that does not come to the same observation starts a new episode.
+
+        Args:
+          saved: by `save`.
+          episodes: those in progress that have gone at least one step.
+        """
+        self._episodes = np.array(saved["episodes"])
+        self._chunks = np.array(saved["chunks"])
+        self._next_episode = saved["next_episode"]
+        self._pool.crashes = saved["crashes"]
+        if not saved["started"]:
+            return
+        known = [episodes.get(episode) for episode in saved["episodes"]]
+        replay = {
+            seed: episode.actions
+            for seed, episode in zip(self._seeds(), known, strict=True)
+            if episode is not None
+        }
+        everywhere = np.ones(self._pool.num_envs, bool)
+        try:
+            self._reset(everywhere, replay)
+        except EnvsRestarted:
+            self._start_episodes(everywhere)
+            self._observations = None
+            return
+        strayed = np.array(
+            [
+                episode is not None and not np.array_equal(now, episode.observation)
+                for now, episode in zip(self._observations.astype(np.float32), known, strict=True)
+            ]
+        )
+        if strayed.any():
+            _logger.warning(
+                "%d of %d environments did not come back to where their episodes were (their "
+                "simulators are not deterministic): they start new ones.",
+                strayed.sum(), len(strayed),
+            )  # fmt: skip
+            self._start_episodes(strayed)
+            self._reset(strayed)
+
+    def _reset(self, mask: np.ndarray, replay: dict[int, np.ndarray] | None = None) -> None:
+        self._observations = self._pool.reset(self._seeds(), mask, replay)[0]
+
+    def _seeds(self) -> list[int]:
+        return [_episode_seed(self._seed, episode) for episode in self._episodes]
+
+    def _start_episodes(self, mask: np.ndarray) -> None:
+        """Gives the masked environments new episodes, without resetting them yet."""
+        for env in np.flatnonzero(mask):
+            self._episodes[env], self._chunks[env] = self._next_episode, 0
+            self._next_episode += 1
+
+    def _step(self, policy: Policy) -> Experience:
+        before = self._observations
+        actions = policy(before, self._episodes, self._chunks)
+        after, _, terminated, truncated, info = self._pool.step(actions)
+        counts, done = info["num_steps"], terminated | truncated
+        parts = [
+            _transitions(before[env], actions[env], info, env, terminated[env], self._sparse)
+            for env in range(self._pool.num_envs)
+        ]
+        experience = Experience(
+            transitions=Transitions(
+                **{name: np.concatenate([vars(part)[name] for part in parts]) for name in _FIELDS}
+            ),
+            episodes=np.repeat(self._episodes, counts),
+            finished={
+                int(self._episodes[env]): _episode(info, env) for env in np.flatnonzero(done)
+            },
+        )
+        self._chunks += 1
+        self._observations = after
+        if done.any():
+            self._start_episodes(done)
+            try:
+                self._reset(done)
+            except EnvsRestarted:
+                self._start_episodes(np.ones(self._pool.num_envs, bool))
+                self._observations = None
+        return experience
+
+
+_FIELDS = ("observations", "actions", "rewards", "masks", "next_observations")
+
+
+def random_policy(seed: int, chunk_shape: tuple[int, int]) -> Policy:
+    """Actions [n, H, A] uniform in [-1, 1]."""
+
+    def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+        draws = [
+            np.random.default_rng([seed, episode, chunk]).uniform(-1, 1, chunk_shape)
+            for episode, chunk in zip(episodes, chunks, strict=True)
+        ]
+        return np.array(draws, np.float32)
+
+    return policy
+
+
+def _transitions(
+    observation: np.ndarray,
+    actions: np.ndarray,
+    info: dict[str, Any],
+    env: int,
+    terminated: bool,
+    sparse: bool,
+) -> Transitions:
+    """Those of one environment, from the observation before its chunk of actions."""
+    count = info["num_steps"][env]
+    following = info["observations"][env, :count]
+    rewards = info["rewards"][env, :count]
+    masks = np.ones(count, np.float32)
+    masks[-1:] = 1 - terminated
+    return Transitions(
+        observations=np.concatenate([observation[None].astype(np.float32), following[:-1]]),
+        actions=actions[:count],
+        rewards=-(rewards != 0).astype(np.float32) if sparse else rewards,
+        masks=masks,
+        next_observations=following,
+    )
+
+
+def _episode(info: dict[str, Any], env: int) -> Episode:
+    return Episode(
+        success=float(info["success"][env]),
+        episode_return=float(info["episode_return"][env]),
+        length=int(info["episode_length"][env]),
+        positions=np.empty((0, 2)),
+    )
+
+
+def _episode_seed(seed: int, episode: int) -> int:
+    """A seed that no evaluation has."""
+    return int(np.random.SeedSequence([seed, 1, int(episode)]).generate_state(1)[0])

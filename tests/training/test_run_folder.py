@@ -1,0 +1,47 @@
+import dataclasses
+
+import pytest
+
+from qam_jax.agents import get_config
+from qam_jax.training.run_folder import find_folder, lock_folder
+from qam_jax.training.settings import RunSettings
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with lock_folder(tmp_path):
+        with pytest.raises(
+            OSError, match=r"another process is at work .*process \d+ on .*--run_id"
+        ):
+            with lock_folder(tmp_path):
+                pass
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_a_folder_in_which_nothing_was_written_goes_with_its_lock(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with lock_folder(folder):
+        assert folder.exists()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("env_name", "name"),
+    [("", "no_environment"), ("my_envs:D4RL/Door-v1", "my_envs_D4RL_Door-v1")],
+)
+def test_the_folder_of_an_environment_is_one_folder(tmp_path, env_name, name):
+    settings = RunSettings(env_name=env_name, save_dir=str(tmp_path), run_id="run")
+    folder = find_folder(settings, get_config("bc"))
+    assert folder == tmp_path / "default" / name / "run"
+
+
+def test_the_default_folder_depends_on_what_is_computed(tmp_path):
+    settings, config = RunSettings(save_dir=str(tmp_path)), get_config("bc")
+    folder = find_folder(settings, config)
+    same = {"offline_steps": 7, "online_steps": 3, "utd_ratio": 2, "eval_envs": 3}
+    assert find_folder(dataclasses.replace(settings, **same), config) == folder
+    other = {"seed": 1, "sparse": True, "dataset_proportion": 0.5, "run": "exp/other"}
+    for change in other.items():
+        assert find_folder(dataclasses.replace(settings, **dict([change])), config) != folder

@@ -15,6 +15,10 @@ from typing import Any, TextIO
 _logger = logging.getLogger(__name__)
 
 
+class DamagedError(ValueError):
+    """What was saved cannot be read back."""
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; moves it into place only if the block succeeds.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qam_jax.data.dataset import ACTION_LIMIT, gather_windows, make_batch, sample_windows
-from qam_jax.files import atomic_write
+from qam_jax.files import DamagedError, atomic_write
 from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 
 
@@ -164,13 +164,23 @@ class Replay:
         )
 
     def save(self) -> int:
-        """Writes what was added since the last call; returns the number of bytes."""
+        """Writes what was added since the last call; returns the number of bytes.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
         if not self._unsaved:
             return 0
         columns = _join(self._unsaved)
         path = self._folder / f"{self.num_added - len(columns['episodes']):012d}.npz"
-        with atomic_write(path) as temporary:
-            np.savez(temporary, **columns)
+        try:
+            with atomic_write(path) as temporary:
+                np.savez(temporary, **columns)
+        except OSError as error:
+            raise OSError(
+                f"the experience could not be written to {path} ({error}). Is the disk full? Make "
+                "room: the same command continues from the last checkpoint."
+            ) from error
         self._unsaved = []
         return path.stat().st_size
 
@@ -187,7 +197,7 @@ class Replay:
           How far each of these episodes has come, as far as the buffer reaches back.
 
         Raises:
-          ValueError: if files are missing or damaged; says which.
+          DamagedError: if files are missing or damaged; says which.
         """
         for path in self._folder.glob("[0-9]*.npz"):
             if int(path.stem) >= num_added:
@@ -283,13 +293,13 @@ def _read_log(folder: Path, num_added: int, capacity: int) -> dict[str, np.ndarr
             with np.load(path) as file:
                 parts.append(dict(file))
         except Exception as error:  # whatever a damaged archive leads to
-            raise ValueError(f"{path} is damaged ({error}).") from error
+            raise DamagedError(f"{path} is damaged ({error}).") from error
         if int(path.stem) + len(parts[-1]["episodes"]) != following:
-            raise ValueError(f"{folder} lacks the transitions before number {following}.")
+            raise DamagedError(f"{folder} lacks the transitions before number {following}.")
         following = int(path.stem)
         if following <= num_added - capacity:
             break
     else:
         if following:
-            raise ValueError(f"{folder} lacks the transitions before number {following}.")
+            raise DamagedError(f"{folder} lacks the transitions before number {following}.")
     return {name: column[-capacity:] for name, column in _join(parts[::-1]).items()}

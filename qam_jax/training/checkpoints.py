@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.agents.bc import behavior_config
+from qam_jax.files import DamagedError
 from qam_jax.training.run_folder import read_config, read_metadata
 from qam_jax.training.updates import Tally
 from qam_jax.types import Array
@@ -131,9 +132,8 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def read_progress(self, step: int) -> dict[str, Any]:
-        """What `save` was given as `progress`."""
-        items = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)["progress"]
+        """What `save` was given as `progress`. Raises DamagedError if it cannot be read."""
+        return self._read(step, progress=ocp.args.JsonRestore())["progress"]
 
     def restore(self, step: int, state: AgentState, tally: Tally) -> tuple[AgentState, Tally]:
         """Reads a checkpoint.
@@ -144,29 +144,34 @@ class Checkpoints:
           tally: likewise.
 
         Raises:
-          ValueError: if the values are not those that were saved.
+          DamagedError: if it cannot be read, or the values are not those that were saved.
         """
-        items = ocp.args.Composite(
+        restored = self._read(
+            step,
             agent=ocp.args.StandardRestore(state),
             tally=ocp.args.StandardRestore(tally),
             progress=ocp.args.JsonRestore(),
         )
-        restored = self._manager.restore(step, args=items)
         result = (restored["agent"], restored["tally"])
         if _checksum(jax.device_get(result)) != restored["progress"]["checksum"]:
-            raise ValueError("its values have changed since they were saved")
+            raise DamagedError("its values have changed since they were saved")
         return result
 
     def restore_agent(self, step: int, state: AgentState) -> AgentState:
         """Reads the agent's state alone; see `restore`."""
-        items = ocp.args.Composite(agent=ocp.args.StandardRestore(state))
-        return self._manager.restore(step, args=items)["agent"]
+        return self._read(step, agent=ocp.args.StandardRestore(state))["agent"]
+
+    def _read(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # whatever a damaged file leads to
+            raise DamagedError(_first_line(error)) from error
 
     def restore_newest(self, restore_fn: Callable[[int], _T]) -> _T | None:
         """Restores from the newest checkpoint that can be read; a damaged one is put aside.
 
         Args:
-          restore_fn: from a step to anything; raises if its checkpoint is damaged.
+          restore_fn: from a step to anything; raises DamagedError if its checkpoint is damaged.
 
         Returns:
           What `restore_fn` returned; None if there is no checkpoint.
@@ -178,11 +183,11 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 return restore_fn(step)
-            except Exception as error:  # whatever a damaged file leads to
+            except DamagedError as error:
                 aside = self.folder / f"damaged-{step}"
                 _logger.warning(
                     "The checkpoint of step %d is damaged (%s); it is now %s, and the one before "
-                    "it is used.", step, _first_line(error), aside,
+                    "it is used.", step, error, aside,
                 )  # fmt: skip
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(self.folder / str(step), aside)

@@ -137,7 +137,7 @@ class OnlineStage:
         """Continues from what `save` returned.
 
         Raises:
-          ValueError: if the experience that was saved is missing or damaged.
+          DamagedError: if the experience that was saved is missing or damaged.
         """
         episodes = self._replay.load(progress["transitions"], progress["episodes"])
         self._collector.restore(progress, episodes)

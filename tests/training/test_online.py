@@ -1,14 +1,18 @@
 import dataclasses
 import json
 import re
+import sys
+from functools import partial
 from pathlib import Path
 
+import cloudpickle
 import gymnasium
 import jax
 import numpy as np
 import pytest
 
 from qam_jax.agents import get_config
+from qam_jax.envs import EnvFailure, make_env
 from qam_jax.training.checkpoints import load_run
 from qam_jax.training.metrics import read_csv
 from qam_jax.training.run import train
@@ -199,6 +203,23 @@ def test_training_without_an_environment(settings):
     assert int(load_run(result.folder).state.step) == 8
     assert not (result.folder / "eval.csv").exists()
     assert result.folder.parent.name == "no_environment"
+
+
+def test_a_broken_environment_does_not_cost_a_checkpoint(settings, tmp_path, monkeypatch):
+    started = dataclasses.replace(settings, group="broken", online_steps=8)
+    folder = train(started, _config()).folder
+    (tmp_path / "breaks_pendulum.py").write_text(
+        "import gymnasium.envs.classic_control.pendulum as module\n"
+        "def broken(*_, **__): raise RuntimeError('no licence')\n"
+        "module.PendulumEnv.__init__ = broken\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    make = partial(make_env, _ENV_NAME, "breaks_pendulum")
+    monkeypatch.setattr("qam_jax.training.online.make_env", lambda *_: make())
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(EnvFailure, match="no licence"):
+        train(dataclasses.replace(started, online_steps=12), _config())
+    assert load_run(folder).step == 16
 
 
 def test_training_that_goes_wrong_stops_and_keeps_the_last_checkpoint(settings):

@@ -15,7 +15,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.19"],
         "minari": ["minari[arrow,hdf5,hf]>=0.5.4"],
-        "test": ["cloudpickle>=3.1", "minari[hdf5]>=0.5.4", "pytest>=9"],
+        "test": ["cloudpickle>=3.1", "minari[hdf5]>=0.5.4", "pytest>=9", "pytest-xdist>=3.8"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
 )

@@ -18,7 +18,8 @@ def config_file() -> Path:
     Raises:
       FileNotFoundError: if there is no such file.
     """
-    path = Path(config_flags.get_config_filename(flags.FLAGS["config"])).resolve()
+    name, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
+    path = Path(name).resolve()
     if not path.is_file():
         raise FileNotFoundError(f"--config: there is no file {path}.")
     return path

@@ -103,7 +103,10 @@ class Checkpoints:
         score: float | None = None,
         milestone: bool = False,
     ) -> None:
-        """Starts to write a checkpoint, unless there is one of this step.
+        """Starts to write a checkpoint.
+
+        If there is one of this step already, as of a run that was stopped during the evaluation
+        that is due there, it gives way only to one whose score is known or that is a milestone.
 
         Args:
           step: of the run.
@@ -117,7 +120,10 @@ class Checkpoints:
           OSError: if it, or the one before it, cannot be written. Older ones remain.
         """
         if step in self.steps:
-            return
+            if score is None and not milestone:
+                return
+            self.wait()
+            self._manager.delete(step)
         items = jax.device_get((state, tally))
         self._check_space(step, items)
         arguments = ocp.args.Composite(

@@ -108,11 +108,7 @@ def run_stage(
     clock, first = time.perf_counter(), progress.step
     with bar:
         while True:
-            due = (
-                stage.end
-                if progress.step >= stage.end
-                else progress.step - progress.step % interval
-            )
+            due = _last_due(stage, progress.step, interval)
             try:
                 if due > progress.reported:
                     speed = (progress.step - first) / (time.perf_counter() - clock)

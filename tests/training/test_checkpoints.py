@@ -58,6 +58,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert Checkpoints(tmp_path).steps == [7, 8]  # of equals the newest
 
 
+def test_a_checkpoint_gives_way_to_one_of_the_same_step_whose_score_is_known(tmp_path):
+    checkpoints, items = Checkpoints(tmp_path), _items()
+    checkpoints.save(3, *items, {"stage": "a"})
+    checkpoints.save(3, *items, {"stage": "b"})
+    assert checkpoints.read_progress(3)["stage"] == "a"
+    checkpoints.save(3, *items, {"stage": "c"}, 0.5)
+    checkpoints.wait()
+    assert checkpoints.read_progress(3)["stage"] == "c"
+    assert checkpoints.best_step == 3
+
+
 def test_a_milestone_is_kept(tmp_path):
     checkpoints, items = Checkpoints(tmp_path, keep=1), _items()
     checkpoints.save(1, *items, {}, milestone=True)

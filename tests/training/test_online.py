@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import re
@@ -17,6 +18,7 @@ from qam_jax.training.checkpoints import load_run
 from qam_jax.training.metrics import read_csv
 from qam_jax.training.run import train
 from qam_jax.training.settings import RunSettings
+from qam_jax.training.stopping import Stopped, StopRequest
 from qam_jax.training.updates import NotFiniteError
 from qam_jax.training.warm_start import settings_of
 
@@ -203,6 +205,34 @@ def test_training_without_an_environment(settings):
     assert int(load_run(result.folder).state.step) == 8
     assert not (result.folder / "eval.csv").exists()
     assert result.folder.parent.name == "no_environment"
+
+
+class _StopsLater(StopRequest):
+    """Asks to stop at the tenth occasion, which is during the first evaluation."""
+
+    occasions = 0
+
+    def check(self):
+        self.occasions += 1
+        if self.occasions == 10:
+            raise Stopped("SIGTERM")
+
+
+def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(settings, offline, monkeypatch):
+    stopped = dataclasses.replace(settings, group="stopped", run_id="offline")
+    with monkeypatch.context() as patch:
+        request = contextlib.nullcontext(_StopsLater())
+        patch.setattr("qam_jax.training.run.stop_signals", lambda: request)
+        with pytest.raises(Stopped):
+            train(stopped, _config())
+    folder = next(Path(settings.save_dir).glob("stopped/*/offline"))
+    assert load_run(folder).step == 8
+    assert not (folder / "eval.csv").exists()
+    result = train(stopped, _config())
+    jax.tree.map(np.testing.assert_array_equal, result.state, load_run(offline.folder, 8).state)
+    assert _steps(folder, "train") == [4, 8]
+    evaluation = read_csv(folder / "eval.csv")
+    np.testing.assert_equal(evaluation, read_csv(offline.folder / "eval.csv")[:1])
 
 
 def test_a_broken_environment_does_not_cost_a_checkpoint(settings, tmp_path, monkeypatch):

@@ -16,9 +16,10 @@ from qam_jax.training.console import plain_errors, run_main, start_logging, with
 from qam_jax.training.settings import RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
-_ONLINE_STEPS = 500_000
 
 define_flags(RunSettings)
+flags.FLAGS.set_default("offline_steps", 0)  # or those of --run
+flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings_module)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -38,9 +39,8 @@ def main(argv: list[str]) -> None:
     with plain_errors():
         config_file()
         run, step = flags.FLAGS.run, flags.FLAGS.run_step
-        defaults = settings_of(run, step) if run else {"offline_steps": 0}
-        defaults["online_steps"] = _ONLINE_STEPS
-        launch(from_flags(RunSettings, flags.FLAGS, **defaults), _CONFIG.value)
+        inherited = settings_of(run, step) if run else {}
+        launch(from_flags(RunSettings, flags.FLAGS, **inherited), _CONFIG.value)
 
 
 if __name__ == "__main__":

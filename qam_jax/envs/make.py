@@ -129,7 +129,9 @@ def _make_ogbench(env_name: str, **kwargs: Any) -> gymnasium.Env:
             f"unknown environment {env_name!r}: OGBench has no {env_id!r}."
             + _describe_close(env_name, known)
         )
-    return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the simulators' own spaces
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
 
 
 def _register_ogbench() -> None:

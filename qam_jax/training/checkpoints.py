@@ -174,7 +174,7 @@ class Checkpoints:
             raise DamagedError(_first_line(error)) from error
 
     def restore_newest(self, restore_fn: Callable[[int], _T]) -> _T | None:
-        """Restores from the newest checkpoint that can be read; a damaged one is put aside.
+        """Restores from the newest checkpoint that can be read; damaged ones are put aside.
 
         Args:
           restore_fn: from a step to anything; raises DamagedError if its checkpoint is damaged.
@@ -185,23 +185,21 @@ class Checkpoints:
         Raises:
           ValueError: if there are checkpoints, but all are damaged.
         """
-        steps = self.steps
+        steps, damaged = self.steps, []
         for step in reversed(steps):
             try:
-                return restore_fn(step)
+                result = restore_fn(step)
             except DamagedError as error:
-                aside = self.folder / f"damaged-{step}"
-                _logger.warning(
-                    "The checkpoint of step %d is damaged (%s); it is now %s, and the one before "
-                    "it is used.", step, error, aside,
-                )  # fmt: skip
-                shutil.rmtree(aside, ignore_errors=True)
-                os.rename(self.folder / str(step), aside)
-                self._manager.reload()
-        if steps:
+                damaged.append((step, error))
+                continue
+            for bad, error in damaged:
+                self._put_aside(bad, error)
+            return result
+        if damaged:
             raise ValueError(
-                f"none of the checkpoints in {self.folder} can be read. Restore them from a copy, "
-                "or start a new run with another --run_id."
+                f"none of the checkpoints in {self.folder} can be read; that of step {damaged[0][0]}: "
+                f"{damaged[0][1]}. Were they saved by another version of this code? Restore them "
+                "from a copy, or start a new run with another --run_id."
             )
         return None
 
@@ -218,6 +216,16 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+
+    def _put_aside(self, step: int, error: DamagedError) -> None:
+        aside = self.folder / f"damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(self.folder / str(step), aside)
+        self._manager.reload()
+        _logger.warning(
+            "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is used.",
+            step, error, aside,
+        )  # fmt: skip
 
     def _check_space(self, step: int, items: chex.ArrayTree) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + _SPARE_BYTES

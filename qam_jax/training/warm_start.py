@@ -14,7 +14,7 @@ from qam_jax.training.checkpoints import SavedRun, load_run
 from qam_jax.training.metrics import read_csv, write_csv
 from qam_jax.training.settings import RunSettings
 
-_OWN_SETTINGS = {"run", "run_step", "save_dir", "group", "run_id", "video_episodes"}
+_OWN_SETTINGS = {"online_steps", "run", "run_step", "save_dir", "group", "run_id", "video_episodes"}
 _FIXED_FIELDS = ("horizon_length", "action_chunking")  # what the policy's actions are
 
 
@@ -58,7 +58,7 @@ def start_from(
 
 
 def settings_of(run: str, step: str) -> dict[str, Any]:
-    """The settings of a run, for one that goes on from its checkpoint with a stage of its own.
+    """The settings of a run, for one that goes on from its checkpoint; without `online_steps`.
 
     Raises:
       FileNotFoundError: if there is no such run or checkpoint.

@@ -196,9 +196,10 @@ class Checkpoints:
                 self._put_aside(bad, error)
             return result
         if damaged:
+            step, error = damaged[0]
             raise ValueError(
-                f"none of the checkpoints in {self.folder} can be read; that of step {damaged[0][0]}: "
-                f"{damaged[0][1]}. Were they saved by another version of this code? Restore them "
+                f"none of the checkpoints in {self.folder} can be read; that of step {step}: "
+                f"{error}. Were they saved by another version of this code? Restore them "
                 "from a copy, or start a new run with another --run_id."
             )
         return None
@@ -223,8 +224,8 @@ class Checkpoints:
         os.rename(self.folder / str(step), aside)
         self._manager.reload()
         _logger.warning(
-            "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is used.",
-            step, error, aside,
+            "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is "
+            "used.", step, error, aside,
         )  # fmt: skip
 
     def _check_space(self, step: int, items: chex.ArrayTree) -> None:

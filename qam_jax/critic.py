@@ -3,6 +3,7 @@
 Shapes: `...` is any batch shape, `K` the number of critics.
 """
 
+import jax
 import jax.numpy as jnp
 
 from qam_jax.checks import check_shape
@@ -17,9 +18,22 @@ def pessimistic_value(q_values: Array, rho: float) -> Array:
       rho: pessimism, at least 0.
 
     Returns:
+      [...]. Its gradient is finite also where all members agree.
+    """
+    return jnp.mean(q_values, axis=0) - rho * _deviation(q_values)
+
+
+def expectile_loss(errors: Array, kappa: float) -> Array:
+    """`|kappa - 1(u < 0)| u^2`, whose minimum is an expectile (IQL, arXiv 2110.06169, eq. 4).
+
+    Args:
+      errors: [...], `u`, target minus prediction.
+      kappa: in (0, 1); 0.5 is half the squared error.
+
+    Returns:
       [...].
     """
-    return jnp.mean(q_values, axis=0) - rho * jnp.std(q_values, axis=0)
+    return jnp.where(errors < 0, 1 - kappa, kappa) * jnp.square(errors)
 
 
 def td_target(
@@ -71,3 +85,18 @@ def td_loss(q_values: Array, targets: Array, weights: Array) -> Array:
     check_shape("targets", targets, q_values.shape[1:])
     check_shape("weights", weights, targets.shape)
     return jnp.mean(weights * jnp.square(q_values - targets))
+
+
+@jax.custom_jvp
+def _deviation(q_values: Array) -> Array:
+    return jnp.std(q_values, axis=0)
+
+
+@_deviation.defjvp
+def _deviation_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Its derivative, which is taken to be 0 where all members agree."""
+    (q_values,), (change,) = primals, tangents
+    deviation = jnp.std(q_values, axis=0)
+    centred = q_values - jnp.mean(q_values, axis=0)
+    slope = jnp.mean(centred * change, axis=0) / jnp.where(deviation > 0, deviation, 1)
+    return deviation, slope

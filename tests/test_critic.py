@@ -12,6 +12,29 @@ def test_pessimistic_value_uses_the_population_deviation():
     np.testing.assert_allclose(critic.pessimistic_value(q_values, 0.5), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_qs", [1, 3])
+def test_pessimism_has_finite_gradients_where_critics_agree(num_qs):
+    q_values = jnp.array([[1.0, 2.0]] * num_qs).at[0, 1].add(0.5)
+    value = critic.pessimistic_value(q_values, 0.5)
+    np.testing.assert_allclose(value, q_values.mean(axis=0) - 0.5 * q_values.std(axis=0))
+    gradient = jax.grad(lambda q: critic.pessimistic_value(q, 0.5).sum())(q_values)
+    np.testing.assert_allclose(gradient[:, 0], 1 / num_qs)
+    if num_qs > 1:
+        plain = jax.grad(lambda q: q.mean() - 0.5 * q.std())(q_values[:, 1])
+        np.testing.assert_allclose(gradient[:, 1], plain, rtol=1e-5)
+
+
+def test_expectile_of_one_half_is_the_mean_and_higher_ones_lie_above():
+    samples = jnp.asarray(np.random.default_rng(0).exponential(size=500), jnp.float32)
+    grid = jnp.linspace(0, 4, 401)
+    minima = [
+        grid[critic.expectile_loss(samples[:, None] - grid, kappa).mean(axis=0).argmin()]
+        for kappa in (0.5, 0.8, 0.95)
+    ]
+    np.testing.assert_allclose(minima[0], samples.mean(), atol=0.01)
+    assert minima[0] + 0.3 < minima[1] < minima[2] - 0.3
+
+
 def test_target_by_hand():
     target = critic.td_target(
         jnp.array([-2.0, -1.0]),

@@ -1,6 +1,6 @@
-"""Flax modules: multi-layer perceptrons for critics, flows and tanh-Gaussian policies."""
+"""Flax modules: multi-layer perceptrons for critics, flows, diffusion and Gaussian policies."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,28 +10,31 @@ import jax.numpy as jnp
 from qam_jax.types import Array
 
 _LOG_STD_RANGE = (-5.0, 2.0)
+_ACTION_LIMIT = 1 - 1e-5  # as of the datasets
 
 
 class MLP(nn.Module):
-    """Dense layers with GELU, Xavier-uniform weights and zero biases.
+    """Dense layers with Xavier-uniform weights and zero biases.
 
     Attributes:
       hidden_dims: width of each hidden layer.
       output_dim: width of the linear output.
       layer_norm: whether a LayerNorm follows every activation.
       output_scale: scale of the initial output weights; 1 is plain Xavier-uniform.
+      activation: after every hidden layer.
     """
 
     hidden_dims: Sequence[int]
     output_dim: int
     layer_norm: bool = False
     output_scale: float = 1.0
+    activation: Callable[[Array], Array] = nn.gelu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for width in self.hidden_dims:
             x = nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(x)
-            x = nn.gelu(x)
+            x = self.activation(x)
             if self.layer_norm:
                 x = nn.LayerNorm()(x)
         output_init = nn.initializers.variance_scaling(self.output_scale, "fan_avg", "uniform")
@@ -60,6 +63,32 @@ class CriticEnsemble(nn.Module):
         return ensemble(self.hidden_dims, 1, self.layer_norm)(inputs).squeeze(-1)
 
 
+class TimedCriticEnsemble(nn.Module):
+    """`K` critics of noisy actions too: `Q(s, x, t)`, where `t = 1` is a clean action."""
+
+    hidden_dims: Sequence[int]
+    num_qs: int
+    layer_norm: bool = True
+
+    @nn.compact
+    def __call__(self, observations: Array, actions: Array, times: Array | None = None) -> Array:
+        """Values [K, ...] of actions [..., D] at flow times [..., 1]; None is `t = 1`."""
+        times = jnp.ones_like(actions[..., :1]) if times is None else times
+        ensemble = CriticEnsemble(self.hidden_dims, self.num_qs, self.layer_norm)
+        return ensemble(observations, jnp.concatenate([actions, times], axis=-1))
+
+
+class StateValue(nn.Module):
+    """Value [...] of observations [..., O]."""
+
+    hidden_dims: Sequence[int]
+    layer_norm: bool = True
+
+    @nn.compact
+    def __call__(self, observations: Array) -> Array:
+        return MLP(self.hidden_dims, 1, self.layer_norm)(observations).squeeze(-1)
+
+
 class VectorField(nn.Module):
     """Velocity [..., D] of a flow over actions, from `[s, x, t]`."""
 
@@ -72,6 +101,40 @@ class VectorField(nn.Module):
         return MLP(self.hidden_dims, actions.shape[-1], self.layer_norm)(inputs)
 
 
+class FourierFeatures(nn.Module):
+    """Cosines and sines [..., F] of a time [..., 1], at learned frequencies.
+
+    (Random Fourier features, arXiv 2006.10739; here trained with the network.)
+
+    Attributes:
+      num_features: `F`, even.
+      scale: standard deviation of the initial frequencies, in turns per unit of time.
+    """
+
+    num_features: int = 64
+    scale: float = 0.2
+
+    @nn.compact
+    def __call__(self, times: Array) -> Array:
+        init = nn.initializers.normal(self.scale)
+        frequencies = self.param("frequencies", init, (self.num_features // 2,))
+        phases = 2 * jnp.pi * times * frequencies
+        return jnp.concatenate([jnp.cos(phases), jnp.sin(phases)], axis=-1)
+
+
+class NoisePredictor(nn.Module):
+    """Noise [..., D] in noisy actions at diffusion steps [..., 1], from `[s, x, features of t]`."""
+
+    hidden_dims: Sequence[int]
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, observations: Array, actions: Array, times: Array) -> Array:
+        inputs = jnp.concatenate([observations, actions, FourierFeatures()(times)], axis=-1)
+        mlp = MLP(self.hidden_dims, actions.shape[-1], self.layer_norm, activation=jax.nn.mish)
+        return mlp(inputs)
+
+
 class OneStepActor(nn.Module):
     """Maps noise [..., D] to actions [..., D] at once (FQL, arXiv 2502.02538); not clipped."""
 
@@ -82,6 +145,17 @@ class OneStepActor(nn.Module):
     def __call__(self, observations: Array, noise: Array) -> Array:
         inputs = jnp.concatenate([observations, noise], axis=-1)
         return MLP(self.hidden_dims, noise.shape[-1], self.layer_norm)(inputs)
+
+
+class TanhActor(nn.Module):
+    """Deterministic policy [..., dim] in (-1, 1) of observations [..., O]; starts near 0."""
+
+    hidden_dims: Sequence[int]
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, observations: Array, dim: int) -> Array:
+        return jnp.tanh(MLP(self.hidden_dims, dim, self.layer_norm, 0.01)(observations))
 
 
 class TanhGaussianSample(NamedTuple):
@@ -97,14 +171,27 @@ class TanhGaussian(nn.Module):
     hidden_dims: Sequence[int]
     layer_norm: bool = False
 
-    @nn.compact
     def __call__(self, inputs: Array, noise: Array) -> TanhGaussianSample:
         """Sample for inputs [..., I] made from noise [..., D] ~ N(0, I)."""
-        outputs = MLP(self.hidden_dims, 2 * noise.shape[-1], self.layer_norm, 0.01)(inputs)
-        mean, log_std = jnp.split(outputs, 2, axis=-1)
-        log_std = jnp.clip(log_std, *_LOG_STD_RANGE)
+        mean, log_std = self._gaussian(inputs, noise.shape[-1])
         raw = mean + jnp.exp(log_std) * noise
         gaussian_log_prob = -0.5 * (jnp.square(noise) + jnp.log(2 * jnp.pi)) - log_std
         # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), without loss of digits at |a| -> 1
         log_det = 2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))
         return TanhGaussianSample(jnp.tanh(raw), jnp.sum(gaussian_log_prob - log_det, axis=-1))
+
+    def log_prob(self, inputs: Array, actions: Array) -> Array:
+        """Log-density [...] of given actions [..., D], moved to 1e-5 within (-1, 1)."""
+        mean, log_std = self._gaussian(inputs, actions.shape[-1])
+        actions = jnp.clip(actions, -_ACTION_LIMIT, _ACTION_LIMIT)
+        upper, lower = jnp.log1p(actions), jnp.log1p(-actions)
+        noise = (0.5 * (upper - lower) - mean) * jnp.exp(-log_std)  # of arctanh(a)
+        gaussian_log_prob = -0.5 * (jnp.square(noise) + jnp.log(2 * jnp.pi)) - log_std
+        return jnp.sum(gaussian_log_prob - (upper + lower), axis=-1)  # 1 - a^2 = (1 + a) (1 - a)
+
+    @nn.compact
+    def _gaussian(self, inputs: Array, dim: int) -> tuple[Array, Array]:
+        """Mean and log standard deviation [..., dim] before the tanh."""
+        outputs = MLP(self.hidden_dims, 2 * dim, self.layer_norm, 0.01)(inputs)
+        mean, log_std = jnp.split(outputs, 2, axis=-1)
+        return mean, jnp.clip(log_std, *_LOG_STD_RANGE)

@@ -57,3 +57,37 @@ def test_tanh_gaussian_is_finite_at_the_borders():
     assert jnp.abs(module.apply(params, jnp.ones(3), far).value).min() == 1
     assert np.isfinite(log_prob(far))
     assert np.isfinite(jax.grad(log_prob)(far)).all()
+
+
+def test_fourier_features_by_hand():
+    module = networks.FourierFeatures(4)
+    params = {"params": {"frequencies": jnp.array([0.5, 0.25])}}
+    features = module.apply(params, jnp.array([[1.0], [2.0]]))
+    np.testing.assert_allclose(features, [[-1, 0, 0, 1], [1, -1, 0, 0]], atol=1e-6)
+    fresh = networks.FourierFeatures().init(jax.random.PRNGKey(0), jnp.ones(1))
+    assert fresh["params"]["frequencies"].shape == (32,)  # 64 features
+
+
+def test_noise_predictor_uses_mish():
+    module = networks.NoisePredictor((3,))
+    observations, actions, times = jnp.ones((5, 2)), jnp.full((5, 2), -0.5), jnp.full((5, 1), 3.0)
+    params = module.init(jax.random.PRNGKey(0), observations, actions, times)["params"]
+    phases = 2 * np.pi * 3 * np.asarray(params["FourierFeatures_0"]["frequencies"])
+    inputs = np.concatenate([[1, 1, -0.5, -0.5], np.cos(phases), np.sin(phases)])
+    first, last = params["MLP_0"]["Dense_0"], params["MLP_0"]["Dense_1"]
+    hidden = inputs @ first["kernel"] + first["bias"]
+    hidden = hidden * np.tanh(np.log1p(np.exp(hidden)))
+    expected = hidden @ last["kernel"] + last["bias"]
+    outputs = module.apply({"params": params}, observations, actions, times)
+    np.testing.assert_allclose(outputs, np.tile(expected, (5, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_timed_critics_take_clean_actions_without_a_time():
+    critic = networks.TimedCriticEnsemble((4,), 2)
+    observations, actions = jnp.ones((5, 3)), jnp.ones((5, 2))
+    params = critic.init(jax.random.PRNGKey(0), observations, actions)
+    clean = critic.apply(params, observations, actions)
+    assert clean.shape == (2, 5)
+    ones = critic.apply(params, observations, actions, jnp.ones((5, 1)))
+    np.testing.assert_array_equal(clean, ones)
+    assert (critic.apply(params, observations, actions, jnp.zeros((5, 1))) != clean).all()

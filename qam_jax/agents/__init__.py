@@ -1,13 +1,48 @@
 """Algorithms, by name. Each file holds one: its config, its losses, its policy."""
 
 import difflib
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from qam_jax.agents import bc, qam
+from qam_jax.agents import (
+    bam,
+    bc,
+    cgql,
+    dac,
+    dsrl,
+    fawac,
+    fbrac,
+    fedit,
+    fql,
+    ifql,
+    qam,
+    qsm,
+    rebrac,
+    rlpd,
+    trqam,
+)
 from qam_jax.agents.base import Agent, AgentState, parameter_count
 
-_ALGORITHMS = {"bc": bc, "qam": qam}
+_ALGORITHMS = {
+    "bam": bam,
+    "bc": bc,
+    "cgql": cgql,
+    "cgql_l": SimpleNamespace(get_config=cgql.get_linex_config, make_agent=cgql.make_agent),
+    "cgql_m": SimpleNamespace(get_config=cgql.get_mse_config, make_agent=cgql.make_agent),
+    "dac": dac,
+    "dsrl": dsrl,
+    "fawac": fawac,
+    "fbrac": fbrac,
+    "fedit": fedit,
+    "fql": fql,
+    "ifql": ifql,
+    "qam": qam,
+    "qsm": qsm,
+    "rebrac": rebrac,
+    "rlpd": rlpd,
+    "trqam": trqam,
+}
 
 __all__ = ["Agent", "AgentState", "algorithm_names", "get_config", "make_agent", "parameter_count"]
 
@@ -83,16 +118,27 @@ def _check_config(config: ConfigDict) -> None:
 
 _INFINITY = float("inf")
 _RANGES = {
+    "actor_interval": (1, _INFINITY),
+    "actor_noise": (0, _INFINITY),
+    "alpha": (0, _INFINITY),
+    "alpha_actor": (0, _INFINITY),
     "batch_size": (1, _INFINITY),
+    "bc_alpha": (0, _INFINITY),
     "best_of_n": (1, _INFINITY),
     "clip_grad_norm": (0, _INFINITY),
     "discount": (0, 1),
     "edit_scale": (0, 2),
     "flow_steps": (1, _INFINITY),
     "fql_alpha": (0, _INFINITY),
+    "guidance_coef": (0, _INFINITY),
     "horizon_length": (1, _INFINITY),
     "inv_temp": (0, _INFINITY),
+    "kappa": (0, 1),
+    "kl_budget": (0, _INFINITY),
+    "lam_scale": (1e-6, _INFINITY),
     "lr": (0, _INFINITY),
+    "noise_scale": (0, _INFINITY),
+    "noisy_coef": (0, _INFINITY),
     "num_qs": (1, _INFINITY),
     "rho": (0, _INFINITY),
     "tau": (0, 1),

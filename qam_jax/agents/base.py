@@ -11,9 +11,9 @@ import optax
 from ml_collections import ConfigDict
 
 from qam_jax import critic as critic_math
-from qam_jax.flow import flow_matching_loss
-from qam_jax.networks import CriticEnsemble, VectorField
-from qam_jax.types import Array, Batch, Metrics, Params
+from qam_jax.flow import flow_matching_loss, sample_flow
+from qam_jax.networks import CriticEnsemble, StateValue, VectorField
+from qam_jax.types import Array, Batch, Metrics, Params, QFn, VelocityFn
 
 
 class Agent(NamedTuple):
@@ -93,9 +93,28 @@ def make_flow(config: ConfigDict) -> VectorField:
     return VectorField(tuple(config.actor_hidden_dims), config.actor_layer_norm)
 
 
+def flow_velocity(flow: VectorField, params: Params, observations: Array) -> VelocityFn:
+    """The flow's velocity in observations [..., O]."""
+
+    def velocity(x: Array, t: Array) -> Array:
+        return flow.apply({"params": params}, observations, x, t)
+
+    return velocity
+
+
+def flow_actions(config: ConfigDict, velocity_fn: VelocityFn, noise: Array) -> Array:
+    """Actions [..., D] in [-1, 1] that the flow makes of noise [..., D]."""
+    return jnp.clip(sample_flow(velocity_fn, noise, config.flow_steps), -1, 1)
+
+
 def make_critic(config: ConfigDict) -> CriticEnsemble:
     """The ensemble of critics."""
     return CriticEnsemble(tuple(config.critic_hidden_dims), config.num_qs, config.critic_layer_norm)
+
+
+def make_state_value(config: ConfigDict) -> StateValue:
+    """A value network, sized as the critics."""
+    return StateValue(tuple(config.critic_hidden_dims), config.critic_layer_norm)
 
 
 def chunk_shape(config: ConfigDict, example_action: Array) -> tuple[int, int]:
@@ -109,11 +128,14 @@ def flat_actions(config: ConfigDict, batch: Batch) -> Array:
     return actions.reshape(actions.shape[0], -1)
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam after one clip of the joint gradient norm."""
+def make_optimizer(
+    config: ConfigDict, inner: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
+    """Adam, or what stands for it, after one clip of the joint gradient norm."""
+    inner = optax.adam(config.lr) if inner is None else inner
     if config.clip_grad_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(config.clip_grad_norm), optax.adam(config.lr))
-    return optax.adam(config.lr)
+        return optax.chain(optax.clip_by_global_norm(config.clip_grad_norm), inner)
+    return inner
 
 
 def init_state(
@@ -196,10 +218,7 @@ def behavior_cloning_loss(
     noise_key, time_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, actions.shape)
     times = jax.random.uniform(time_key, (*actions.shape[:-1], 1))
-
-    def velocity(x: Array, t: Array) -> Array:
-        return flow.apply({"params": params}, batch.observations, x, t)
-
+    velocity = flow_velocity(flow, params, batch.observations)
     return jnp.mean(batch.weights * flow_matching_loss(velocity, noise, actions, times))
 
 
@@ -222,6 +241,11 @@ def critic_target(
 ) -> Array:
     """TD targets [B] for the policy's `actions` [B, D] at the next observations."""
     next_q_values = critic.apply({"params": target_params}, batch.next_observations, actions)
+    return bootstrap(config, batch, next_q_values)
+
+
+def bootstrap(config: ConfigDict, batch: Batch, next_q_values: Array) -> Array:
+    """TD targets [B] for values [K, B] of the next observations."""
     return critic_math.td_target(
         batch.rewards,
         batch.masks,
@@ -237,6 +261,11 @@ def mean_value(
 ) -> Array:
     """`mean_k Q_k` [...] of actions [..., D] in observations [..., O]."""
     return jnp.mean(critic.apply({"params": params}, observations, actions), axis=0)
+
+
+def action_gradient(value_fn: QFn, actions: Array) -> Array:
+    """`grad_a Q` [..., D] at each of the actions [..., D], which are not clipped."""
+    return jax.grad(lambda actions: jnp.sum(value_fn(actions)))(actions)
 
 
 def best_of_n(

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base
-from qam_jax.flow import sample_flow
+from qam_jax.agents import base, parts
 
 
 def get_config() -> ConfigDict:
@@ -28,6 +27,7 @@ def behavior_config(agent_config: ConfigDict) -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the behaviour flow."""
     flow = base.make_flow(config)
+    policy = parts.make_behavior_policy(config, flow)
     optimizer = base.make_optimizer(config)
 
     def init(key, example_observation, example_action):
@@ -50,12 +50,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return base.apply_gradients(state, optimizer, loss_fn, key)
 
     def sample_actions(state, observations, key):
-        noise = jax.random.normal(key, (*observations.shape[:-1], state.action_dim))
-
-        def velocity(x, t):
-            return flow.apply({"params": state.params["behavior"]}, observations, x, t)
-
-        actions = jnp.clip(sample_flow(velocity, noise, config.flow_steps), -1, 1)
-        return base.split_chunks(state, actions)
+        return base.split_chunks(state, policy(state, observations, key))
 
     return base.Agent(init, update, sample_actions)

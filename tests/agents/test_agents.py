@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from qam_jax import adjoint, critic, flow, networks
-from qam_jax.agents import base, get_config, make_agent, parameter_count
+from qam_jax.agents import algorithm_names, base, get_config, make_agent, parameter_count
 from qam_jax.types import Batch
 
 _BATCH, _OBS, _ACT, _HORIZON = 16, 4, 2, 3
@@ -82,6 +82,19 @@ def test_every_variant_learns_acts_and_keeps_its_structure(variant):
     assert agent.sample_actions(updated, observations[0, 0], key).shape == (chunk, _ACT)
     assert jnp.abs(actions).max() <= 1
     assert actions.std() > 0.05  # different noise for different rows
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_shapes_without_chunking_and_for_any_batch_of_observations(name):
+    agent = make_agent(_config(name, action_chunking=False))
+    state = jax.eval_shape(agent.init, jax.random.PRNGKey(0), jnp.zeros(_OBS), jnp.zeros(_ACT))
+    updated, metrics = jax.eval_shape(agent.update, state, _batch())
+    assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, state)
+    assert all(metric.shape == () for metric in metrics.values())
+    for shape in ((), (2, 3)):
+        observations = jnp.zeros((*shape, _OBS))
+        actions = jax.eval_shape(agent.sample_actions, state, observations, state.key)
+        assert actions.shape == (*shape, 1, _ACT)
 
 
 def test_metrics_cover_every_loss_and_both_ends_of_the_adjoint():
@@ -354,7 +367,7 @@ def test_behavior_cloning_learns_two_modes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"agent_name": "sac"}, "unknown algorithm 'sac'.*bc, qam"),
+        ({"agent_name": "sac"}, "unknown algorithm 'sac'.*bc, .*qam"),
         ({"inv_tmp": 3.0}, "unknown config field 'inv_tmp'.*Did you mean 'inv_temp'"),
         ({"fql_alpha": 1.0, "edit_scale": 0.1}, "exclude each other"),
         ({"discount": 1.5}, "'discount' must lie in"),

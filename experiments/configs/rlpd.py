@@ -1,0 +1,5 @@
+"""RLPD with the paper's settings; it wants `--balanced_sampling` and no offline stage."""
+
+from qam_jax.agents.rlpd import get_config
+
+__all__ = ["get_config"]

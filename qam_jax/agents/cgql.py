@@ -1,0 +1,125 @@
+"""Classifier-guided Q-learning (CGQL, a baseline of QAM, arXiv 2601.14234).
+
+A flow is cloned from the data and never trained on the critic; while it samples, its velocity is
+turned along the action gradient of the critic (classifier guidance, arXiv 2105.05233). Two
+variants learn a critic of noisy actions too, `Q(s, x_t, t)`, and are guided by it: CGQL-M by
+squared errors, CGQL-L by a linex loss, whose optimum is `log E exp(inv_temp Q) / inv_temp`.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+from qam_jax.networks import TimedCriticEnsemble
+from qam_jax.types import Array
+
+_NOISY_LOSSES = ("none", "mse", "linex")
+_LINEX_LIMIT = 5.0  # beyond this error the linex loss is a line
+
+
+def get_config() -> ConfigDict:
+    """CGQL with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "cgql",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "inv_temp": 10.0,  # inverse temperature of the guidance
+            "guidance_coef": 0.1,  # size of the guidance; 0 is behaviour cloning
+            "noisy_loss": "none",  # of the critic at noisy actions: "none", "mse" or "linex"
+            "noisy_coef": 0.0,  # its weight
+        }
+    )
+
+
+def get_mse_config() -> ConfigDict:
+    """CGQL-M with the paper's settings."""
+    config = get_config()
+    config.update({"agent_name": "cgql_m", "noisy_loss": "mse", "noisy_coef": 0.1})
+    return config
+
+
+def get_linex_config() -> ConfigDict:
+    """CGQL-L with the paper's settings."""
+    config = get_config()
+    config.update({"agent_name": "cgql_l", "noisy_loss": "linex", "noisy_coef": 0.001})
+    return config
+
+
+def linex_loss(values: Array, targets: Array, inv_temp: float) -> Array:
+    """`exp(delta) + inv_temp Q` with `delta = inv_temp (target - Q)`; `delta` itself above 5."""
+    delta = inv_temp * (targets - values)
+    loss = jnp.exp(jnp.minimum(delta, _LINEX_LIMIT)) + inv_temp * values
+    return jnp.where(delta > _LINEX_LIMIT, delta, loss)
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the guided ODE of the behaviour flow's moving average.
+
+    Raises:
+      ValueError: if `noisy_loss` is unknown.
+    """
+    if config.noisy_loss not in _NOISY_LOSSES:
+        raise ValueError(
+            f"config field 'noisy_loss' must be one of {', '.join(_NOISY_LOSSES)}, "
+            f"got {config.noisy_loss!r}."
+        )
+    noisy = config.noisy_loss != "none"
+    flow = base.make_flow(config)
+    critic = TimedCriticEnsemble(
+        tuple(config.critic_hidden_dims), config.num_qs, config.critic_layer_norm
+    )
+
+    def policy(state, observations, key):
+        behavior = base.flow_velocity(flow, state.target_params["behavior"], observations)
+
+        def value(actions, times):
+            params = {"params": state.params["critic"]}
+            times = times if noisy else None
+            return jnp.mean(critic.apply(params, observations, actions, times), axis=0)
+
+        def velocity(x, t):
+            gradient = base.action_gradient(lambda actions: value(actions, t), x)
+            guidance = ((1 - t) * config.inv_temp * gradient + x) * config.guidance_coef
+            return behavior(x, t) + jnp.where(t > 0, guidance / jnp.where(t > 0, t, 1), 0)
+
+        noise = parts.draw_noise(state, observations, key)
+        return base.flow_actions(config, velocity, noise)
+
+    def init_actor(key, observation, action):
+        return {"behavior": flow.init(key, observation, action, action[:1])["params"]}
+
+    def noisy_critic_loss(params, target_params, batch, actions, key):
+        """Each critic's regression at noisy actions on its own target at the clean ones."""
+        noise_key, time_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, actions.shape)
+        times = jax.random.uniform(time_key, (len(actions), 1))
+        points = (1 - times) * noise + times * actions
+        values = critic.apply({"params": params}, batch.observations, points, times)
+        targets = critic.apply({"params": target_params}, batch.observations, actions)
+        if config.noisy_loss == "mse":
+            losses = jnp.square(values - targets)
+        else:
+            losses = linex_loss(values, targets, config.inv_temp)
+        return jnp.mean(batch.weights * losses)
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_key, noisy_key = jax.random.split(key)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        if not noisy:
+            return bc_loss, {"bc_loss": bc_loss}
+        target_critic = state.target_params["critic"]
+        noisy_loss = noisy_critic_loss(params["critic"], target_critic, batch, actions, noisy_key)
+        metrics = {"bc_loss": bc_loss, "noisy_critic_loss": noisy_loss}
+        return bc_loss + config.noisy_coef * noisy_loss, metrics
+
+    return parts.make_actor_critic(
+        config,
+        critic,
+        init_actor=init_actor,
+        actor_loss=actor_loss,
+        policy=policy,
+        target_names=("critic", "behavior"),
+    )

@@ -1,0 +1,64 @@
+"""What the algorithms with a diffusion policy share: all but the critic's guidance and sampler."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax import diffusion
+from qam_jax.agents import base, parts
+from qam_jax.networks import NoisePredictor
+from qam_jax.types import Array
+
+SampleFn = Callable[[diffusion.EpsilonFn, diffusion.DiffusionSchedule, Array, Array], Array]
+"""A sampler of `diffusion`: `(epsilon_fn, schedule, initial noise, step noise) -> [..., D]`."""
+
+GuidanceFn = Callable[[diffusion.DiffusionSchedule, Array, Array, Array], Array]
+"""The critic's loss: `(schedule, epsilon [B, D], grad Q [B, D], steps [B, 1]) -> [B]`."""
+
+
+def make_agent(config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn) -> base.Agent:
+    """An agent whose diffusion policy is trained by `guidance_fn` plus `alpha` times denoising.
+
+    Args:
+      config: with `alpha`, the weight of behaviour cloning; `flow_steps` is the number of
+        diffusion steps.
+      sample_fn: how actions are drawn.
+      guidance_fn: how the target critics' gradient at noisy actions trains the noise predictor.
+    """
+    actor = NoisePredictor(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+    critic = base.make_critic(config)
+    schedule = diffusion.vp_schedule(config.flow_steps)
+
+    def predict_noise(params, observations):
+        return lambda x, t: actor.apply({"params": params["actor"]}, observations, x, t)
+
+    def policy(state, observations, key):
+        initial_key, step_key = jax.random.split(key)
+        initial = parts.draw_noise(state, observations, initial_key)
+        step_noise = jax.random.normal(step_key, (config.flow_steps - 1, *initial.shape))
+        epsilon_fn = predict_noise(state.params, observations)
+        return sample_fn(epsilon_fn, schedule, initial, step_noise)
+
+    def init_actor(key, observation, action):
+        return {"actor": actor.init(key, observation, action, action[:1])["params"]}
+
+    def actor_loss(state, params, batch, actions, key):
+        noise_key, step_key = jax.random.split(key)
+        observations = batch.observations
+        noise = parts.draw_noise(state, observations, noise_key)
+        steps = jax.random.randint(step_key, (len(actions), 1), 1, config.flow_steps + 1)
+        noisy = diffusion.add_noise(schedule, actions, noise, steps)
+        value_fn = partial(base.mean_value, critic, state.target_params["critic"], observations)
+        q_gradients = base.action_gradient(value_fn, noisy)
+        epsilon = predict_noise(params, observations)(noisy, steps.astype(noisy.dtype))
+        guidance_loss = jnp.mean(guidance_fn(schedule, epsilon, q_gradients, steps))
+        bc_loss = jnp.mean(batch.weights * diffusion.denoising_loss(epsilon, noise))
+        metrics = {"bc_loss": bc_loss, "guidance_loss": guidance_loss}
+        return guidance_loss + config.alpha * bc_loss, metrics
+
+    return parts.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+    )

@@ -1,0 +1,85 @@
+"""Diffusion steering via reinforcement learning (DSRL; arXiv 2506.15799), on a flow.
+
+A flow is cloned from the data and stays as it is; a latent actor chooses the noise that its ODE
+starts from. It is trained as in soft actor-critic on a latent critic `Q_z(s, z)`, which is
+regressed on the value of the action that the flow makes of `z` ("noise aliasing").
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+
+
+def get_config() -> ConfigDict:
+    """DSRL with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "dsrl",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "noise_scale": 1.0,  # the latent actor's noise lies in (-noise_scale, noise_scale)
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the target flow's ODE from the latent actor's noise."""
+    flow = base.make_flow(config)
+    critic, latent_critic = base.make_critic(config), base.make_critic(config)
+    latent_actor = parts.make_tanh_gaussian(config)
+
+    def flow_actions(state, observations, latents):
+        velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
+        return base.flow_actions(config, velocity, latents)
+
+    def draw_latents(state, params, observations, key):
+        """Latents [..., D] and the log-density of what the actor drew, before it is scaled."""
+        noise = parts.draw_noise(state, observations, key)
+        sample = latent_actor.apply({"params": params["latent_actor"]}, observations, noise)
+        return config.noise_scale * sample.value, sample.log_prob
+
+    def policy(state, observations, key):
+        latents, _ = draw_latents(state, state.params, observations, key)
+        return flow_actions(state, observations, latents)
+
+    def init_actor(key, observation, action):
+        flow_key, critic_key, actor_key = jax.random.split(key, 3)
+        return {
+            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+            "latent_critic": latent_critic.init(critic_key, observation, action)["params"],
+            "latent_actor": latent_actor.init(actor_key, observation, action)["params"],
+            "log_latent_temp": jnp.zeros(()),
+        }
+
+    def latent_critic_loss(state, params, observations, key):
+        """Each latent critic's regression on its own critic."""
+        latents = parts.draw_noise(state, observations, key)
+        actions = flow_actions(state, observations, latents)
+        targets = critic.apply({"params": state.params["critic"]}, observations, actions)
+        values = latent_critic.apply({"params": params["latent_critic"]}, observations, latents)
+        return jnp.mean(jnp.square(values - targets))
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_key, critic_key, actor_key = jax.random.split(key, 3)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        critic_loss = latent_critic_loss(state, params, batch.observations, critic_key)
+        latents, log_prob = draw_latents(state, params, batch.observations, actor_key)
+        frozen = state.params["latent_critic"]
+        values = base.mean_value(latent_critic, frozen, batch.observations, latents)
+        loss, metrics = parts.soft_actor_loss(
+            values, log_prob, params["log_latent_temp"], state.action_dim, "latent"
+        )
+        metrics |= {"bc_loss": bc_loss, "latent_critic_loss": critic_loss}
+        return bc_loss + critic_loss + loss, metrics
+
+    return parts.make_actor_critic(
+        config,
+        critic,
+        init_actor=init_actor,
+        actor_loss=actor_loss,
+        policy=policy,
+        target_names=("critic", "behavior"),
+    )

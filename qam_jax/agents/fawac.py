@@ -1,0 +1,70 @@
+"""FAWAC: advantage-weighted flow matching (a baseline of FQL, arXiv 2502.02538).
+
+AWAC (arXiv 2006.09359) with a flow policy: a value network `V` is regressed on the critics, and
+the flow clones the data's actions with weights that grow with their advantage.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+
+_MAX_WEIGHT = 100.0
+
+
+def get_config() -> ConfigDict:
+    """FAWAC with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "fawac",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "inv_temp": 0.8,  # inverse temperature of the advantage; 0 is behaviour cloning
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the ODE under its flow."""
+    flow = base.make_flow(config)
+    critic = base.make_critic(config)
+    value = base.make_state_value(config)
+
+    def init_actor(key, observation, action):
+        flow_key, value_key = jax.random.split(key)
+        return {
+            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+            "value": value.init(value_key, observation)["params"],
+        }
+
+    def advantage_weights(params, observations, actions):
+        """`min(exp(inv_temp (mean_k Q - V)), 100)` [B]."""
+        q_values = base.mean_value(critic, params["critic"], observations, actions)
+        values = value.apply({"params": params["value"]}, observations)
+        return jnp.minimum(jnp.exp(config.inv_temp * (q_values - values)), _MAX_WEIGHT)
+
+    def actor_loss(state, params, batch, actions, key):
+        observations = batch.observations
+        weights = advantage_weights(state.params, observations, actions)
+        weighted = batch.replace(weights=batch.weights * weights)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], weighted, actions, key)
+        target_critic = state.target_params["critic"]
+        value_targets = base.mean_value(critic, target_critic, observations, actions)
+        values = value.apply({"params": params["value"]}, observations)
+        value_loss = jnp.mean(jnp.square(values - value_targets))
+        return bc_loss + value_loss, {
+            "bc_loss": bc_loss,
+            "value_loss": value_loss,
+            "v_mean": jnp.mean(values),
+            "advantage_weight": jnp.mean(weights),
+        }
+
+    return parts.make_actor_critic(
+        config,
+        critic,
+        init_actor=init_actor,
+        actor_loss=actor_loss,
+        policy=parts.make_behavior_policy(config, flow),
+    )

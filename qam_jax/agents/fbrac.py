@@ -1,0 +1,53 @@
+"""FBRAC: flow behaviour-regularised actor-critic (a baseline of FQL, arXiv 2502.02538).
+
+One flow is cloned from the data and, in the same loss, improved on the critic by backpropagation
+through every step of its ODE.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+
+
+def get_config() -> ConfigDict:
+    """FBRAC with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "fbrac",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "alpha": 0.1,  # weight of cloning against the value, above 0
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the ODE under its flow.
+
+    Raises:
+      ValueError: if `alpha` is 0.
+    """
+    if config.alpha == 0:
+        raise ValueError("config field 'alpha' must be above 0 for 'fbrac', which divides by it.")
+    flow = base.make_flow(config)
+    critic = base.make_critic(config)
+
+    policy = parts.make_behavior_policy(config, flow)
+
+    def init_actor(key, observation, action):
+        return {"behavior": flow.init(key, observation, action, action[:1])["params"]}
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_key, noise_key = jax.random.split(key)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        drawn = policy(state.replace(params=params), batch.observations, noise_key)
+        values = base.mean_value(critic, state.params["critic"], batch.observations, drawn)
+        value = jnp.mean(values)
+        return bc_loss - value / config.alpha, {"bc_loss": bc_loss, "actor_q": value}
+
+    return parts.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+    )

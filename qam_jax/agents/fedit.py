@@ -1,0 +1,68 @@
+"""FEdit: edits on a cloned flow (a baseline of QAM, arXiv 2601.14234, after EXPO, 2507.07986).
+
+A flow is cloned from the data and never trained on the critic. A tanh-Gaussian policy, trained
+as in soft actor-critic, adds a small edit to the flow's action.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+
+
+def get_config() -> ConfigDict:
+    """FEdit with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "fedit",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "edit_scale": 0.2,  # size of an edit, as a share of the action range
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the ODE under the behaviour flow, then the edit."""
+    flow = base.make_flow(config)
+    critic = base.make_critic(config)
+    editor = parts.make_tanh_gaussian(config)
+    behavior_policy = parts.make_behavior_policy(config, flow)
+
+    def edited_actions(state, editor_params, observations, key):
+        """Edited actions [..., D] of the behaviour flow, with the log-density of the edit."""
+        flow_key, edit_key = jax.random.split(key)
+        actions = behavior_policy(state, observations, flow_key)
+        edit_noise = parts.draw_noise(state, observations, edit_key)
+        return parts.edit_actions(
+            config.edit_scale, editor, editor_params, observations, actions, edit_noise
+        )
+
+    def policy(state, observations, key):
+        return edited_actions(state, state.params["editor"], observations, key)[0]
+
+    def init_actor(key, observation, action):
+        flow_key, edit_key = jax.random.split(key)
+        inputs = jnp.concatenate([observation, action])
+        return {
+            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+            "editor": editor.init(edit_key, inputs, action)["params"],
+            "log_edit_temp": jnp.zeros(()),
+        }
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_key, edit_key = jax.random.split(key)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        observations = batch.observations
+        drawn, log_prob = edited_actions(state, params["editor"], observations, edit_key)
+        values = base.mean_value(critic, state.params["critic"], observations, drawn)
+        loss, metrics = parts.soft_actor_loss(
+            values, log_prob, params["log_edit_temp"], state.action_dim, "edit"
+        )
+        return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
+
+    return parts.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+    )

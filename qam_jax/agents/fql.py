@@ -1,0 +1,61 @@
+"""Flow Q-learning (FQL; Park et al., arXiv 2502.02538).
+
+A flow is cloned from the data. A one-step actor `mu(s, z)` is distilled from its ODE and, in the
+same loss, improved on the critic; it acts, so that no gradient goes through the ODE.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+
+
+def get_config() -> ConfigDict:
+    """FQL with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "fql",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "alpha": 30.0,  # weight of the distillation against the value
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts with the one-step actor."""
+    flow = base.make_flow(config)
+    critic = base.make_critic(config)
+    one_step = parts.make_one_step_actor(config)
+
+    def policy(state, observations, key):
+        noise = parts.draw_noise(state, observations, key)
+        actions = one_step.apply({"params": state.params["one_step"]}, observations, noise)
+        return jnp.clip(actions, -1, 1)
+
+    def init_actor(key, observation, action):
+        flow_key, actor_key = jax.random.split(key)
+        return {
+            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+            "one_step": one_step.init(actor_key, observation, action)["params"],
+        }
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_key, noise_key = jax.random.split(key)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        frozen, observations = state.params, batch.observations
+        noise = parts.draw_noise(state, observations, noise_key)
+        velocity = base.flow_velocity(flow, frozen["behavior"], observations)
+        flow_actions = base.flow_actions(config, velocity, noise)
+        drawn = one_step.apply({"params": params["one_step"]}, observations, noise)
+        value_fn = partial(base.mean_value, critic, frozen["critic"], observations)
+        loss, metrics = parts.one_step_loss(config.alpha, drawn, flow_actions, value_fn)
+        return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
+
+    return parts.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+    )

@@ -1,0 +1,66 @@
+"""IFQL: implicit Q-learning with a flow policy (a baseline of FQL, arXiv 2502.02538).
+
+IDQL (arXiv 2304.10573) with a flow for the diffusion policy: a value network learns an upper
+expectile of the critics, the critics bootstrap from it, and the policy takes the best of many
+actions of a flow that is cloned from the data.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+from qam_jax.critic import expectile_loss, pessimistic_value
+
+
+def get_config() -> ConfigDict:
+    """IFQL with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "ifql",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "best_of_n": 32,
+            "kappa": 0.9,  # expectile of the value; 0.5 is the mean
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; of the flow's actions it takes the one whose lowest critic is highest."""
+    flow = base.make_flow(config)
+    critic = base.make_critic(config)
+    value = base.make_state_value(config)
+
+    def init_actor(key, observation, action):
+        flow_key, value_key = jax.random.split(key)
+        return {
+            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+            "value": value.init(value_key, observation)["params"],
+        }
+
+    def target_fn(state, batch, key):
+        del key  # no action is drawn
+        next_values = value.apply({"params": state.params["value"]}, batch.next_observations)
+        return base.bootstrap(config, batch, next_values[None])
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, key)
+        target_critic = {"params": state.target_params["critic"]}
+        q_values = critic.apply(target_critic, batch.observations, actions)
+        values = value.apply({"params": params["value"]}, batch.observations)
+        errors = pessimistic_value(q_values, config.rho) - values
+        value_loss = jnp.mean(expectile_loss(errors, config.kappa))
+        metrics = {"bc_loss": bc_loss, "value_loss": value_loss, "v_mean": jnp.mean(values)}
+        return bc_loss + value_loss, metrics
+
+    return parts.make_actor_critic(
+        config,
+        critic,
+        init_actor=init_actor,
+        actor_loss=actor_loss,
+        policy=parts.make_behavior_policy(config, flow),
+        target_fn=target_fn,
+        rank=jnp.min,
+    )

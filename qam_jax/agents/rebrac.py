@@ -1,0 +1,89 @@
+"""ReBRAC: TD3 with behaviour cloning, tuned anew (Tarasov et al., arXiv 2305.09836).
+
+A deterministic actor climbs the critic's value, scaled to about 1, and stays near the data's
+actions; noise smooths the actions that the critics are backed up from.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+from qam_jax.critic import pessimistic_value
+from qam_jax.networks import TanhActor
+
+_NOISE_LIMIT = 0.5
+_MIN_SCALE = 1e-6
+
+
+def get_config() -> ConfigDict:
+    """ReBRAC with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "rebrac",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "alpha_actor": 0.01,  # weight of cloning
+            "actor_noise": 0.0,  # standard deviation of the noise on actions
+            "actor_interval": 2,  # updates for each step of the actor
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by its actor, with noise."""
+    critic = base.make_critic(config)
+    actor = TanhActor(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+
+    def noisy_actions(params, state, observations, key):
+        actions = actor.apply({"params": params}, observations, state.action_dim)
+        noise = config.actor_noise * parts.draw_noise(state, observations, key)
+        return jnp.clip(actions + jnp.clip(noise, -_NOISE_LIMIT, _NOISE_LIMIT), -1, 1)
+
+    def policy(state, observations, key):
+        return noisy_actions(state.params["actor"], state, observations, key)
+
+    def target_policy(state, observations, key):
+        return noisy_actions(state.target_params["actor"], state, observations, key)
+
+    def init_actor(key, observation, action):
+        return {"actor": actor.init(key, observation, action.size)["params"]}
+
+    def actor_loss(state, params, batch, actions, key):
+        del key  # nothing is drawn
+        due = state.step % config.actor_interval == 0  # else no gradient
+        actor_params = jax.tree.map(
+            lambda leaf: jnp.where(due, leaf, jax.lax.stop_gradient(leaf)), params["actor"]
+        )
+        drawn = actor.apply({"params": actor_params}, batch.observations, state.action_dim)
+        q_values = critic.apply({"params": state.params["critic"]}, batch.observations, drawn)
+        value = jnp.mean(pessimistic_value(q_values, config.rho))
+        scale = jnp.maximum(jax.lax.stop_gradient(jnp.abs(jnp.mean(q_values))), _MIN_SCALE)
+        bc_loss = jnp.mean(jnp.sum(jnp.square(drawn - actions), axis=-1))
+        loss = -value / scale + config.alpha_actor * bc_loss
+        return loss, {"actor_loss": loss, "bc_loss": bc_loss, "actor_q": value}
+
+    return parts.make_actor_critic(
+        config,
+        critic,
+        init_actor=init_actor,
+        actor_loss=actor_loss,
+        policy=policy,
+        target_names=("critic", "actor"),
+        target_fn=partial(parts.policy_targets, config, critic, target_policy),
+        optimizer=_make_optimizer(config),
+    )
+
+
+def _make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam, whose moments and step count of the actor stand still between the actor's steps."""
+    adam = optax.adam(config.lr)
+    delayed = optax.conditionally_mask(adam, lambda step: step % config.actor_interval == 0)
+    labels = {"critic": "always", "actor": "delayed"}
+    return base.make_optimizer(
+        config, optax.partition({"always": adam, "delayed": delayed}, labels)
+    )

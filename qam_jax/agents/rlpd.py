@@ -1,0 +1,56 @@
+"""Reinforcement learning with prior data (RLPD; Ball et al., arXiv 2302.02948).
+
+Soft actor-critic with an ensemble of critics, meant to learn online from batches that are half
+from the dataset and half from the replay buffer; `bc_alpha` adds the likelihood of their actions.
+"""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import base, parts
+
+
+def get_config() -> ConfigDict:
+    """RLPD with the paper's settings; the baseline does not clip gradients."""
+    return ConfigDict(
+        {
+            "agent_name": "rlpd",
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "bc_alpha": 0.0,  # weight of the log-likelihood of the batch's actions
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by samples of its tanh-Gaussian actor."""
+    critic = base.make_critic(config)
+    actor = parts.make_tanh_gaussian(config)
+
+    def draw_actions(state, params, observations, key):
+        noise = parts.draw_noise(state, observations, key)
+        return actor.apply({"params": params["actor"]}, observations, noise)
+
+    def policy(state, observations, key):
+        return draw_actions(state, state.params, observations, key).value
+
+    def init_actor(key, observation, action):
+        params = actor.init(key, observation, action)["params"]
+        return {"actor": params, "log_actor_temp": jnp.zeros(())}
+
+    def actor_loss(state, params, batch, actions, key):
+        observations = batch.observations
+        drawn, log_prob = draw_actions(state, params, observations, key)
+        values = base.mean_value(critic, state.params["critic"], observations, drawn)
+        loss, metrics = parts.soft_actor_loss(
+            values, log_prob, params["log_actor_temp"], state.action_dim, "actor"
+        )
+        variables = {"params": params["actor"]}
+        likelihoods = actor.apply(variables, observations, actions, method=actor.log_prob)
+        bc_loss = -jnp.mean(likelihoods)
+        return loss + config.bc_alpha * bc_loss, {**metrics, "bc_loss": bc_loss}
+
+    return parts.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+    )

@@ -1,0 +1,117 @@
+"""Trust-region Q-learning with adjoint matching (TRQAM; Dong et al., arXiv 2605.27079).
+
+QAM whose inverse temperature is `1 / Lambda`, `Lambda = lam_scale * lam`: `lam` rises while the
+divergence of the fine-tuned flow's paths from the base flow's is above the budget `kl_budget`, and
+falls while it is below. Meant to start from a flow trained by behaviour cloning alone.
+"""
+
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax import adjoint
+from qam_jax.agents import adjoint_parts, base, parts
+from qam_jax.types import Array
+
+_LAM_RATE = 0.01
+_LAM_RANGE = (0.01, 100.0)
+_KL_RATE = 0.1  # of the moving average of the divergence
+
+
+@flax.struct.dataclass
+class TrustRegionState(base.AgentState):
+    """An agent's state, with what steers the trust region; the optimiser leaves it alone.
+
+    Attributes:
+      lam: [], `Lambda / lam_scale`.
+      kl_ema: [], moving average of the clipped divergence.
+    """
+
+    lam: Array
+    kl_ema: Array
+
+
+def get_config() -> ConfigDict:
+    """TRQAM with the paper's settings."""
+    return ConfigDict(
+        {
+            "agent_name": "trqam",
+            **base.base_config(),
+            **base.critic_config(),
+            "discount": 0.995,
+            "kl_budget": 1.0,  # divergence of paths allowed, per action of a chunk
+            "lam_scale": 3.0,  # Lambda / lam
+        }
+    )
+
+
+def scaled_matching_loss(
+    velocities: Array, base_velocities: Array, adjoints: Array, temp: Array
+) -> Array:
+    """Adjoint matching with the noise scale `sigma_i / sqrt(temp)` in the loss, [T, B, D] -> [B].
+
+    It equals `temp` times the plain loss with adjoints divided by `temp`.
+    """
+    return temp * adjoint.adjoint_matching_loss(velocities, base_velocities, adjoints / temp)
+
+
+def update_trust_region(lam: Array, kl_ema: Array, kl: Array, kl_budget: float) -> dict[str, Array]:
+    """One step of `lam` and `kl_ema`: up while paths diverge by more than the budget."""
+    kl_ema = (1 - _KL_RATE) * kl_ema + _KL_RATE * jnp.minimum(kl, 2 * kl_budget)
+    lam = jnp.clip(lam + _LAM_RATE * (kl_ema - kl_budget), *_LAM_RANGE)
+    return {"lam": lam, "kl_ema": kl_ema}
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the ODE under the fine-tuned flow."""
+    flow = base.make_flow(config)
+    critic = base.make_critic(config)
+    velocity_fn = partial(base.flow_velocity, flow)
+
+    def init_actor(key, observation, action):
+        return adjoint_parts.init_flows(flow, *jax.random.split(key), observation, action)
+
+    def matching_loss(params, state, observations, key):
+        """The matching loss, with the divergence of the paths that it is computed on."""
+        velocity = velocity_fn(state.params["flow"], observations)
+        states, adjoints, metrics = adjoint_parts.matching_targets(
+            config, flow, critic, state, velocity, observations, key, inv_temp=1.0
+        )
+        flow_of = partial(velocity_fn, params["flow"])
+        base_of = partial(velocity_fn, state.target_params["behavior"])
+        velocities = adjoint_parts.path_velocities(flow_of, observations, states)
+        base_velocities = adjoint_parts.path_velocities(base_of, observations, states)
+        temp = config.lam_scale * state.lam
+        loss = jnp.mean(scaled_matching_loss(velocities, base_velocities, adjoints, temp))
+        costs = adjoint_parts.deviation_costs(velocities, base_velocities)
+        kl = jnp.mean(jnp.sum(costs, axis=0)) / config.flow_steps / state.action_shape[0]
+        return loss, {"adjoint_matching_loss": loss, "kl": kl, **metrics}
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_key, path_key = jax.random.split(key)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        loss, metrics = matching_loss(params, state, batch.observations, path_key)
+        return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
+
+    agent = parts.make_actor_critic(
+        config,
+        critic,
+        init_actor=init_actor,
+        actor_loss=actor_loss,
+        policy=adjoint_parts.make_policy(config, flow),
+        target_names=("critic", "behavior"),
+    )
+
+    def init(key, example_observation, example_action):
+        state = agent.init(key, example_observation, example_action)
+        return TrustRegionState(**vars(state), lam=jnp.ones(()), kl_ema=jnp.zeros(()))
+
+    def update(state, batch):
+        state, metrics = agent.update(state, batch)
+        moved = update_trust_region(state.lam, state.kl_ema, metrics["kl"], config.kl_budget)
+        return state.replace(**moved), metrics | moved
+
+    return agent._replace(init=init, update=update)

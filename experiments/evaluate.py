@@ -21,11 +21,11 @@ _VIDEO_EPISODES = flags.DEFINE_integer("video_episodes", 0, "Episodes to film.",
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
-    from qam_jax.training.checkpoints import load_run
-    from qam_jax.training.evaluation import Evaluator, describe, film_episodes
-
     start_logging()
     with plain_errors():
+        from qam_jax.training.checkpoints import load_run
+        from qam_jax.training.evaluation import Evaluator, describe, film_episodes
+
         folder = Path(_RUN.value).expanduser()
         run = load_run(folder, _STEP.value)
         seed = run.config.seed if _SEED.value is None else _SEED.value

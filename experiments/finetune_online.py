@@ -12,7 +12,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from qam_jax.training import settings as settings_module
-from qam_jax.training.console import plain_errors, run_main, start_logging, with_default_config
+from qam_jax.training.console import (
+    plain_errors,
+    run_main,
+    start_logging,
+    take_flag,
+    with_default_config,
+)
 from qam_jax.training.settings import RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -33,10 +39,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
-    from qam_jax.launch import config_file, launch
-    from qam_jax.training.warm_start import settings_of
-
     with plain_errors():
+        from qam_jax.launch import config_file, launch
+        from qam_jax.training.warm_start import settings_of
+
         config_file()
         run, step = flags.FLAGS.run, flags.FLAGS.run_step
         inherited = settings_of(run, step) if run else {}
@@ -44,9 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_flag = next((flag for flag in sys.argv if flag.startswith(("--run=", "-run="))), None)
-    if run_flag is None:
-        with_default_config(sys.argv, str(_CONFIGS / "qam.py"))
-    else:
-        with_default_config(sys.argv, f"{_CONFIGS / 'of_run.py'}:{run_flag.partition('=')[2]}")
+    run_folder = take_flag(list(sys.argv), "run")
+    config = f"of_run.py:{run_folder}" if run_folder else "qam.py"
+    with_default_config(sys.argv, str(_CONFIGS / config))
     run_main(main)

@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
-    from qam_jax.launch import config_file, launch
-
     with plain_errors():
+        from qam_jax.launch import config_file, launch
+
         schedule = _QUICK_START_SCHEDULE if config_file() == _QUICK_START else {}
         launch(from_flags(RunSettings, flags.FLAGS, **schedule), _CONFIG.value)
 

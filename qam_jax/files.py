@@ -69,6 +69,16 @@ def ensure_writable_dir(path: str | os.PathLike) -> Path:
     return path
 
 
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file. Raises DamagedError, naming it, if it is damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise DamagedError(
+            f"{path} is damaged ({error}). Restore it from a copy, or start a new run."
+        ) from error
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes `content` as indented JSON, atomically."""
     with atomic_write(path) as temporary:

@@ -8,7 +8,8 @@ in time order and episodes follow one another:
 | `observations`      | `[N, O]` | yes    | state vectors, any unit                              |
 | `actions`           | `[N, A]` | yes    | in [-1, 1]                                           |
 | `terminals`         | `[N]`    | yes    | 1 at the last row of each episode, otherwise 0       |
-| `rewards`           | `[N]`    | no     | reward of the row's action                           |
+| `rewards`           | `[N]`    | yes*   | reward of the row's action; *OGBench's own files     |
+|                     |          |        | have `qpos` instead                                  |
 | `masks`             | `[N]`    | no     | 0 where the task is completed, so that no value is   |
 |                     |          |        | bootstrapped beyond this row; otherwise 1 (default)  |
 | `next_observations` | `[N, O]` | no     | what the row's action led to                         |

@@ -175,8 +175,8 @@ class OpenLoopChunks(gymnasium.Wrapper):
         when = f"step {self._length}" if self._length else "the reset"
         return (
             f"{entry} is {value} after {when} of the episode of seed {self._seed} in "
-            f"{name_of(self.env)!r}: an environment must keep its observations and rewards "
-            "finite, or end the episode before they are not."
+            f"{name_of(self.env)!r}: observations and rewards must stay finite; "
+            "otherwise return terminated=True one step earlier."
         )
 
     def _summary(self, steps: list[_Step]) -> EpisodeSummary:

@@ -129,7 +129,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(items[0]),
             tally=ocp.args.StandardSave(items[1]),
-            progress=ocp.args.JsonSave({**progress, "checksum": _checksum(items)}),
+            progress=ocp.args.JsonSave({**progress, "checksum": _checksum(items[0])}),
         )
         metrics = {"score": _UNKNOWN if score is None else score, "milestone": milestone}
         try:
@@ -158,14 +158,16 @@ class Checkpoints:
             tally=ocp.args.StandardRestore(tally),
             progress=ocp.args.JsonRestore(),
         )
-        result = (restored["agent"], restored["tally"])
-        if _checksum(jax.device_get(result)) != restored["progress"]["checksum"]:
-            raise DamagedError("its values have changed since they were saved")
-        return result
+        _verify(restored)
+        return restored["agent"], restored["tally"]
 
     def restore_agent(self, step: int, state: AgentState) -> AgentState:
         """Reads the agent's state alone; see `restore`."""
-        return self._read(step, agent=ocp.args.StandardRestore(state))["agent"]
+        restored = self._read(
+            step, agent=ocp.args.StandardRestore(state), progress=ocp.args.JsonRestore()
+        )
+        _verify(restored)
+        return restored["agent"]
 
     def _read(self, step: int, **items: Any) -> Any:
         try:
@@ -279,6 +281,11 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
             agent, jax.random.PRNGKey(0), metadata["observation_dim"], metadata["action_dim"]
         )
         return SavedRun(config, agent, checkpoints.restore_agent(found, state), found)
+    except DamagedError as error:
+        raise DamagedError(
+            f"the checkpoint of step {found} in {checkpoints.folder} is damaged ({error}); give "
+            f"another, there are those of the steps {checkpoints.steps}."
+        ) from error
     finally:
         checkpoints.close()
 
@@ -301,6 +308,11 @@ def _checksum(tree: chex.ArrayTree) -> int:
     for leaf in jax.tree.leaves(tree):
         value = zlib.crc32(np.ascontiguousarray(leaf), value)
     return value
+
+
+def _verify(restored: Any) -> None:
+    if _checksum(jax.device_get(restored["agent"])) != restored["progress"]["checksum"]:
+        raise DamagedError("its values have changed since they were saved")
 
 
 def _first_line(error: Exception) -> str:

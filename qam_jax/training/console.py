@@ -10,7 +10,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from qam_jax.envs.pool import EnvFailure
-from qam_jax.training.stopping import EXIT_CODE, Stopped
+from qam_jax.training.stopping import EXIT_CODE, Stopped, stop_signals
 
 _logger = logging.getLogger("qam_jax")
 
@@ -39,12 +39,13 @@ def plain_errors() -> Iterator[None]:
     `--verbosity=1` shows where in the code an error arose.
     """
     try:
-        yield
+        with stop_signals(at_once=True):
+            yield
     except (ValueError, OSError, ImportError, EnvFailure) as error:
         _logger.debug("Details of the error:", exc_info=True)
         sys.exit(f"Error: {error}")
     except Stopped as stopped:
-        print(f"Stopped by {stopped}; saved. The same command continues.", file=sys.stderr)
+        print(f"Stopped by {stopped}. The same command continues.", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit("Interrupted. The same command continues from the last checkpoint.")
@@ -57,10 +58,19 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
 def with_default_config(arguments: list[str], default: str) -> None:
     """Puts --config, or else its default, first: before the flags that change its fields."""
-    given = next((flag for flag in arguments if flag.startswith(("--config=", "-config="))), None)
-    if given is not None:
-        arguments.remove(given)
-    arguments.insert(1, given or f"--config={default}")
+    arguments.insert(1, f"--config={take_flag(arguments, 'config') or default}")
+
+
+def take_flag(arguments: list[str], name: str) -> str | None:
+    """Removes a flag, given as `--name=value` or `--name value`, and returns its value."""
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            if not equals and index + 1 < len(arguments):
+                value = arguments.pop(index + 1)
+            del arguments[index]
+            return value
+    return None
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

@@ -42,13 +42,14 @@ class MetricLog:
         if kind not in self._writers or metrics.keys() - set(self._writers[kind][1].fieldnames):
             self._open(kind, ["step", *metrics])
         file, writer = self._writers[kind]
-        writer.writerow({"step": step, **_known(metrics)})
+        known = _known(metrics)
+        writer.writerow({"step": step, **known})
         file.flush()
-        for name, value in metrics.items():
+        for name, value in known.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         self._tensorboard.flush()
         if self._wandb is not None:
-            self._wandb.log({f"{kind}/{name}": value for name, value in metrics.items()}, step)
+            self._wandb.log({f"{kind}/{name}": known[name] for name in known}, step)
 
     def close(self) -> None:
         """Closes all files."""

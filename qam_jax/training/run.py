@@ -70,8 +70,8 @@ def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
     folder = find_folder(settings, agent_config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock_folder(folder))
-        stop = stack.enter_context(stop_signals())
         source = stack.enter_context(contextlib.closing(_open_source(settings, env)))
+        stop = stack.enter_context(stop_signals())
         run = _Run(settings, agent, agent_config, source, folder, stop)
         stack.callback(run.close)
         return run.train()
@@ -146,7 +146,6 @@ class _Run:
         found = self._checkpoints.restore_newest(self._restore)
         if found is not None:
             state, tally, saved = found
-            self._check_continuation(saved)
             return state, tally, Progress(saved["step"], saved["reported"])
         state, progress = self._init_state(self._agent), Progress()
         settings = self._settings
@@ -173,6 +172,7 @@ class _Run:
     def _restore(self, step: int) -> tuple[AgentState, Tally, dict[str, Any]]:
         """Reads one checkpoint; sets the stage."""
         saved = self._checkpoints.read_progress(step)
+        self._check_continuation(saved)
         stage = self._make_stage(saved["stage"], step)
         try:
             state = self._init_state(stage.agent)
@@ -192,7 +192,9 @@ class _Run:
                 "--bc_steps, --offline_steps and --online_steps together: give at least as many, "
                 "or another --run_id."
             )
-        start = self._stage.start
+        ends = self._ends()
+        starts = {"cloning": 0, "offline": ends["cloning"], "online": ends["offline"]}
+        start = starts[saved["stage"]]
         if saved["stage_start"] != start:
             raise ValueError(
                 f"the run in {self._folder} began its {saved['stage']} stage after "
@@ -202,6 +204,8 @@ class _Run:
 
     def _record_start(self, state: AgentState, progress: Progress) -> None:
         settings, source = self._settings, self._source
+        if self._stage.name == "cloning":
+            state = self._init_state(self._agent)  # what the run is about
         count = parameter_count(state)
         record_start(
             self._folder,
@@ -213,9 +217,10 @@ class _Run:
             parameter_count=count,
             **self._dims,
         )
-        _logger.info(
-            "Data: %s; %d transitions.", source.description, source.at(progress.step).num_starts
-        )
+        size = ""
+        if source.next_change(progress.step) is None:
+            size = f"; {source.at(progress.step).num_starts} transitions"
+        _logger.info("Data: %s%s.", source.description, size)
         verb = f"Continuing from step {progress.step}" if progress.step else "Starting"
         _logger.info("%s in %s (%d parameters).", verb, self._folder, count)
         kept = {"train": progress.reported, "eval": progress.reported, "env": progress.step}

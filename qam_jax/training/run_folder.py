@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.files import ensure_writable_dir, hold_lock, write_json
+from qam_jax.files import ensure_writable_dir, hold_lock, read_json, write_json
 from qam_jax.training.settings import RunSettings, resolved
 
 _PACKAGES = (
@@ -98,12 +98,12 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             f"there is no {path}: give the folder of a run, "
             "exp/<group>/<env_name>/<run id>, which holds config.json."
         )
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads metadata.json of a run's folder."""
-    return json.loads((Path(folder).expanduser() / "metadata.json").read_text())
+    return read_json(Path(folder).expanduser() / "metadata.json")
 
 
 def record_start(
@@ -115,7 +115,7 @@ def record_start(
       ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
     """
     path = folder / "metadata.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"starts": [], **facts}
+    earlier = read_json(path) if path.exists() else {"starts": [], **facts}
     before, now = earlier["dataset_fingerprint"], facts["dataset_fingerprint"]
     if before != now:
         raise ValueError(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and has saved what it had."""
+class Stopped(BaseException):
+    """A signal asked to stop; what there was to save has been saved. It names the signal."""
 
 
 class StopRequest:
@@ -25,8 +25,12 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Takes SIGTERM and SIGINT as requests to stop; the second one ends the process as usual."""
+def stop_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
+    """Takes SIGTERM and SIGINT as requests to stop; a second one is handled as before.
+
+    Args:
+      at_once: raises Stopped where the signal finds the main thread, which has nothing to save.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread can handle signals
@@ -37,6 +41,8 @@ def stop_signals() -> Iterator[StopRequest]:
     def handle(number: int, _frame: object) -> None:
         request.signal_name = signal.Signals(number).name
         restore()
+        if at_once:
+            raise Stopped(request.signal_name)
 
     def restore() -> None:
         for number, handler in before.items():

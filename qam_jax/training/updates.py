@@ -110,10 +110,10 @@ def check_finite(tally: Tally, params: chex.ArrayTree | None = None) -> None:
 def _not_finite(what: str, update: int | None) -> NotFiniteError:
     when = "" if update is None else f" at update {update}"
     return NotFiniteError(
-        f"training went wrong: {what} is not finite{when}, the first that was. The run stops and "
-        "keeps its last checkpoint. The usual causes are a learning rate or an inverse "
-        "temperature that is too high (--config.lr, --config.inv_temp), or a clip of the gradient "
-        "that is switched off (--config.clip_grad_norm)."
+        f"training went wrong: {what} is not finite{when}, the first that was. The run stops; its "
+        "last checkpoint, if there is one, is kept. The usual causes are a learning rate or an "
+        "inverse temperature that is too high (--config.lr, --config.inv_temp), or a clip of the "
+        "gradient that is switched off (--config.clip_grad_norm)."
     )
 
 

@@ -79,9 +79,12 @@ def _check_config(run: str, saved: SavedRun, config: ConfigDict, cloned: bool) -
     for name in names:
         there, here = saved.config.agent[name], config[name]
         if there != here:
+            mend = f"--config.{name}={there}"
+            if name == "agent_name":
+                mend = f"--config=experiments/configs/{there}.py"
             raise ValueError(
                 f"the run {run} has {name} = {there!r}, this one {here!r}: its checkpoint cannot "
-                f"be continued so. Give --config.{name}={there}, or another --run."
+                f"be continued so. Give {mend}, or another --run."
             )
 
 

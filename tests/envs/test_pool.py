@@ -141,7 +141,7 @@ def test_too_many_crashes_end_in_an_error_that_says_what_to_do(make_pool):
         with pytest.raises(kind) as caught:
             pool.step(_ACTIONS)
     assert pool.crashes == 3
-    for part in ("3 times", "UnpicklableError: the arm fell off", "raise the limit"):
+    for part in ("3 times", "UnpicklableError: the arm fell off", "raise --max_env_crashes"):
         assert part in str(caught.value)
     assert not multiprocessing.active_children()
 

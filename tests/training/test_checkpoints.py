@@ -149,7 +149,7 @@ from tests_checkpoints import _items
 from qam_jax.training.checkpoints import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints, (state, tally) = Checkpoints(sys.argv[1]), _items()
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 checkpoints.save(6, state, tally, {"stage": "offline"})
 checkpoints.close()
 """

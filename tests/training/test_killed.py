@@ -121,6 +121,6 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(command, expected, tmp_path):
     for stage, step, number in (("offline", 21, signal.SIGINT), ("online", 30, signal.SIGTERM)):
         code, errors = _interrupt(command(tmp_path), stage, step, number)
         assert code == 75
-        assert f"Stopped by {number.name}; saved. The same command continues." in errors
+        assert f"Stopped by {number.name}. The same command continues." in errors
     _finish(command(tmp_path))
     _assert_same(tmp_path, expected)

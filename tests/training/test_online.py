@@ -95,6 +95,8 @@ def test_an_offline_run_goes_straight_on_online(settings, offline):
     assert [row["step"] for row in episodes] == [408, 408]
     assert all(-2000 < row["return"] < 0 and np.isnan(row["success"]) for row in episodes)
     assert read_csv(result.folder / "train.csv")[-1]["replay_size"] == 404
+    with pytest.raises(ValueError, match=r"holds 412 steps already, more than the 28"):
+        train(dataclasses.replace(again, online_steps=20), _config())
     with pytest.raises(ValueError, match=r"began its online stage after 8 steps.*now put it after"):
         train(dataclasses.replace(again, offline_steps=12), _config())
     with pytest.raises(ValueError, match=r"num_envs is 2 there and 1 here"):

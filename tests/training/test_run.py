@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,6 +10,7 @@ import pytest
 
 from qam_jax.agents import get_config
 from qam_jax.data import generate
+from qam_jax.files import DamagedError
 from qam_jax.training.checkpoints import Checkpoints, load_run
 from qam_jax.training.evaluation import Evaluator, summarize
 from qam_jax.training.metrics import read_csv
@@ -143,6 +146,20 @@ def test_a_saved_run_gives_the_same_numbers(settings, run):
     assert not np.array_equal(earlier.state.key, run.state.key)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 in.*of the steps \[8, 12\]"):
         load_run(run.folder, step=5)
+
+
+def test_what_is_damaged_in_a_saved_run_is_named(run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    newest = max((folder / "checkpoints" / "12" / "agent").rglob("*"), key=os.path.getsize)
+    os.truncate(newest, newest.stat().st_size // 2)
+    with pytest.raises(DamagedError, match=r"step 12 in .* is damaged .*of the steps \[8, 12\]"):
+        load_run(folder)
+    assert int(load_run(folder, 8).state.step) == 8
+    for name in ("metadata.json", "config.json"):
+        (folder / name).write_text("")
+        with pytest.raises(DamagedError, match=rf"{name} is damaged .*Restore it from a copy"):
+            load_run(folder, 8)
 
 
 def test_the_folder_of_another_config_is_refused(settings):

@@ -21,7 +21,8 @@ from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.shards import Shards, open_shards
 from qam_jax.envs import make_env
-from qam_jax.training.updates import Tally, UpdateBlock
+from qam_jax.training.lanes import Lanes
+from qam_jax.training.updates import Tally, UpdateBlock, empty_tally, metric_names
 
 _ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
 _DATASET = "pointmaze-medium-navigate-v0"
@@ -111,9 +112,9 @@ def _start(
     def sample(data, key):
         return sample_windows(data, key, config.batch_size, config.horizon_length, config.discount)
 
-    block = UpdateBlock(agent, jax.random.PRNGKey(1), sample)
-    tally = block.empty_tally(state, dataset)
-    state, tally = jax.block_until_ready(block(state, tally, dataset, 1))
+    block = UpdateBlock(agent, jax.random.PRNGKey(1), sample, Lanes([0]))
+    tally = empty_tally(metric_names(agent, state, config, dataset.observations.shape[1]))
+    state, tally = jax.block_until_ready(block(state, tally, dataset, [1]))
     source.close()
     return block, state, tally
 
@@ -130,7 +131,7 @@ def _train(
             waited = source.stall_seconds - waited
             print(f"swap {source.num_swaps:3d}: waited {1e3 * waited:6.1f} ms, {_memory()}")
         start = time.perf_counter()
-        state, tally = jax.block_until_ready(block(state, tally, dataset, interval))
+        state, tally = jax.block_until_ready(block(state, tally, dataset, [interval]))
         seconds += time.perf_counter() - start
     return count * interval / seconds, state, tally
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, config_flags
 from qam_jax.analysis.plots import plot_run
 from qam_jax.envs import find_render_backend
 from qam_jax.training.evaluation import describe, film_episodes
-from qam_jax.training.run import train
+from qam_jax.training.run import RunResult, train_seeds
 from qam_jax.training.settings import RunSettings
 
 
@@ -26,7 +26,7 @@ def config_file() -> Path:
 
 
 def launch(settings: RunSettings, config: ConfigDict) -> None:
-    """Trains or continues to, prints how the policies do, and draws them.
+    """Trains or continues to, prints how the policies of each seed do, and draws them.
 
     Args:
       settings: what the run is.
@@ -34,12 +34,17 @@ def launch(settings: RunSettings, config: ConfigDict) -> None:
     """
     if settings.video_episodes:
         find_render_backend()  # fails now rather than at the end of the run
-    result = train(settings, config)
-    episodes = {config.agent_name: result.episodes} if result.episodes else {}
+    for result in train_seeds(settings, config):
+        _describe(result, settings, config.agent_name)
+
+
+def _describe(result: RunResult, settings: RunSettings, name: str) -> None:
+    prefix = f"seed {result.seed}: " if settings.num_seeds > 1 else ""
+    episodes = {name: result.episodes} if result.episodes else {}
     if result.behavior_episodes:
         episodes["behaviour cloning alone"] = result.behavior_episodes
-    for name, runs in episodes.items():
-        print(f"{name}: {describe(runs)}")
+    for policy, runs in episodes.items():
+        print(f"{prefix}{policy}: {describe(runs)}")
     pictures = plot_run(result.folder, settings, episodes)
     if settings.video_episodes:
         pictures += film_episodes(
@@ -48,9 +53,9 @@ def launch(settings: RunSettings, config: ConfigDict) -> None:
             settings.env_name,
             result.folder / "videos",
             num_episodes=settings.video_episodes,
-            seed=settings.seed,
+            seed=result.seed,
             env_module=settings.env_module,
         )
-    print(f"Run: {result.folder}")
+    print(f"{prefix}Run: {result.folder}")
     if pictures:
         print("Pictures:", *pictures, sep="\n  ")

@@ -213,13 +213,13 @@ def score(episodes: list[Episode]) -> float:
 class Evaluator:
     """Evaluates agents on one environment, in processes that it starts once and keeps.
 
-    The episodes are the same every time: they depend on the seed alone.
+    The episodes are the same every time: they depend on a seed alone.
 
     Args:
       env_name: see `qam_jax.envs.make_env`.
       num_episodes: of an evaluation.
       num_envs: how many to step side by side; 0 for twice the number of processors.
-      seed: of episodes and of the policy's noise.
+      seed: of episodes and of the policy's noise, where `evaluate` is given none.
       env_module: see `qam_jax.envs.make_env`.
       max_crashes: how many crashes of the environments are survived, over all evaluations.
       on_step: called before each step of the environments; may raise to abandon the evaluation.
@@ -245,8 +245,8 @@ class Evaluator:
         self._envs: EnvPool | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
 
-    def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the episodes with an agent's policy.
+    def evaluate(self, agent: Agent, state: AgentState, seed: int | None = None) -> list[Episode]:
+        """Runs the episodes of a seed with an agent's policy.
 
         Raises:
           EnvFailure: if the environments cannot be made or crash too often.
@@ -260,8 +260,9 @@ class Evaluator:
             )
         if agent not in self._bind_policies:
             self._bind_policies[agent] = make_policy(agent)
-        policy = self._bind_policies[agent](state, split_seed(self._seed).evaluation)
-        return run_episodes(policy, self._envs, self._num_episodes, self._seed, self._on_step)
+        seed = self._seed if seed is None else seed
+        policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
+        return run_episodes(policy, self._envs, self._num_episodes, seed, self._on_step)
 
     def close(self) -> None:
         """Ends the environments' processes."""

@@ -1,157 +1,121 @@
 """What every stage of a run has in common: rows of metrics, evaluations, checkpoints, stopping."""
 
-import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from qam_jax.agents import Agent, AgentState
-from qam_jax.training.checkpoints import Checkpoints
-from qam_jax.training.evaluation import Episode, headline, score, summarize
-from qam_jax.training.metrics import MetricLog
-from qam_jax.training.settings import RunSettings
+from qam_jax.training.evaluation import headline, score, summarize
+from qam_jax.training.lanes import Lanes
+from qam_jax.training.member import Member
 from qam_jax.training.stopping import Stopped, StopRequest
-from qam_jax.training.updates import Tally, averages
+from qam_jax.training.updates import Tally, averages, empty_tally
 
 
 class Stage(Protocol):
-    """A part of a run; see `OfflineStage` for the arguments of its methods."""
+    """A part of all runs of a program; see `OfflineStage` for the arguments of its methods."""
 
     name: str
     unit: str
     agent: Agent
+    lanes: Lanes
     start: int
     end: int
 
-    def empty_tally(self, state: AgentState) -> Tally: ...
-
     def advance(
-        self, state: AgentState, tally: Tally, step: int, limit: int
-    ) -> tuple[AgentState, Tally, int]: ...
+        self, state: AgentState, tally: Tally, steps: list[int], limits: list[int]
+    ) -> tuple[AgentState, Tally, list[int]]: ...
 
-    def metrics(self) -> dict[str, float]: ...
+    def metrics(self, index: int) -> dict[str, float]: ...
 
-    def save(self) -> dict[str, Any]: ...
-
-    def restore(self, progress: dict[str, Any]) -> None: ...
+    def save(self, index: int) -> dict[str, Any]: ...
 
     def close(self) -> None: ...
 
 
-@dataclasses.dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-      step: updates of the earlier stages and environment steps of the online stage.
-      reported: the step of the last row of metrics.
-      episodes: of the last evaluation of this process.
-    """
-
-    step: int = 0
-    reported: int = 0
-    episodes: list[Episode] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorder:
-    """Where a run leaves its traces, and who may stop it.
-
-    Attributes:
-      settings: the run's.
-      checkpoints: of the run.
-      log: of its metrics.
-      evaluate: runs an agent's policy; None without an environment.
-      stop: asks whether the run is to stop.
-    """
-
-    settings: RunSettings
-    checkpoints: Checkpoints
-    log: MetricLog
-    evaluate: Callable[[Agent, AgentState], list[Episode]] | None
-    stop: StopRequest
-
-
-def run_stage(
-    stage: Stage, state: AgentState, tally: Tally, progress: Progress, recorder: Recorder
-) -> AgentState:
-    """Runs a stage from where it is to its end.
+def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:
+    """Takes runs from where they are to the end of a stage.
 
     Rows, evaluations and checkpoints are due at multiples of their intervals and at the end. Where
     a round of the online stage goes beyond such a step, they are written after it, under the
-    number of the step that was due.
+    number of the step that was due. A run that is a row ahead of others waits for them.
 
     Args:
       stage: what to run.
-      state: the agent's, at `progress.step`.
-      tally: metrics since the last row.
-      progress: of the run; changed.
-      recorder: what is recorded, and how.
-
-    Returns:
-      The agent's state at the end.
+      runs: in the stage; they change.
+      stop: asks whether to stop.
 
     Raises:
-      Stopped: if the run was asked to stop; a checkpoint has been saved.
+      Stopped: if it was asked to stop; checkpoints have been saved.
       NotFiniteError: if training went wrong.
     """
-    interval = recorder.settings.log_interval
-    bar = tqdm(
+    lanes, interval = stage.lanes, runs[0].settings.log_interval
+    state = lanes.join([run.state for run in runs])
+    tally = lanes.join([run.tally for run in runs])
+    for run in runs:
+        run.state = run.tally = None
+    clock, firsts = time.perf_counter(), [run.step for run in runs]
+    with _progress_bar(stage, runs) as bar:
+        while True:
+            dues = [_last_due(stage, run.step, interval) for run in runs]
+            try:
+                for index, due in enumerate(dues):
+                    if due > runs[index].reported:
+                        speed = (runs[index].step - firsts[index]) / (time.perf_counter() - clock)
+                        own = lanes.pick(state, index), lanes.pick(tally, index)
+                        _report(stage, runs[index], index, own, due, speed)
+                        tally = lanes.put(tally, index, empty_tally(tally.sums))
+                        clock, firsts[index] = time.perf_counter(), runs[index].step
+                stop.check()
+            except Stopped:
+                for index, run in enumerate(runs):
+                    _save(stage, run, index, (lanes.pick(state, index), lanes.pick(tally, index)))
+                raise
+            bar.n = min(run.step for run in runs) - stage.start
+            bar.set_postfix_str(", ".join(headline(run.episodes) for run in runs if run.episodes))
+            if all(run.step >= stage.end for run in runs):
+                break
+            limits = [
+                min(stage.end, due + interval) if due == min(dues) else run.step
+                for run, due in zip(runs, dues, strict=True)
+            ]
+            state, tally, steps = stage.advance(state, tally, [run.step for run in runs], limits)
+            for run, step in zip(runs, steps, strict=True):
+                run.step = step
+    for index, run in enumerate(runs):
+        run.state, run.tally = lanes.pick(state, index), lanes.pick(tally, index)
+
+
+def _progress_bar(stage: Stage, runs: Sequence[Member]) -> tqdm:
+    return tqdm(
         total=stage.end - stage.start,
-        initial=min(progress.step, stage.end) - stage.start,
+        initial=min(run.step for run in runs) - stage.start,
         desc=stage.name,
         unit=stage.unit,
         smoothing=0.1,
     )
-    clock, first = time.perf_counter(), progress.step
-    with bar:
-        while True:
-            due = _last_due(stage, progress.step, interval)
-            try:
-                if due > progress.reported:
-                    speed = (progress.step - first) / (time.perf_counter() - clock)
-                    _report(stage, state, tally, progress, recorder, due, speed)
-                    tally = stage.empty_tally(state)
-                    if progress.episodes:
-                        bar.set_postfix_str(headline(progress.episodes))
-                    clock, first = time.perf_counter(), progress.step
-                recorder.stop.check()
-            except Stopped:
-                _save(stage, state, tally, progress, recorder)
-                raise
-            if progress.step >= stage.end:
-                return state
-            limit = min(stage.end, due + interval)
-            before = progress.step
-            state, tally, progress.step = stage.advance(state, tally, before, limit)
-            bar.update(min(progress.step, stage.end) - min(before, stage.end))
 
 
 def _report(
-    stage: Stage,
-    state: AgentState,
-    tally: Tally,
-    progress: Progress,
-    recorder: Recorder,
-    due: int,
-    speed: float,
+    stage: Stage, run: Member, index: int, own: tuple[AgentState, Tally], due: int, speed: float
 ) -> None:
-    """Writes the row of metrics of step `due`, and does what else is due there."""
-    settings = recorder.settings
-    metrics = {**averages(tally), **stage.metrics(), f"{stage.unit}s_per_second": speed}
-    recorder.log.write("train", due, metrics)
+    """Writes a run's row of metrics of step `due`, and does what else is due there."""
+    settings = run.settings
+    state, tally = own
+    metrics = {**averages(tally), **stage.metrics(index), f"{stage.unit}s_per_second": speed}
+    run.log.write("train", due, metrics)
     known = None
     eval_due = _last_due(stage, due, settings.eval_interval)
-    if recorder.evaluate and eval_due > progress.reported:
-        progress.episodes = recorder.evaluate(stage.agent, state)
-        recorder.log.write("eval", eval_due, summarize(progress.episodes))
-        known = score(progress.episodes)
-    save_due = _last_due(stage, due, settings.save_interval) > progress.reported
-    progress.reported = due
+    if settings.env_name and eval_due > run.reported:
+        run.episodes = run.evaluate(stage.agent, state)
+        run.log.write("eval", eval_due, summarize(run.episodes))
+        known = score(run.episodes)
+    save_due = _last_due(stage, due, settings.save_interval) > run.reported
+    run.reported = due
     if save_due:
-        _save(stage, state, stage.empty_tally(state), progress, recorder, known)
+        _save(stage, run, index, (state, empty_tally(tally.sums)), known)
 
 
 def _last_due(stage: Stage, step: int, interval: int) -> int:
@@ -161,14 +125,11 @@ def _last_due(stage: Stage, step: int, interval: int) -> int:
 
 def _save(
     stage: Stage,
-    state: AgentState,
-    tally: Tally,
-    progress: Progress,
-    recorder: Recorder,
+    run: Member,
+    index: int,
+    own: tuple[AgentState, Tally],
     score: float | None = None,
 ) -> None:
-    saved = {"stage": stage.name, "stage_start": stage.start, "step": progress.step}
-    saved |= {"reported": progress.reported, **stage.save()}
-    recorder.checkpoints.save(
-        progress.step, state, tally, saved, score, milestone=progress.reported == stage.end
-    )
+    progress = {"stage": stage.name, "stage_start": stage.start, "step": run.step}
+    progress |= {"reported": run.reported, **stage.save(index)}
+    run.checkpoints.save(run.step, *own, progress, score, milestone=run.reported == stage.end)

@@ -1,7 +1,7 @@
 """Training on a dataset: the offline stage, and the stage of behaviour cloning before it."""
 
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.sources import DataSource
-from qam_jax.training.updates import Tally, UpdateBlock, check_finite, shapes_of
+from qam_jax.training.lanes import Lanes
+from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
 from qam_jax.types import Array, Batch, TransitionDataset
 
 _BLOCK_SECONDS = 1.0  # how long one call of the compiled block is to take
@@ -23,11 +24,11 @@ class OfflineStage:
       name: `cloning` or `offline`.
       agent: the algorithm.
       config: its config.
-      key: source of the batches.
+      keys: sources of the batches of each run.
       source: the data.
+      lanes: the runs.
       start: the run's step at which the stage starts.
       end: the step at which it ends.
-      step: the step at which it is entered now.
     """
 
     unit = "update"
@@ -37,15 +38,16 @@ class OfflineStage:
         name: str,
         agent: Agent,
         config: ConfigDict,
-        key: Array,
+        keys: Sequence[Array],
         source: DataSource,
+        lanes: Lanes,
         start: int,
         end: int,
-        step: int,
     ):
-        self.name, self.agent, self.start, self.end = name, agent, start, end
+        self.name, self.agent, self.lanes, self.start, self.end = name, agent, lanes, start, end
         self._source = source
-        self._data_shapes = shapes_of(source.at(step))
+        self._dataset: TransitionDataset | None = None  # the one that was trained on last,
+        self._shared: TransitionDataset | None = None  # and its copy on all devices
         self._block_length = _FIRST_BLOCK
 
         def sample(dataset: TransitionDataset, key: Array) -> Batch:
@@ -53,50 +55,54 @@ class OfflineStage:
                 dataset, key, config.batch_size, config.horizon_length, config.discount
             )
 
-        self._block = UpdateBlock(agent, key, sample)
-
-    def empty_tally(self, state: AgentState) -> Tally:
-        """A tally of no updates."""
-        return self._block.empty_tally(state, self._data_shapes)
+        sample_all = lanes.map(sample, in_axes=(None, 0))
+        self._block = UpdateBlock(agent, lanes.join(keys), sample_all, lanes)
 
     def advance(
-        self, state: AgentState, tally: Tally, step: int, limit: int
-    ) -> tuple[AgentState, Tally, int]:
+        self, state: AgentState, tally: Tally, steps: list[int], limits: list[int]
+    ) -> tuple[AgentState, Tally, list[int]]:
         """Makes a block of updates.
 
+        Runs that are ahead of others wait.
+
         Args:
-          state: the agent's; donated.
-          tally: metrics since their last row; donated.
-          step: of the run.
-          limit: step beyond which the block must not go.
+          state: the agents', joined; donated.
+          tally: metrics since their last row, joined; donated.
+          steps: of each run.
+          limits: steps beyond which the block must not go, or where a run is to wait.
 
         Returns:
-          The new state, tally and step.
+          The new state, tally and steps.
 
         Raises:
           NotFiniteError: if training went wrong.
         """
-        change = self._source.next_change(step)
-        count = min(self._block_length, min(limit, change or limit) - step)
+        going = [index for index, step in enumerate(steps) if step < limits[index]]
+        step = min(steps[index] for index in going)
+        borders = [self._source.next_change(step), *(limits[index] for index in going), *steps]
+        border = min(border for border in borders if border is not None and border > step)
+        count = min(self._block_length, border - step)
+        counts = [count if i in going and steps[i] == step else 0 for i in range(len(steps))]
         started = time.perf_counter()
-        state, tally = jax.block_until_ready(
-            self._block(state, tally, self._source.at(step), count)
-        )
+        state, tally = jax.block_until_ready(self._block(state, tally, self._data(step), counts))
         speed = count / (time.perf_counter() - started)
         self._block_length = max(1, min(2 * self._block_length, int(speed * _BLOCK_SECONDS)))
-        check_finite(tally, state.params)
-        return state, tally, step + count
+        check_all_finite(self.lanes, tally, state.params)
+        return state, tally, [step + count for step, count in zip(steps, counts, strict=True)]
 
-    def metrics(self) -> dict[str, float]:
-        """What to log beside the agent's metrics."""
+    def _data(self, step: int) -> TransitionDataset:
+        dataset = self._source.at(step)
+        if dataset is not self._dataset:
+            self._dataset, self._shared = dataset, self.lanes.share(dataset)
+        return self._shared
+
+    def metrics(self, index: int) -> dict[str, float]:
+        """What to log of a run beside the agent's metrics."""
         return self._source.metrics()
 
-    def save(self) -> dict[str, Any]:
-        """What it takes to continue, beside the state and the tally: nothing."""
+    def save(self, index: int) -> dict[str, object]:
+        """What it takes to continue a run, beside the state and the tally: nothing."""
         return {}
-
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Continues from what `save` returned."""
 
     def close(self) -> None:
         """Lets go of what the stage holds."""

@@ -1,6 +1,7 @@
 """Fine-tuning in the environment: the online stage."""
 
-from collections.abc import Callable
+import concurrent.futures
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,67 @@ from qam_jax.data.replay import Replay, ReplayBuffer, sample_balanced, sample_mi
 from qam_jax.data.sources import DataSource
 from qam_jax.envs import EnvPool, make_env
 from qam_jax.training.collector import Collector, Experience, random_policy
-from qam_jax.training.evaluation import Episode, make_policy
-from qam_jax.training.keys import split_seed
+from qam_jax.training.evaluation import Episode, Policy, make_policy
+from qam_jax.training.lanes import Lanes
 from qam_jax.training.settings import RunSettings
-from qam_jax.training.updates import Tally, UpdateBlock, check_finite, shapes_of
+from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
 from qam_jax.types import Array, Batch, TransitionDataset
+
+
+class Acting:
+    """What one run acts with: its environments, and what happened in them.
+
+    Args:
+      settings: the run's.
+      config: the algorithm's.
+      dims: `(O, A)`.
+      folder: the run's.
+      log_episode: called with the run's step and each episode that ends, in order.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        config: ConfigDict,
+        dims: tuple[int, int],
+        folder: Path,
+        log_episode: Callable[[int, Episode], None],
+    ):
+        chunk_length = config.horizon_length if config.action_chunking else 1
+        self.round_length = settings.num_envs * chunk_length  # environment steps at most
+        self.random_policy = random_policy(settings.seed, (chunk_length, dims[1]))
+        self.log_episode = log_episode
+        self.pool = EnvPool(
+            partial(make_env, settings.env_name, settings.env_module),
+            chunk_length,
+            settings.num_envs,
+            max_crashes=settings.max_env_crashes,
+        )
+        self.collector = Collector(self.pool, settings.seed, sparse=settings.sparse)
+        capacity = settings.buffer_size or settings.online_steps + self.round_length
+        self.replay = Replay(capacity, *dims, folder / "replay")
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Continues from what `OnlineStage.save` returned.
+
+        Raises:
+          DamagedError: if the experience that was saved is missing or damaged.
+        """
+        episodes = self.replay.load(progress["transitions"], progress["episodes"])
+        self.collector.restore(progress, episodes)
+
+    def go_round(self, policy: Policy, step: int) -> int:
+        """Executes a chunk of actions in every environment; returns the run's new step."""
+        experience: Experience = self.collector.gather(policy)
+        self.replay.add(experience.transitions, experience.episodes, self.round_length)
+        step += len(experience.episodes)
+        for _, episode in sorted(experience.finished.items()):
+            self.log_episode(step, episode)
+        return step
+
+    def close(self) -> None:
+        """Ends the environments' processes."""
+        self.pool.close()
 
 
 class OnlineStage:
@@ -27,13 +84,13 @@ class OnlineStage:
     updates for each environment step, in one compiled call.
 
     Args:
-      settings: the run's.
+      settings: those of all runs.
       agent: the algorithm.
       config: its config.
+      keys: sources of the batches, and of the actions, of each run.
       source: the dataset.
-      folder: the run's.
-      step: the run's step at which the stage is entered now.
-      log_episode: called with the run's step and each episode that ends, in order.
+      lanes: the runs.
+      acting: what each acts with.
     """
 
     name, unit = "online", "step"
@@ -43,105 +100,105 @@ class OnlineStage:
         settings: RunSettings,
         agent: Agent,
         config: ConfigDict,
+        keys: Sequence[tuple[Array, Array]],
         source: DataSource,
-        folder: Path,
-        step: int,
-        log_episode: Callable[[int, Episode], None],
+        lanes: Lanes,
+        acting: Sequence[Acting],
     ):
-        self.agent, self._settings, self._source = agent, settings, source
+        self.agent, self.lanes, self._settings, self._source = agent, lanes, settings, source
         self.start = settings.bc_steps + settings.offline_steps
         self.end = settings.total_steps
-        self._log_episode = log_episode
-        keys = split_seed(settings.seed)
-        dataset = source.at(step)
-        action_dim = dataset.actions.shape[1]
-        chunk_length = config.horizon_length if config.action_chunking else 1
-        self._round_length = settings.num_envs * chunk_length  # environment steps at most
-        self._pool = EnvPool(
-            partial(make_env, settings.env_name, settings.env_module),
-            chunk_length,
-            settings.num_envs,
-            max_crashes=settings.max_env_crashes,
+        batch_keys, self._policy_keys = zip(*keys, strict=True)
+        self._acting = acting
+        # The choice of the run is part of the program, so that nothing but its policy is copied.
+        self._act = make_policy(
+            agent._replace(
+                sample_actions=lambda state, *rest: agent.sample_actions(lanes.pick(*state), *rest)
+            )
         )
-        self._collector = Collector(self._pool, settings.seed, sparse=settings.sparse)
-        self._replay = Replay(
-            settings.buffer_size or settings.online_steps + self._round_length,
-            dataset.observations.shape[1],
-            action_dim,
-            folder / "replay",
-        )
-        self._data_shapes = shapes_of((dataset, self._replay.buffer))
-        self._act = make_policy(agent)
-        self._policy_key = keys.experience
-        self._random = random_policy(settings.seed, (chunk_length, action_dim))
+        self._threads = concurrent.futures.ThreadPoolExecutor(len(acting))
+        for each in acting:
+            each.replay.buffer = lanes.share(each.replay.buffer)
         sample_from = sample_balanced if settings.balanced_sampling else sample_mixed
 
-        def sample(data: tuple[TransitionDataset, ReplayBuffer], key: Array) -> Batch:
-            return sample_from(
-                *data, key, config.batch_size, config.horizon_length, config.discount
-            )
+        def sample(data: list[tuple[TransitionDataset, ReplayBuffer]], keys: Array) -> Batch:
+            batches = [
+                sample_from(
+                    *own, lanes.pick(keys, index), config.batch_size, config.horizon_length,
+                    config.discount,
+                )
+                for index, own in enumerate(data)
+            ]  # fmt: skip
+            return lanes.join(batches)
 
-        self._block = UpdateBlock(agent, keys.batches, sample)
-
-    def empty_tally(self, state: AgentState) -> Tally:
-        """A tally of no updates."""
-        return self._block.empty_tally(state, self._data_shapes)
+        self._block = UpdateBlock(agent, lanes.join(batch_keys), sample, lanes)
 
     def advance(
-        self, state: AgentState, tally: Tally, step: int, limit: int
-    ) -> tuple[AgentState, Tally, int]:
-        """Goes one round; see `OfflineStage.advance`. It may end somewhat beyond the limit."""
-        experience = self._gather(state, tally, step)
-        count = len(experience.episodes)
-        self._replay.add(experience.transitions, experience.episodes, self._round_length)
-        step += count
-        for _, episode in sorted(experience.finished.items()):
-            self._log_episode(step, episode)
-        waiting = self.start + self._settings.start_training
-        updates = min(count, max(0, step - waiting)) * self._settings.utd_ratio
-        if updates:
-            data = (self._source.at(step), self._replay.buffer)
-            state, tally = self._block(state, tally, data, updates)
-        if step >= limit:  # before anything is logged or saved
-            check_finite(tally, state.params)
-        return state, tally, step
+        self, state: AgentState, tally: Tally, steps: list[int], limits: list[int]
+    ) -> tuple[AgentState, Tally, list[int]]:
+        """Goes one round; see `OfflineStage.advance`. It may end somewhat beyond the limits."""
+        going = [index for index, step in enumerate(steps) if step < limits[index]]
+        policies = [self._policy(index, state, tally, steps[index]) for index in going]
+        after = list(steps)
+        for index, step in zip(going, self._go_rounds(going, policies, steps), strict=True):
+            after[index] = step
+        counts = [self._num_updates(*step) for step in zip(steps, after, strict=True)]
+        if any(counts):
+            data = [
+                (self._source.at(step), acting.replay.buffer)
+                for step, acting in zip(after, self._acting, strict=True)
+            ]
+            state, tally = self._block(state, tally, data, counts)
+        if any(after[index] >= limits[index] for index in going):  # before anything is logged
+            check_all_finite(self.lanes, tally, state.params)
+        return state, tally, after
 
-    def _gather(self, state: AgentState, tally: Tally, step: int) -> Experience:
+    def _go_rounds(
+        self, going: list[int], policies: list[Policy], steps: list[int]
+    ) -> Iterable[int]:
+        """A round of each of these runs, side by side; the steps after it."""
+        rounds = [
+            (self._acting[i].go_round, p, steps[i]) for i, p in zip(going, policies, strict=True)
+        ]
+        if len(rounds) == 1:
+            go_round, policy, step = rounds[0]
+            return [go_round(policy, step)]
+        futures = [self._threads.submit(*each) for each in rounds]
+        return [future.result() for future in futures]
+
+    def _num_updates(self, before: int, after: int) -> int:
+        waiting = self.start + self._settings.start_training
+        return min(after - before, max(0, after - waiting)) * self._settings.utd_ratio
+
+    def _policy(self, index: int, state: AgentState, tally: Tally, step: int) -> Policy:
         untrained = self.start == 0 and not self._settings.run
         if untrained and step < self._settings.start_training:
-            return self._collector.gather(self._random)
-        policy = self._act(state, self._policy_key)
+            return self._acting[index].random_policy
+        policy = self._act((state, index), self._policy_keys[index])
 
         def checked(*arguments: np.ndarray) -> np.ndarray:
             actions = policy(*arguments)
             if not np.isfinite(actions).all():
-                check_finite(tally, state.params)
+                check_all_finite(self.lanes, tally, state.params)
             return actions
 
-        return self._collector.gather(checked)
+        return checked
 
-    def metrics(self) -> dict[str, float]:
-        """What to log beside the agent's metrics."""
+    def metrics(self, index: int) -> dict[str, float]:
+        """What to log of a run beside the agent's metrics."""
+        acting = self._acting[index]
         return {
             **self._source.metrics(),
-            "replay_size": int(self._replay.buffer.size),
-            "env_crashes": self._collector.crashes,
+            "replay_size": int(acting.replay.buffer.size),
+            "env_crashes": acting.collector.crashes,
         }
 
-    def save(self) -> dict[str, Any]:
-        """What it takes to continue, beside the state and the tally; saves the experience."""
-        self._replay.save()
-        return {"transitions": self._replay.num_added, **self._collector.save()}
-
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Continues from what `save` returned.
-
-        Raises:
-          DamagedError: if the experience that was saved is missing or damaged.
-        """
-        episodes = self._replay.load(progress["transitions"], progress["episodes"])
-        self._collector.restore(progress, episodes)
+    def save(self, index: int) -> dict[str, Any]:
+        """What it takes to continue a run, beside the state and the tally; saves the experience."""
+        acting = self._acting[index]
+        acting.replay.save()
+        return {"transitions": acting.replay.num_added, **acting.collector.save()}
 
     def close(self) -> None:
-        """Ends the environments' processes."""
-        self._pool.close()
+        """Lets go of what the stage holds."""
+        self._threads.shutdown()

@@ -1,33 +1,30 @@
-"""A run from its first step to its last: behaviour cloning, offline training, fine-tuning."""
+"""Runs from their first step to their last: behaviour cloning, offline training, fine-tuning."""
 
 import contextlib
+import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
-from qam_jax.agents.base import check_has_behavior, with_behavior
-from qam_jax.agents.bc import behavior_config
+from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.data.shards import open_shards
 from qam_jax.data.sources import DataSource, load_ogbench, load_own
 from qam_jax.envs import make_env
-from qam_jax.training.checkpoints import Checkpoints, init_state
+from qam_jax.training.checkpoints import Checkpoints
 from qam_jax.training.evaluation import Episode, Evaluator
-from qam_jax.training.keys import split_seed
-from qam_jax.training.loop import Progress, Recorder, Stage, run_stage
-from qam_jax.training.metrics import MetricLog
+from qam_jax.training.lanes import Lanes
+from qam_jax.training.loop import Stage, run_stage
+from qam_jax.training.member import Member, Plan
 from qam_jax.training.offline import OfflineStage
 from qam_jax.training.online import OnlineStage
-from qam_jax.training.run_folder import find_folder, lock_folder, record_start
-from qam_jax.training.settings import RunSettings, check_settings, resolved
+from qam_jax.training.run_folder import find_folder, lock_folder
+from qam_jax.training.settings import RunSettings, check_settings
 from qam_jax.training.stopping import StopRequest, stop_signals
-from qam_jax.training.updates import Tally
-from qam_jax.training.warm_start import start_from
 from qam_jax.types import TransitionDataset
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +34,7 @@ class RunResult(NamedTuple):
     """What a run leaves behind.
 
     Attributes:
+      seed: of the run.
       folder: the run's folder.
       agent: the algorithm.
       state: its last state.
@@ -44,6 +42,7 @@ class RunResult(NamedTuple):
       behavior_episodes: of its behaviour flow; none if it has no such flow of its own.
     """
 
+    seed: int
     folder: Path
     agent: Agent
     state: AgentState
@@ -52,236 +51,141 @@ class RunResult(NamedTuple):
 
 
 def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
-    """Trains an agent, or continues to; see the run's folder in the README.
+    """Trains one agent: `train_seeds` of a single seed."""
+    if settings.num_seeds != 1:
+        raise ValueError(f"num_seeds is {settings.num_seeds}: train_seeds trains several.")
+    (result,) = train_seeds(settings, agent_config)
+    return result
+
+
+def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResult]:
+    """Trains agents, or continues to, one for each seed; see the run's folder in the README.
+
+    The runs share one program, data and processes for evaluation. Apart from that each is the run
+    that it would be alone, in the folder that it would have alone, and can be continued alone.
 
     Args:
-      settings: what the run is.
+      settings: what the runs are.
       agent_config: the algorithm and its hyperparameters.
+
+    Returns:
+      The results, by seed.
 
     Raises:
       ValueError: if settings, config, environment, data or run folder do not fit together, or
         training goes wrong.
-      OSError: if the run's folder cannot be written to, or another process is at work in it.
-      Stopped: if a signal asked the run to stop; the same call continues it.
+      OSError: if a run's folder cannot be written to, or another process is at work in it.
+      Stopped: if a signal asked the runs to stop; the same call continues them.
     """
     check_settings(settings)
     agent = make_agent(agent_config)
+    each = [_settings_of(settings, index) for index in range(settings.num_seeds)]
+    _make_lanes(settings, agent_config, [own.seed for own in each])  # may raise
     env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
-    folder = find_folder(settings, agent_config)
+    folders = [find_folder(own, agent_config) for own in each]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(lock_folder(folder))
+        for folder in folders:
+            stack.enter_context(lock_folder(folder))
         source = stack.enter_context(contextlib.closing(_open_source(settings, env)))
         stop = stack.enter_context(stop_signals())
-        run = _Run(settings, agent, agent_config, source, folder, stop)
-        stack.callback(run.close)
-        return run.train()
-
-
-class _Run:
-    """A run's parts, and the order of its stages."""
-
-    def __init__(
-        self,
-        settings: RunSettings,
-        agent: Agent,
-        config: ConfigDict,
-        source: DataSource,
-        folder: Path,
-        stop: StopRequest,
-    ):
-        self._settings, self._agent, self._config = settings, agent, config
-        self._source, self._folder = source, folder
-        self._checkpoints = Checkpoints(folder, settings.keep_checkpoints)
-        dataset = source.at(max(self._checkpoints.steps, default=0))
-        _check_horizon(dataset, source.path, config.horizon_length)
-        self._dims = {
-            "observation_dim": dataset.observations.shape[1],
-            "action_dim": dataset.actions.shape[1],
-        }
-        self._stop = stop
-        self._keys = split_seed(settings.seed)
-        self._stage: Stage | None = None  # the one at work
-        self._log: MetricLog | None = None
-        self._evaluator = None
-        if settings.env_name:
-            self._evaluator = Evaluator(
-                settings.env_name,
-                env_module=settings.env_module,
-                num_episodes=settings.eval_episodes,
-                num_envs=settings.eval_envs,
-                seed=settings.seed,
-                max_crashes=settings.max_env_crashes,
-                on_step=stop.check,
-            )
-
-    def close(self) -> None:
-        """Ends what runs in the background, and waits for the last checkpoint."""
-        for part in (self._stage, self._evaluator, self._log, self._checkpoints):
-            if part is not None:
-                part.close()
-
-    def train(self) -> RunResult:
-        """Runs all stages that are left, and evaluates in the end."""
-        state, tally, progress = self._start()
-        self._record_start(state, progress)
-        evaluate = self._evaluator.evaluate if self._evaluator else None
-        recorder = Recorder(self._settings, self._checkpoints, self._log, evaluate, self._stop)
-        while True:
-            state = run_stage(self._stage, state, tally, progress, recorder)
-            name = self._stage_after(self._stage.name)
-            if name is None:
-                break
-            state = self._enter(name, state, progress.step)
-            tally = self._stage.empty_tally(state)
-        episodes, behavior_episodes = progress.episodes, []
-        if evaluate:
-            episodes = episodes or evaluate(self._agent, state)
-            if self._config.agent_name != "bc" and "behavior" in state.params:
-                behavior = make_agent(behavior_config(self._config))
-                behavior_episodes = evaluate(behavior, state)
-        return RunResult(self._folder, self._agent, state, episodes, behavior_episodes)
-
-    def _start(self) -> tuple[AgentState, Tally, Progress]:
-        """The state that the run begins with or continues from; sets its stage."""
-        found = self._checkpoints.restore_newest(self._restore)
-        if found is not None:
-            state, tally, saved = found
-            return state, tally, Progress(saved["step"], saved["reported"])
-        state, progress = self._init_state(self._agent), Progress()
-        settings = self._settings
-        if settings.run:
-            state, step = start_from(
-                settings.run, settings.run_step, self._config, state, self._folder
-            )
-            progress = Progress(step, step)
-        if settings.bc_steps > progress.step:
-            check_has_behavior(self._config, state)
-            state = self._init_state(self._make_stage("cloning", 0).agent)
-        ends = self._ends()
-        if progress.step > ends["offline"] or progress.step == settings.total_steps:
-            raise ValueError(
-                f"the checkpoint of {settings.run} has {progress.step} steps, but --bc_steps and "
-                f"--offline_steps end after {ends['offline']} and --online_steps="
-                f"{settings.online_steps}: raise --offline_steps to {progress.step}, or more to "
-                "train on, and --online_steps above 0 to fine-tune."
-            )
-        name = next(name for name in ends if progress.step < ends[name])
-        state = self._enter(name, state, progress.step)
-        return state, self._stage.empty_tally(state), progress
-
-    def _restore(self, step: int) -> tuple[AgentState, Tally, dict[str, Any]]:
-        """Reads one checkpoint; sets the stage."""
-        saved = self._checkpoints.read_progress(step)
-        self._check_continuation(saved)
-        stage = self._make_stage(saved["stage"], step)
-        try:
-            state = self._init_state(stage.agent)
-            state, tally = self._checkpoints.restore(step, state, stage.empty_tally(state))
-            stage.restore(saved)
-        except BaseException:
-            stage.close()
-            raise
-        self._stage = stage
-        return state, tally, saved
-
-    def _check_continuation(self, saved: dict[str, Any]) -> None:
-        limit = self._settings.total_steps
-        if saved["reported"] > limit:
-            raise ValueError(
-                f"{self._folder} holds {saved['reported']} steps already, more than the {limit} of "
-                "--bc_steps, --offline_steps and --online_steps together: give at least as many, "
-                "or another --run_id."
-            )
-        ends = self._ends()
-        starts = {"cloning": 0, "offline": ends["cloning"], "online": ends["offline"]}
-        start = starts[saved["stage"]]
-        if saved["stage_start"] != start:
-            raise ValueError(
-                f"the run in {self._folder} began its {saved['stage']} stage after "
-                f"{saved['stage_start']} steps, but --bc_steps and --offline_steps now put it "
-                f"after {start}: give the earlier numbers, or another --run_id."
-            )
-
-    def _record_start(self, state: AgentState, progress: Progress) -> None:
-        settings, source = self._settings, self._source
-        if self._stage.name == "cloning":
-            state = self._init_state(self._agent)  # what the run is about
-        count = parameter_count(state)
-        record_start(
-            self._folder,
+        checkpoints = [
+            stack.enter_context(contextlib.closing(Checkpoints(folder, settings.keep_checkpoints)))
+            for folder in folders
+        ]
+        dataset = source.at(max(step for saved in checkpoints for step in (0, *saved.steps)))
+        _check_horizon(dataset, source.path, agent_config.horizon_length)
+        plan = Plan(
             settings,
-            self._config,
-            dataset_source=source.description,
-            dataset_fingerprint=source.fingerprint(),
-            seed=settings.seed,
-            parameter_count=count,
-            **self._dims,
+            agent,
+            agent_config,
+            source,
+            dims=(dataset.observations.shape[1], dataset.actions.shape[1]),
+            evaluator=_make_evaluator(settings, stop) if settings.env_name else None,
         )
-        size = ""
-        if source.next_change(progress.step) is None:
-            size = f"; {source.at(progress.step).num_starts} transitions"
-        _logger.info("Data: %s%s.", source.description, size)
-        verb = f"Continuing from step {progress.step}" if progress.step else "Starting"
-        _logger.info("%s in %s (%d parameters).", verb, self._folder, count)
-        kept = {"train": progress.reported, "eval": progress.reported, "env": progress.step}
-        self._log = MetricLog(
-            self._folder, kept, settings.wandb_project, resolved(settings, self._config)
-        )
+        if plan.evaluator:
+            stack.callback(plan.evaluator.close)
+        runs = [
+            stack.enter_context(contextlib.closing(Member(plan, *parts)))
+            for parts in zip(each, folders, checkpoints, strict=True)
+        ]
+        for run in runs:
+            run.begin()
+        _describe_data(plan, runs)
+        for run in runs:
+            run.record_start()
+        return _train(plan, runs, stop)
 
-    def _ends(self) -> dict[str, int]:
-        """At which step each stage ends, in their order."""
-        settings = self._settings
-        border = settings.bc_steps + settings.offline_steps
-        return {"cloning": settings.bc_steps, "offline": border, "online": settings.total_steps}
 
-    def _stage_after(self, name: str) -> str | None:
-        ends = self._ends()
-        return next((later for later in ends if ends[later] > ends[name]), None)
+def _settings_of(settings: RunSettings, index: int) -> RunSettings:
+    """Those of one of the runs."""
+    seed, run_id = settings.seed + index, settings.run_id
+    if run_id and settings.num_seeds > 1:
+        run_id = f"{run_id}-seed{seed}"
+    return dataclasses.replace(settings, seed=seed, run_id=run_id, num_seeds=1)
 
-    def _make_stage(self, name: str, step: int) -> Stage:
-        """The stage of this name, entered at a step of the run."""
-        settings, config, ends = self._settings, self._config, self._ends()
-        if name == "cloning":
-            config = behavior_config(config)
-            key = jax.random.fold_in(self._keys.cloning, 0)
-            agent = make_agent(config)
-            return OfflineStage(name, agent, config, key, self._source, 0, ends[name], step)
-        if name == "offline":
-            start, key = ends["cloning"], self._keys.batches
-            return OfflineStage(
-                name, self._agent, config, key, self._source, start, ends[name], step
-            )
-        return OnlineStage(
-            settings, self._agent, config, self._source, self._folder, step, self._log_episode
-        )
 
-    def _enter(self, name: str, state: AgentState, step: int) -> AgentState:
-        """Begins a stage with the state at the end of the one before it, if there was one."""
-        before, self._stage = self._stage, self._make_stage(name, step)
-        if before is None:
-            return state
-        before.close()
-        if before.name == "cloning":
-            fresh = self._init_state(self._agent)
-            return with_behavior(self._config, fresh, state.params["behavior"])
-        return state
+def _make_lanes(settings: RunSettings, config: ConfigDict, seeds: list[int]) -> Lanes:
+    return Lanes(seeds, settings.num_devices, config.batch_size)
 
-    def _init_state(self, agent: Agent) -> AgentState:
-        key = self._keys.agent
-        if agent is not self._agent:
-            key = jax.random.fold_in(self._keys.cloning, 1)
-        return init_state(agent, key, **self._dims)
 
-    def _log_episode(self, step: int, episode: Episode) -> None:
-        self._log.write(
-            "env",
-            step,
-            {
-                "return": episode.episode_return,
-                "length": episode.length,
-                "success": episode.success,
-            },
-        )
+def _make_evaluator(settings: RunSettings, stop: StopRequest) -> Evaluator:
+    return Evaluator(
+        settings.env_name,
+        env_module=settings.env_module,
+        num_episodes=settings.eval_episodes,
+        num_envs=settings.eval_envs,
+        seed=settings.seed,
+        max_crashes=settings.max_env_crashes,
+        on_step=stop.check,
+    )
+
+
+def _describe_data(plan: Plan, runs: list[Member]) -> None:
+    step, size = max(run.step for run in runs), ""
+    if plan.source.next_change(step) is None:
+        size = f"; {plan.source.at(step).num_starts} transitions"
+    _logger.info("Data: %s%s.", plan.source.description, size)
+
+
+def _train(plan: Plan, runs: list[Member], stop: StopRequest) -> list[RunResult]:
+    """Runs all stages that are left, and evaluates in the end."""
+    for name, end in plan.ends.items():
+        going = [run for run in runs if run.stage == name]
+        if not going:
+            continue
+        with contextlib.closing(_make_stage(plan, name, going)) as stage:
+            run_stage(stage, going, stop)
+        if plan.stage_at(end):
+            for run in going:
+                run.enter_next_stage()
+    return [_result(plan, run) for run in runs]
+
+
+def _make_stage(plan: Plan, name: str, runs: list[Member]) -> Stage:
+    settings = plan.settings
+    agent, config = plan.algorithm(name)
+    lanes = _make_lanes(settings, config, [run.settings.seed for run in runs])
+    if name == "online":
+        keys = [(run.keys.batches, run.keys.experience) for run in runs]
+        acting = [run.acting for run in runs]
+        return OnlineStage(settings, agent, config, keys, plan.source, lanes, acting)
+    keys = [run.keys.batches for run in runs]
+    if name == "cloning":
+        keys = [jax.random.fold_in(run.keys.cloning, 0) for run in runs]
+    return OfflineStage(
+        name, agent, config, keys, plan.source, lanes, plan.starts[name], plan.ends[name]
+    )
+
+
+def _result(plan: Plan, run: Member) -> RunResult:
+    behavior_episodes = []
+    if plan.evaluator:
+        run.episodes = run.episodes or run.evaluate(plan.agent, run.state)
+        if plan.config.agent_name != "bc" and "behavior" in run.state.params:
+            behavior_episodes = run.evaluate(plan.cloning[0], run.state)
+    return RunResult(
+        run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes
+    )
 
 
 def _open_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:

@@ -49,6 +49,12 @@ class RunSettings(DataSettings):
     )
     env_module: str = _setting("", "Module to import, which registers env_name with gymnasium.")
     seed: int = _setting(0, "Seed of networks, batches, noise and episodes.")
+    num_seeds: int = _setting(
+        1, "Runs in one program, of the seeds from --seed on, each in a folder of its own."
+    )
+    num_devices: int = _setting(
+        1, "Devices to spread seeds, then batches over; 0: all that this process sees."
+    )
     bc_steps: int = _setting(
         0, "Updates of behaviour cloning alone, whose flow the other stages start from."
     )
@@ -138,6 +144,11 @@ def check_settings(settings: RunSettings) -> None:
         value = getattr(settings, name)
         if value in (".", "..") or "/" in value or "\\" in value:
             raise ValueError(f"--{name} must be the name of one folder, got {value!r}.")
+    if settings.num_seeds > 1 and settings.wandb_project:
+        raise ValueError(
+            "--wandb_project logs one run per process: leave it out, or start the "
+            f"{settings.num_seeds} seeds one by one."
+        )
     if settings.total_steps < 1:
         raise ValueError("nothing to do: give --offline_steps, --online_steps or --bc_steps.")
     _check_data(settings)
@@ -194,6 +205,8 @@ _RANGES = {
     "save_interval": (1, _LARGE),
     "keep_checkpoints": (1, 10**6),
     "seed": (0, 2**31 - 1),
+    "num_seeds": (1, 10**4),
+    "num_devices": (0, 10**6),
     "eval_episodes": (1, 10**6),
     "eval_envs": (0, 10**4),
     "max_env_crashes": (0, 10**6),

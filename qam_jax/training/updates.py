@@ -1,18 +1,21 @@
 """Blocks of updates in one compiled program, and the metrics that they leave behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState
+from qam_jax.training.lanes import Lanes
 from qam_jax.types import Array, Batch, Metrics
 
 SampleFn = Callable[[Any, Array], Batch]
-"""`(data, key) -> Batch`; pure."""
+"""`(data, keys) -> batches`, both joined; pure."""
 
 _EMPTY = {"_min": float("inf"), "_max": -float("inf")}
 
@@ -41,47 +44,73 @@ class UpdateBlock:
     """Any number of updates in one compiled program, batches drawn inside.
 
     The batch of an update depends on the key and the update's number alone, so that a run does
-    not depend on how it was cut into blocks.
+    not depend on how it was cut into blocks, nor on the runs beside it.
 
     Args:
       agent: the algorithm.
-      key: source of the batches.
-      sample_fn: draws a batch from the data that the block is called with.
+      keys: sources of the batches, those of all runs joined.
+      sample_fn: draws the joined batches, with joined keys, from the data that the block is called
+        with.
+      lanes: the runs.
     """
 
-    def __init__(self, agent: Agent, key: Array, sample_fn: SampleFn):
+    def __init__(self, agent: Agent, keys: Array, sample_fn: SampleFn, lanes: Lanes):
         def update(data: Any, state: AgentState) -> tuple[AgentState, Metrics]:
-            return agent.update(state, sample_fn(data, jax.random.fold_in(key, state.step)))
+            batch = sample_fn(data, lanes.map(jax.random.fold_in)(keys, state.step))
+            return lanes.map(agent.update)(state, lanes.spread(batch))
 
         @partial(jax.jit, donate_argnums=(0, 1))
         def block(state: AgentState, tally: Tally, data: Any, num_updates: Array):
-            def body(_, carry):
+            def body(index, carry):
                 state, tally = carry
-                state, metrics = update(data, state)
-                return state, _add(tally, metrics, state.step)
+                new, metrics = update(data, state)
+                after = new, lanes.map(_add)(tally, metrics, new.step)
+                if num_updates.ndim == 0:
+                    return after
+                goes_on = index < num_updates
+                return jax.tree.map(partial(_choose, goes_on), after, carry)
 
-            return jax.lax.fori_loop(0, num_updates, body, (state, tally))
+            return jax.lax.fori_loop(0, jnp.max(num_updates), body, (state, tally))
 
-        self._update, self._block = update, block
-        self._names: list[str] = []  # of the metrics, once known
+        self._block = block
 
     def __call__(
-        self, state: AgentState, tally: Tally, data: Any, num_updates: int
+        self, state: AgentState, tally: Tally, data: Any, num_updates: Sequence[int]
     ) -> tuple[AgentState, Tally]:
-        """Makes updates; state and tally are donated."""
-        return self._block(state, tally, data, jnp.int32(num_updates))
-
-    def empty_tally(self, state: AgentState, data: Any) -> Tally:
-        """A tally of no updates; of state and data only the shapes are looked at."""
-        if not self._names:
-            self._names = sorted(jax.eval_shape(self._update, data, state)[1])
-        sums = {name: jnp.float32(_EMPTY.get(name[-4:], 0.0)) for name in self._names}
-        return Tally(sums, jnp.int32(0), jnp.int32(-1), jnp.int32(0))
+        """Makes so many updates of each run; the joined states and tallies are donated."""
+        equal = len(set(num_updates)) == 1
+        return self._block(
+            state, tally, data, jnp.asarray(num_updates[0] if equal else num_updates, jnp.int32)
+        )
 
 
-def shapes_of(data: Any) -> Any:
-    """The shapes and types of data, without the data."""
-    return jax.eval_shape(lambda data: data, data)
+def _choose(mask: Array, new: Array, old: Array) -> Array:
+    return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def metric_names(
+    agent: Agent, state: AgentState, config: ConfigDict, observation_dim: int
+) -> list[str]:
+    """The names of an agent's metrics, sorted; of the state only the shapes are looked at."""
+    size, (_, action_dim) = config.batch_size, state.action_shape
+    shapes = {
+        "observations": (size, observation_dim),
+        "actions": (size, config.horizon_length, action_dim),
+        "rewards": (size,),
+        "masks": (size,),
+        "weights": (size,),
+        "next_observations": (size, observation_dim),
+    }
+    batch = Batch(
+        **{name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    )
+    return sorted(jax.eval_shape(agent.update, state, batch)[1])
+
+
+def empty_tally(names: Sequence[str]) -> Tally:
+    """A tally of no updates."""
+    sums = {name: jnp.float32(_EMPTY.get(name[-4:], 0.0)) for name in names}
+    return Tally(sums, jnp.int32(0), jnp.int32(-1), jnp.int32(0))
 
 
 def averages(tally: Tally) -> dict[str, float]:
@@ -96,7 +125,12 @@ def averages(tally: Tally) -> dict[str, float]:
 
 
 def check_finite(tally: Tally, params: chex.ArrayTree | None = None) -> None:
-    """Raises NotFiniteError if a metric, or one of the parameters, was not finite."""
+    """Raises NotFiniteError if a metric, or one of the parameters, was not finite.
+
+    Args:
+      tally: of one run.
+      params: of the same run.
+    """
     bad_update, bad_metric = jax.device_get((tally.bad_update, tally.bad_metric))
     if bad_update >= 0:
         raise _not_finite(f"the metric {sorted(tally.sums)[bad_metric]!r}", bad_update)
@@ -105,6 +139,19 @@ def check_finite(tally: Tally, params: chex.ArrayTree | None = None) -> None:
             if not jnp.isfinite(leaf).all():
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise _not_finite(f"the parameter {name!r}", None)
+
+
+def check_all_finite(lanes: Lanes, tally: Tally, params: chex.ArrayTree) -> None:
+    """`check_finite` for each of the joined runs; names the seed if there are several."""
+    if np.max(jax.device_get(tally.bad_update)) < 0 and _all_finite(params):
+        return
+    for index, seed in enumerate(lanes.seeds):
+        try:
+            check_finite(lanes.pick(tally, index), lanes.pick(params, index))
+        except NotFiniteError as error:
+            if len(lanes.seeds) == 1:
+                raise
+            raise NotFiniteError(f"seed {seed}: {error}") from error
 
 
 def _not_finite(what: str, update: int | None) -> NotFiniteError:

@@ -1,11 +1,14 @@
 """The command line, as a user meets it."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from qam_jax.agents import algorithm_names, get_config
 
 _ROOT = Path(__file__).parent.parent
 
@@ -52,6 +55,13 @@ def test_training_and_evaluation_from_the_command_line(data, tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     trained = next(line for line in result.stdout.splitlines() if line.startswith("qam: success"))
     assert trained.removeprefix("qam: ") in evaluated.stdout  # the same checkpoint and numbers
+
+
+def test_every_algorithm_has_a_config_file():
+    assert len(algorithm_names()) == 19
+    for name in algorithm_names():
+        path = _ROOT / "experiments" / "configs" / f"{name}.py"
+        assert runpy.run_path(str(path))["get_config"]() == get_config(name)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""QAM with the paper's settings; QAM-F by `fql_alpha`, QAM-E by `edit_scale`."""
+"""QAM with the paper's settings; the variants are `qam_e.py` and `qam_f.py`."""
 
 from qam_jax.agents.qam import get_config
 

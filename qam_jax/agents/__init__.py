@@ -24,6 +24,20 @@ from qam_jax.agents import (
 )
 from qam_jax.agents.base import Agent, AgentState, parameter_count
 
+
+def _qam_variant(agent_name: str, field: str, default: float, other_field: str) -> SimpleNamespace:
+    """QAM under the name of a variant, whose config lacks the field of the other variant."""
+
+    def get_config() -> ConfigDict:
+        fields = {name: value for name, value in qam.get_config().items() if name != other_field}
+        return ConfigDict({**fields, "agent_name": agent_name, field: default})
+
+    def make_agent(config: ConfigDict) -> Agent:
+        return qam.make_agent(ConfigDict({**config, other_field: 0.0}))
+
+    return SimpleNamespace(get_config=get_config, make_agent=make_agent)
+
+
 _ALGORITHMS = {
     "bam": bam,
     "bc": bc,
@@ -38,6 +52,8 @@ _ALGORITHMS = {
     "fql": fql,
     "ifql": ifql,
     "qam": qam,
+    "qam_e": _qam_variant("qam_e", "edit_scale", 0.1, "fql_alpha"),
+    "qam_f": _qam_variant("qam_f", "fql_alpha", 300.0, "edit_scale"),
     "qsm": qsm,
     "rebrac": rebrac,
     "rlpd": rlpd,

@@ -8,6 +8,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["qam_jax", "qam_jax.*"]),
+    package_data={"qam_jax.presets": ["*.csv"]},
     python_requires=">=3.11,<3.13",  # labmaze, behind ogbench, has no wheels for 3.13,
     install_requires=open("requirements.txt", encoding="utf-8").read().split(),
     extras_require={

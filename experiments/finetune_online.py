@@ -2,7 +2,8 @@
 
 From a run of train_offline.py: --run=exp/<group>/<env_name>/<run id>, whose settings and
 hyperparameters hold unless they are given anew. Without --run from nothing, next to a dataset:
---config=..., often with --balanced_sampling or --bc_steps.
+--config=..., often with --balanced_sampling or --bc_steps; --preset=paper makes it the paper's run,
+which for all methods but RLPD begins with an offline stage.
 """
 
 import sys
@@ -19,7 +20,7 @@ from qam_jax.training.console import (
     take_flag,
     with_default_config,
 )
-from qam_jax.training.settings import RunSettings, define_flags, from_flags
+from qam_jax.training.settings import RunSettings, define_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -27,7 +28,7 @@ define_flags(RunSettings)
 flags.FLAGS.set_default("offline_steps", 0)  # or those of --run
 flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings_module)
-_CONFIG = config_flags.DEFINE_config_file(
+config_flags.DEFINE_config_file(
     "config",
     None,
     "File with the algorithm and its hyperparameters; --config.<field>=<value> changes a field. "
@@ -40,13 +41,17 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
     with plain_errors():
-        from qam_jax.launch import config_file, launch
+        from qam_jax.launch import config_file, launch, run_from_flags
         from qam_jax.training.warm_start import settings_of
 
         config_file()
         run, step = flags.FLAGS.run, flags.FLAGS.run_step
-        inherited = settings_of(run, step) if run else {}
-        launch(from_flags(RunSettings, flags.FLAGS, **inherited), _CONFIG.value)
+        if run and flags.FLAGS.preset:
+            raise ValueError(
+                f"--run={run} goes on with that run's settings and hyperparameters, --preset takes "
+                "the preset's: give one of them, and single flags for what is to differ."
+            )
+        launch(*run_from_flags(**(settings_of(run, step) if run else {})))
 
 
 if __name__ == "__main__":

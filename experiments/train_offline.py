@@ -1,8 +1,9 @@
 """Trains an agent offline: `python experiments/train_offline.py --help`.
 
 Without flags: QAM on OGBench's medium point maze, simulated here, within ten minutes. The paper's
-settings: --config=experiments/configs/qam.py. With --online_steps it goes straight on to fine-tune
-in the environment.
+networks and schedule: --config=experiments/configs/qam.py; all that the paper sets by method and
+domain, with fine-tuning: --preset=paper. With --online_steps it goes straight on to fine-tune in
+the environment.
 """
 
 import sys
@@ -12,11 +13,18 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from qam_jax.training import settings as settings_module
-from qam_jax.training.console import plain_errors, run_main, start_logging, with_default_config
-from qam_jax.training.settings import RunSettings, define_flags, from_flags
+from qam_jax.training.console import (
+    plain_errors,
+    run_main,
+    start_logging,
+    take_flag,
+    with_default_config,
+)
+from qam_jax.training.settings import RunSettings, define_flags
 
+_CONFIGS = Path(__file__).resolve().parent / "configs"
 # Used where no --config is given, with this schedule for the flags that are not given either.
-_QUICK_START = Path(__file__).resolve().parent / "configs" / "quickstart.py"
+_QUICK_START = _CONFIGS / "quickstart.py"
 _QUICK_START_SCHEDULE = {
     "offline_steps": 20_000,
     "log_interval": 500,
@@ -26,12 +34,12 @@ _QUICK_START_SCHEDULE = {
 
 define_flags(RunSettings)
 flags.adopt_module_key_flags(settings_module)
-_CONFIG = config_flags.DEFINE_config_file(
+config_flags.DEFINE_config_file(
     "config",
     None,
     "File with the algorithm and its hyperparameters; --config.<field>=<value> changes a field; "
     "the fields are listed in qam_jax/agents/base.py and the algorithm's own file there. "
-    f"Without it: the quick start, small networks and {_QUICK_START_SCHEDULE}.",
+    f"Without it: the quick start, small networks and {_QUICK_START_SCHEDULE}; with --preset, QAM.",
 )
 
 
@@ -40,12 +48,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
     with plain_errors():
-        from qam_jax.launch import config_file, launch
+        from qam_jax.launch import config_file, launch, run_from_flags
 
         schedule = _QUICK_START_SCHEDULE if config_file() == _QUICK_START else {}
-        launch(from_flags(RunSettings, flags.FLAGS, **schedule), _CONFIG.value)
+        launch(*run_from_flags(**schedule))
 
 
 if __name__ == "__main__":
-    with_default_config(sys.argv, str(_QUICK_START))
+    preset = take_flag(list(sys.argv), "preset")
+    with_default_config(sys.argv, str(_CONFIGS / "qam.py" if preset else _QUICK_START))
     run_main(main)

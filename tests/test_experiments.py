@@ -83,6 +83,25 @@ def test_bad_input_ends_with_one_clear_message(arguments, message, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_flags_win_over_the_preset_and_the_preset_over_defaults():
+    """As far as the data, which are not there."""
+    result = _run(
+        "train_offline.py", "--preset=paper", "--env_name=scene-play-singletask-task2-v0",
+        "--dataset=/nowhere/mine.npz", "--offline_steps=1000000", "--config.inv_temp=3.0",
+    )  # fmt: skip
+    assert "Preset paper for qam in scene-play-singletask-task2-v0" in result.stdout
+    assert "--sparse=True (without it: False)" in result.stdout
+    assert "--config.inv_temp=3.0 is given and stays; the preset has 1.0" in result.stdout
+    assert "steps=1000000" not in result.stdout  # both have that
+    assert _last_line(result).startswith("Error: /nowhere/mine.npz: there is no such file")
+
+
+def test_a_preset_is_for_new_runs():
+    result = _run("finetune_online.py", "--preset=paper", "--run=exp/some")
+    assert result.returncode == 1
+    assert "--preset takes the preset's: give one of them" in _last_line(result)
+
+
 def test_evaluating_what_is_not_a_run(tmp_path):
     result = _run("evaluate.py", f"--run={tmp_path}")
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""RLPD with the paper's settings; it wants `--balanced_sampling` and no offline stage."""
+"""RLPD with the paper's settings; `--preset=paper` adds balanced sampling and no offline stage."""
 
 from qam_jax.agents.rlpd import get_config
 

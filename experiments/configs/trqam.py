@@ -1,4 +1,4 @@
-"""TRQAM with the paper's settings; start it with --bc_steps."""
+"""TRQAM with the paper's settings; it is to start from `--bc_steps`, as `--preset=paper` does."""
 
 from qam_jax.agents.trqam import get_config
 

@@ -83,6 +83,11 @@ class RunSettings(DataSettings):
     run_step: str = _setting("newest", "Which checkpoint of --run: a step, newest or best.")
     save_dir: str = _setting("exp", "Folder of all runs.")
     group: str = _setting("default", "Folder of related runs, inside save_dir.")
+    preset: str = _setting(
+        "",
+        "paper: the paper's settings and hyperparameters, by method and env_name, for all flags "
+        "that are not given.",
+    )
     run_id: str = _setting("", "Name of the run's folder; empty: made of algorithm, seed, config.")
     wandb_project: str = _setting("", "Weights & Biases project to log to; empty: none.")
 

@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
                 f"--run={run} goes on with that run's settings and hyperparameters, --preset takes "
                 "the preset's: give one of them, and single flags for what is to differ."
             )
-        launch(*run_from_flags(**(settings_of(run, step) if run else {})))
+        inherited = settings_of(run, step) if run else {}
+        launch(*run_from_flags(flags.FLAGS, **inherited))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         from qam_jax.launch import config_file, launch, run_from_flags
 
         schedule = _QUICK_START_SCHEDULE if config_file() == _QUICK_START else {}
-        launch(*run_from_flags(**schedule))
+        launch(*run_from_flags(flags.FLAGS, **schedule))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -32,31 +32,53 @@ def config_file() -> Path:
     return path
 
 
-def run_from_flags(**defaults: Any) -> tuple[RunSettings, ConfigDict]:
-    """What the command line asks for: its flags, then the preset's settings, then the defaults.
+class Resolved(NamedTuple):
+    """What a command line comes to: a run, its algorithm, and in words what the preset changed."""
 
-    What a preset changes is printed, and recorded in the settings' `preset` as flags.
+    settings: RunSettings
+    config: ConfigDict
+    notes: list[str]
+
+
+def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettings, ConfigDict]:
+    """The run that the command line asks for; prints what a preset changes.
 
     Args:
+      values: the parsed flags, see `resolve_flags`.
       **defaults: for settings that neither the command line nor a preset gives.
 
     Raises:
       ValueError: if there is no such preset, or it does not know the method or environment.
       FileNotFoundError: if the preset's data are not there.
     """
-    values = flags.FLAGS
+    settings, config, notes = resolve_flags(values, **defaults)
+    check_data_folder(settings)
+    for line in notes:
+        _logger.info("%s", line)
+    return settings, config
+
+
+def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
+    """The command line's flags, then the preset's settings, then the defaults.
+
+    What a preset changes is recorded in the settings' `preset`, in the form of flags.
+
+    Args:
+      values: the parsed flags: those of `RunSettings`, and `config` of the algorithm.
+      **defaults: for settings that neither the command line nor a preset gives.
+
+    Raises:
+      ValueError: if there is no such preset, or it does not know the method or environment.
+    """
     settings = from_flags(RunSettings, values, **defaults)
-    config = values.config
     if not values["preset"].value:
-        return settings, config
+        return Resolved(settings, values.config, [])
     given = {f.name for f in dataclasses.fields(RunSettings) if values[f.name].present}
     given |= {f"config.{name}" for name in config_flags.get_override_values(values["config"])}
-    return apply_preset(settings, config, given)
+    return apply_preset(settings, values.config, given)
 
 
-def apply_preset(
-    settings: RunSettings, config: ConfigDict, given: set[str]
-) -> tuple[RunSettings, ConfigDict]:
+def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> Resolved:
     """Settings and config with those of the preset that `settings.preset` names.
 
     Args:
@@ -66,7 +88,6 @@ def apply_preset(
 
     Raises:
       ValueError: if there is no such preset, or it does not know the method or environment.
-      FileNotFoundError: if the preset's data are not there.
     """
     if settings.preset != "paper":
         raise ValueError(f"there is no preset {settings.preset!r}: give --preset=paper, or none.")
@@ -77,31 +98,29 @@ def apply_preset(
     present = {**dataclasses.asdict(settings), **{f"config.{k}": config[k] for k in config}}
     other = {name: value for name, value in wanted.items() if value != present.get(name)}
     taken = {name: value for name, value in other.items() if name not in given}
-    _check_data_folder(taken)
-    _logger.info("Preset %s for %s in %s:", settings.preset, config.agent_name, settings.env_name)
+    notes = [f"Preset {settings.preset} for {config.agent_name} in {settings.env_name}:"]
     for name, value in other.items():
-        now = present.get(name)
+        now = "none" if present.get(name) == "" else present.get(name)
         if name in taken:
-            _logger.info("  --%s=%s (without it: %s)", name, value, "none" if now == "" else now)
+            notes.append(f"  --{name}={value} (without it: {now})")
         else:
-            _logger.info("  --%s=%s is given and stays; the preset has %s", name, now, value)
+            notes.append(f"  --{name}={now} is given and stays; the preset has {value}")
     record = " ".join([settings.preset, *(f"--{name}={value}" for name, value in taken.items())])
     changes = {name: value for name, value in taken.items() if name in preset.settings}
     fields = {name: preset.config[name] for name in preset.config if f"config.{name}" in taken}
-    config = ConfigDict({**config, **fields})
-    return dataclasses.replace(settings, **changes, preset=record), config
+    settings = dataclasses.replace(settings, **changes, preset=record)
+    return Resolved(settings, ConfigDict({**config, **fields}), notes)
 
 
-def _check_data_folder(taken: dict[str, Any]) -> None:
+def check_data_folder(settings: RunSettings) -> None:
     """Raises FileNotFoundError if the large dataset that a preset names is not there."""
-    folder = taken.get("ogbench_dataset_dir", "")
-    if folder and not Path(folder).expanduser().is_dir():
-        name = Path(folder).name
+    folder = settings.ogbench_dataset_dir
+    if settings.preset and folder and not Path(folder).expanduser().is_dir():
         raise FileNotFoundError(
-            f"there is no folder {folder}: the paper trains here on 100 files of a million "
-            f"transitions each. Download them from {MIRRORS[0]}/{name}/ into it, name their "
-            "folder by --ogbench_dataset_dir, or give --ogbench_dataset_dir= (empty) to train on "
-            "the dataset of a million transitions instead."
+            f"there is no folder {folder}: the paper trains {settings.env_name} on 100 files of a "
+            f"million transitions each. Download them from {MIRRORS[0]}/{Path(folder).name}/ into "
+            "it, name their folder by --ogbench_dataset_dir, or give --ogbench_dataset_dir= "
+            "(empty) to train on the dataset of a million transitions instead."
         )
 
 

@@ -44,22 +44,33 @@ def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
       ValueError: if the folder holds a run of another config; names what differs.
       OSError: if the folder cannot be written to.
     """
-    config = resolved(settings, agent_config)
+    folder = folder_of(settings, agent_config)
+    ensure_writable_dir(folder)
+    differences = differences_from(folder, settings, agent_config)
+    if differences:
+        raise ValueError(
+            f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
+            "Give another --run_id or --group, or the config that it was started with."
+        )
+    return folder
+
+
+def folder_of(settings: RunSettings, agent_config: ConfigDict) -> Path:
+    """Where the run's folder is or will be."""
     env_name = re.sub("[/:]", "_", settings.env_name) or "no_environment"
     folder = Path(settings.save_dir).expanduser() / settings.group / env_name
-    folder = folder / (settings.run_id or _default_run_id(config))
-    ensure_writable_dir(folder)
-    if (folder / "config.json").exists():
-        earlier = {**_defaults(), **read_config(folder)}
-        if not earlier["online_steps"]:
-            earlier |= {name: config[name] for name in _ONLINE_SETTINGS}
-        differences = _differences(earlier, config)
-        if differences:
-            raise ValueError(
-                f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
-                "Give another --run_id or --group, or the config that it was started with."
-            )
-    return folder
+    return folder / (settings.run_id or _default_run_id(resolved(settings, agent_config)))
+
+
+def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDict) -> list[str]:
+    """What keeps the run in a folder from being this one; nothing if there is none yet."""
+    if not (folder / "config.json").exists():
+        return []
+    config = resolved(settings, agent_config)
+    earlier = {**_defaults(), **read_config(folder)}
+    if not earlier["online_steps"]:
+        earlier |= {name: config[name] for name in _ONLINE_SETTINGS}
+    return _differences(earlier, config)
 
 
 @contextlib.contextmanager

@@ -105,14 +105,15 @@ _DEFINE = {
 }
 
 
-def define_flags(settings_class: type) -> None:
-    """Defines one absl flag for each field of a settings class."""
+def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one absl flag for each field of a settings class, among those of `values`."""
     for field in dataclasses.fields(settings_class):
         default, text = field.default, field.metadata["help"]
         if field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, default, list(field.metadata["choices"]), text)
+            choices = list(field.metadata["choices"])
+            flags.DEFINE_enum(field.name, default, choices, text, flag_values=values)
         else:
-            _DEFINE[field.type](field.name, default, text)
+            _DEFINE[field.type](field.name, default, text, flag_values=values)
 
 
 def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) -> Any:

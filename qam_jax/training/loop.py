@@ -60,10 +60,11 @@ def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:
     with _progress_bar(stage, runs) as bar:
         while True:
             dues = [_last_due(stage, run.step, interval) for run in runs]
+            seconds = time.perf_counter() - clock
             try:
                 for index, due in enumerate(dues):
                     if due > runs[index].reported:
-                        speed = (runs[index].step - firsts[index]) / (time.perf_counter() - clock)
+                        speed = (runs[index].step - firsts[index]) / seconds
                         own = lanes.pick(state, index), lanes.pick(tally, index)
                         _report(stage, runs[index], index, own, due, speed)
                         tally = lanes.put(tally, index, empty_tally(tally.sums))

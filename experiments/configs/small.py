@@ -1,4 +1,4 @@
-"""Any method, small enough to be compared on a CPU: `--config=experiments/configs/small.py:<method>`.
+"""Any method, made small for a CPU: `--config=experiments/configs/small.py:<method>`.
 
 `small.py:<method>,<env_name>` also takes the hyperparameters that the paper tuned for the method in
 the domain of that environment, such as `fql,cube-double-play-singletask-v0`.

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from qam_jax.types import Batch
+from qam_jax.data.sources import DataSource
+from qam_jax.types import Batch, TransitionDataset
 
 _T = TypeVar("_T")
 
@@ -38,9 +39,13 @@ class Lanes:
         self._mesh = _make_mesh(len(self.seeds), num_devices, batch_size)
 
     def join(self, trees: Sequence[_T]) -> _T:
-        """One tree of the runs' trees."""
-        tree = trees[0] if self._alone else jax.tree.map(lambda *x: jnp.stack(x), *trees)
-        return self._place(tree, PartitionSpec() if self._alone else PartitionSpec(_SEED))
+        """One tree of the runs' trees, on the devices."""
+        spec = PartitionSpec() if self._alone else PartitionSpec(_SEED)
+        return self._place(self.stack(trees), spec)
+
+    def stack(self, trees: Sequence[_T]) -> _T:
+        """One tree of the runs' trees, inside a program."""
+        return trees[0] if self._alone else jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
     def pick(self, tree: _T, index: int) -> _T:
         """What belongs to one of the runs."""
@@ -75,9 +80,32 @@ class Lanes:
         return len(self.seeds) == 1
 
     def _place(self, tree: _T, spec: PartitionSpec) -> _T:
+        """Puts a tree where it belongs, also without a mesh: programs are compiled once for what
+        is bound to a device, as what was restored from disk is, and once for what is not."""
         if self._mesh is None:
-            return tree
+            return jax.device_put(tree, jax.local_devices()[0])
         return jax.device_put(tree, NamedSharding(self._mesh, spec))
+
+
+class SharedData:
+    """The data of a source, on all devices.
+
+    Args:
+      source: of the data.
+      lanes: the runs.
+    """
+
+    def __init__(self, source: DataSource, lanes: Lanes):
+        self._source, self._lanes = source, lanes
+        self._dataset: TransitionDataset | None = None  # the last one that the source gave,
+        self._shared: TransitionDataset | None = None  # and its copy on the devices
+
+    def at(self, step: int) -> TransitionDataset:
+        """What `DataSource.at` gives."""
+        dataset = self._source.at(step)
+        if dataset is not self._dataset:
+            self._dataset, self._shared = dataset, self._lanes.share(dataset)
+        return self._shared
 
 
 @jax.jit

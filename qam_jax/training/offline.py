@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.sources import DataSource
-from qam_jax.training.lanes import Lanes
+from qam_jax.training.lanes import Lanes, SharedData
 from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
 from qam_jax.types import Array, Batch, TransitionDataset
 
@@ -45,9 +45,7 @@ class OfflineStage:
         end: int,
     ):
         self.name, self.agent, self.lanes, self.start, self.end = name, agent, lanes, start, end
-        self._source = source
-        self._dataset: TransitionDataset | None = None  # the one that was trained on last,
-        self._shared: TransitionDataset | None = None  # and its copy on all devices
+        self._source, self._data = source, SharedData(source, lanes)
         self._block_length = _FIRST_BLOCK
 
         def sample(dataset: TransitionDataset, key: Array) -> Batch:
@@ -84,17 +82,11 @@ class OfflineStage:
         count = min(self._block_length, border - step)
         counts = [count if i in going and steps[i] == step else 0 for i in range(len(steps))]
         started = time.perf_counter()
-        state, tally = jax.block_until_ready(self._block(state, tally, self._data(step), counts))
+        state, tally = jax.block_until_ready(self._block(state, tally, self._data.at(step), counts))
         speed = count / (time.perf_counter() - started)
         self._block_length = max(1, min(2 * self._block_length, int(speed * _BLOCK_SECONDS)))
         check_all_finite(self.lanes, tally, state.params)
         return state, tally, [step + count for step, count in zip(steps, counts, strict=True)]
-
-    def _data(self, step: int) -> TransitionDataset:
-        dataset = self._source.at(step)
-        if dataset is not self._dataset:
-            self._dataset, self._shared = dataset, self.lanes.share(dataset)
-        return self._shared
 
     def metrics(self, index: int) -> dict[str, float]:
         """What to log of a run beside the agent's metrics."""

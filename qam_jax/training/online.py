@@ -15,7 +15,7 @@ from qam_jax.data.sources import DataSource
 from qam_jax.envs import EnvPool, make_env
 from qam_jax.training.collector import Collector, Experience, random_policy
 from qam_jax.training.evaluation import Episode, Policy, make_policy
-from qam_jax.training.lanes import Lanes
+from qam_jax.training.lanes import Lanes, SharedData
 from qam_jax.training.settings import RunSettings
 from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
 from qam_jax.types import Array, Batch, TransitionDataset
@@ -106,6 +106,7 @@ class OnlineStage:
         acting: Sequence[Acting],
     ):
         self.agent, self.lanes, self._settings, self._source = agent, lanes, settings, source
+        self._data = SharedData(source, lanes)
         self.start = settings.bc_steps + settings.offline_steps
         self.end = settings.total_steps
         batch_keys, self._policy_keys = zip(*keys, strict=True)
@@ -129,7 +130,7 @@ class OnlineStage:
                 )
                 for index, own in enumerate(data)
             ]  # fmt: skip
-            return lanes.join(batches)
+            return lanes.stack(batches)
 
         self._block = UpdateBlock(agent, lanes.join(batch_keys), sample, lanes)
 
@@ -145,7 +146,7 @@ class OnlineStage:
         counts = [self._num_updates(*step) for step in zip(steps, after, strict=True)]
         if any(counts):
             data = [
-                (self._source.at(step), acting.replay.buffer)
+                (self._data.at(step), acting.replay.buffer)
                 for step, acting in zip(after, self._acting, strict=True)
             ]
             state, tally = self._block(state, tally, data, counts)

@@ -143,7 +143,8 @@ def test_joined_trees_come_apart_again():
     swapped = lanes.put(joined, 0, {"a": jnp.full(3, 7.0)})
     np.testing.assert_array_equal(swapped["a"], [[7] * 3, [0] * 3])
     alone = Lanes([0])
-    assert alone.join(trees[:1]) is trees[0] is alone.pick(trees[0], 0)
+    np.testing.assert_array_equal(alone.join(trees[:1])["a"], trees[0]["a"])
+    assert alone.stack(trees[:1]) is trees[0] is alone.pick(trees[0], 0)
 
 
 _ON_EIGHT_DEVICES = """

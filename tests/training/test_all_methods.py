@@ -1,0 +1,74 @@
+"""Every method, through the public interface, on real data in a real environment: two seeds at
+once, offline, continued from disk, fine-tuned online, evaluated, and read back."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from qam_jax.agents import algorithm_names, get_config
+from qam_jax.data import generate
+from qam_jax.training.checkpoints import load_run
+from qam_jax.training.metrics import read_csv
+from qam_jax.training.run import train_seeds
+from qam_jax.training.settings import RunSettings
+
+_SMALL = {
+    "actor_hidden_dims": (8,),
+    "critic_hidden_dims": (8,),
+    "num_qs": 2,
+    "flow_steps": 2,
+    "batch_size": 8,
+    "horizon_length": 2,
+}
+
+
+@pytest.fixture(name="settings", scope="module")
+def _settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    name = "pointmaze-medium-navigate-v0"
+    generate.generate_dataset(name, folder, num_episodes=3, num_processes=1, progress=False)
+    return RunSettings(
+        env_name="pointmaze-medium-navigate-singletask-v0",
+        dataset_dir=str(folder),
+        data_source="local",
+        save_dir=str(tmp_path_factory.mktemp("exp")),
+        num_seeds=2,
+        offline_steps=4,
+        start_training=2,
+        log_interval=2,
+        eval_interval=10,
+        save_interval=2,
+        eval_episodes=1,
+        eval_envs=1,
+    )
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_every_method_can_do_all_that_the_others_can(settings, name):
+    config = get_config(name)
+    config.update({field: value for field, value in _SMALL.items() if field in config})
+    settings = dataclasses.replace(settings, run_id=name)
+    before = [result.state.params for result in train_seeds(settings, config)]
+    results = train_seeds(
+        dataclasses.replace(settings, online_steps=6), config
+    )  # goes on from disk
+    for result, earlier in zip(results, before, strict=True):
+        saved = load_run(result.folder)
+        assert (saved.step, int(saved.state.step)) == (10, 8)  # 2 of the 6 steps are waited
+        jax.tree.map(np.testing.assert_array_equal, saved.state, result.state)
+        assert _changed(earlier, saved.state.params)
+        rows = read_csv(result.folder / "train.csv")
+        assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+        assert all(np.isfinite(row["loss"]) for row in rows[:2] + rows[3:])
+        assert [row["step"] for row in read_csv(result.folder / "eval.csv")] == [4, 10]
+        assert result.episodes[0].length == 1000
+    assert _changed(results[0].state.params, results[1].state.params)
+
+
+def _changed(before, after):
+    """Whether every network differs."""
+    first = {name: jax.tree.leaves(before[name])[-1] for name in before}
+    last = {name: jax.tree.leaves(after[name])[-1] for name in after}
+    return all(not np.array_equal(first[name], last[name]) for name in first)

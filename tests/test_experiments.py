@@ -102,6 +102,60 @@ def test_a_preset_is_for_new_runs():
     assert "--preset takes the preset's: give one of them" in _last_line(result)
 
 
+def test_a_sweep_trains_once_what_is_left(data, tmp_path):
+    arguments = [
+        "--methods=bc", "--envs=pointmaze-medium-navigate-singletask-v0",
+        "--grid=config.horizon_length=1,51", f"--save_dir={tmp_path}", "--group=mine", "--",
+        f"--dataset={data}", "--offline_steps=4", "--log_interval=2", "--eval_interval=4",
+        "--save_interval=4", "--eval_episodes=1", "--config.actor_hidden_dims=(8,)",
+        "--config.batch_size=8",
+    ]  # fmt: skip
+    first = _run("sweep.py", *arguments)
+    names = [f"bc-horizon_length={length}-seed0" for length in (1, 51)]
+    assert first.returncode == 1
+    assert f"started   pointmaze-medium-navigate-singletask-v0/{names[0]}" in first.stdout
+    assert "1 finished, 1 failed" in first.stdout
+    assert f"{names[1]}: horizon_length = 51 is longer than every episode" in first.stdout
+    folder = tmp_path / "mine" / "pointmaze-medium-navigate-singletask-v0" / names[0]
+    assert (folder / "checkpoints" / "4").exists()
+    again = _run("sweep.py", "--dry_run", *arguments)
+    assert again.returncode == 0
+    assert "1 failed, 1 finished\nFailed before:" in again.stdout
+    commands = [line for line in again.stdout.splitlines() if "train_offline.py" in line]
+    assert [names[1] in command for command in commands] == [True]
+
+
+def test_a_sweep_writes_commands(tmp_path):
+    path = tmp_path / "commands.txt"
+    result = _run(
+        "sweep.py", "--study=main", "--methods=qam,qam_e", "--domains=cube-quadruple-play",
+        "--seeds=0-2", "--backend=commands", f"--commands_file={path}", f"--save_dir={tmp_path}",
+        "--updates_per_second=100",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = path.read_text().splitlines()
+    assert len(set(lines)) == 30
+    assert all("--preset=paper" in line and "train_offline.py" in line for line in lines)
+    hours = 30 * (1_000_000 + 500_000 - 5000) / 100 / 3600
+    assert f"To do: 30 runs, {hours:.1f} GPU-hours of updates" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which runs? Give --study"),
+        (["--study=main", "--grid=config.lr=1"], "--grid is for sweeps without --study"),
+        (["--study=main", "--backend=slurm"], "--backend=commands"),
+        (["--methods=qam", "--grid=config.lr"], "--grid: expected <flag>=<value>,<value>"),
+    ],
+)
+def test_sweeps_that_make_no_sense(arguments, message, tmp_path):
+    result = _run("sweep.py", f"--save_dir={tmp_path}", *arguments)
+    assert result.returncode == 1
+    assert message in _last_line(result)
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluating_what_is_not_a_run(tmp_path):
     result = _run("evaluate.py", f"--run={tmp_path}")
     assert result.returncode == 1

@@ -1,0 +1,229 @@
+"""Launches many runs: `python experiments/sweep.py --study=main --dry_run`.
+
+A study is named (--list), a .toml file of your own, or made of --methods, --domains or --envs,
+--seeds and --grid. What follows -- are flags of train_offline.py for all its runs. Launched again,
+it skips what is finished and continues what is not.
+"""
+
+import ast
+import dataclasses
+import sys
+from collections import Counter
+from pathlib import Path
+
+from absl import app, flags
+
+from qam_jax.training.console import plain_errors, start_logging
+
+_SCRIPT = Path(__file__).resolve().parent / "train_offline.py"
+_SHOWN = 20  # failed runs that are listed
+
+_STUDY = flags.DEFINE_string("study", "", "A named study, or the path of a .toml file.")
+_LIST = flags.DEFINE_bool("list", False, "Prints the named studies.")
+_METHODS = flags.DEFINE_list("methods", [], "Only these of the study; * stands for anything.")
+_DOMAINS = flags.DEFINE_list("domains", [], "Only these of the study, such as cube-*.")
+_ENVS = flags.DEFINE_list("envs", [], "Without --study: environments by their full names.")
+_TASKS = flags.DEFINE_string("tasks", "", "Only these of the study, such as 1-3.")
+_SEEDS = flags.DEFINE_string("seeds", "", "Only these of the study, such as 0-3,7.")
+_GRID = flags.DEFINE_multi_string(
+    "grid", [], "<flag>=<value>,<value>: a run with each, such as config.inv_temp=1,3. Repeatable."
+)
+_PRESET = flags.DEFINE_string("preset", None, "The runs' preset, in place of the study's.")
+_GROUP = flags.DEFINE_string("group", "", "Folder of the runs, in place of the study's.")
+_SAVE_DIR = flags.DEFINE_string("save_dir", "exp", "Folder of all runs.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Prints the commands and counts, and ends.")
+_SPEEDS = flags.DEFINE_list(
+    "updates_per_second",
+    [],
+    "For the hours: one number, or <method>=<number>,...; by default as measured in the sweep's "
+    "own runs.",
+)
+_BACKEND = flags.DEFINE_enum(
+    "backend", "local", ["local", "slurm", "commands"], "What executes the runs."
+)
+_PARALLEL = flags.DEFINE_integer(
+    "parallel", None, "local: runs at a time; by default one, or one for each GPU.", lower_bound=1
+)
+_GPUS = flags.DEFINE_list("gpus", [], "local: GPUs that runs take turns on, such as 0,1.")
+_SLURM = flags.DEFINE_multi_string(
+    "slurm", [], "slurm: <parameter>=<value> as submitit names it, such as partition=gpu or "
+    "time=720 (minutes). Repeatable."
+)  # fmt: skip
+_COMMANDS_FILE = flags.DEFINE_string("commands_file", "commands.txt", "commands: the file.")
+
+
+def main(argv: list[str]) -> None:
+    start_logging()
+    with plain_errors():
+        if _LIST.value:
+            _print_studies()
+        else:
+            _sweep(argv[1:])
+
+
+def _sweep(extra_flags: list[str]) -> None:
+    from qam_jax.sweeps.jobs import State, make_jobs, read_state
+    from qam_jax.sweeps.slurm import queued_jobs
+
+    study = _choose_study()
+    executor = None
+    if _BACKEND.value == "slurm" and not _DRY_RUN.value:
+        executor = _make_executor(study.group)
+    jobs = make_jobs(study, _SCRIPT, _SAVE_DIR.value, extra_flags)
+    queued = queued_jobs() if executor else ()
+    states = {job.name: read_state(job, queued) for job in jobs}
+    busy = (State.FINISHED, State.RUNNING, State.QUEUED)
+    left = [job for job in jobs if states[job.name][0] not in busy]
+    if _DRY_RUN.value:
+        print(*(job.text for job in left), sep="\n")
+    parts = {
+        "method": study.methods, "environment": study.env_names, "seed": study.seeds,
+        "variant": study.variants,
+    }  # fmt: skip
+    sizes = ", ".join(_count(len(values), noun) for noun, values in parts.items())
+    runs = _count(len(jobs), "run")
+    print(f"Study {study.name} in {_SAVE_DIR.value}/{study.group}: {runs} ({sizes}).")
+    counts = Counter(state for state, _ in states.values())
+    print(", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
+    _list_failed("Failed before:", {n: why for n, (s, why) in states.items() if s is State.FAILED})
+    _print_hours(jobs, left)
+    if not left or _DRY_RUN.value:
+        return
+    if _BACKEND.value == "commands":
+        _write_commands(left)
+    elif executor:
+        _submit(left, executor)
+    else:
+        _run_local(left)
+
+
+def _choose_study():
+    from qam_jax.sweeps import studies
+
+    numbers = {"tasks": _TASKS.value, "seeds": _SEEDS.value}
+    try:
+        numbers = {name: studies.parse_numbers(text) for name, text in numbers.items()}
+    except ValueError as error:
+        raise ValueError(f"--tasks and --seeds: {error}") from error
+    changes = {"preset": _PRESET.value, "group": _GROUP.value or None}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    grid = dict(_grid(text) for text in _GRID.value)
+    if _STUDY.value:
+        for flag, given in (("--envs", _ENVS.value), ("--grid", grid)):
+            if given:
+                raise ValueError(f"{flag} is for sweeps without --study; write a .toml file.")
+        study = studies.load_study(_STUDY.value)
+        study = studies.choose(study, methods=_METHODS.value, domains=_DOMAINS.value, **numbers)
+        return dataclasses.replace(study, **changes)
+    if not _METHODS.value:
+        raise ValueError(
+            f"which runs? Give --study ({', '.join(studies.study_names())}, or a .toml file), or "
+            "--methods with --domains or --envs."
+        )
+    return studies.make_study(
+        "sweep",
+        methods=_METHODS.value if _METHODS.value != ["all"] else "all",
+        domains=_DOMAINS.value,
+        env_names=_ENVS.value,
+        tasks=numbers["tasks"] or (1, 2, 3, 4, 5),
+        seeds=numbers["seeds"] or 1,
+        grid=grid,
+        **changes,
+    )
+
+
+def _grid(text: str) -> tuple[str, list[str]]:
+    flag, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ValueError(f"--grid: expected <flag>=<value>,<value>, got {text!r}.")
+    try:
+        parsed = ast.literal_eval(f"[{values}]")  # so that (16,16) is one value
+    except (SyntaxError, ValueError):
+        parsed = values.split(",")
+    return flag.lstrip("-"), parsed
+
+
+def _print_studies() -> None:
+    from qam_jax.sweeps.studies import load_study, study_names
+
+    for name in study_names():
+        print(f"{name}: {load_study(name).description}")
+
+
+def _list_failed(title: str, errors: dict[str, str]) -> None:
+    if errors:
+        print(title)
+        for name in list(errors)[:_SHOWN]:
+            print(f"  {name}: {errors[name]}")
+        if len(errors) > _SHOWN:
+            print(f"  and {len(errors) - _SHOWN} more")
+
+
+def _print_hours(jobs, left) -> None:
+    from qam_jax.sweeps.estimate import hours, measure_speeds, parse_speeds
+
+    speeds = {**measure_speeds(jobs), **parse_speeds(_SPEEDS.value)}
+    total, unknown = hours(left, speeds)
+    print(f"To do: {_count(len(left), 'run')}", end="")
+    if len(unknown) < len({job.method for job in left}):
+        print(f", {total:,.1f} GPU-hours of updates", end="")
+    known = (f"{method or 'others'} {speed:.4g}" for method, speed in sorted(speeds.items()))
+    print(f" (updates/s: {', '.join(known)})." if speeds else ".")
+    if unknown:
+        print(f"Speed not known of {', '.join(unknown)}: give --updates_per_second for the hours.")
+
+
+def _run_local(jobs) -> None:
+    from qam_jax.launch import check_data_folder
+    from qam_jax.sweeps.local import run_local
+    from qam_jax.sweeps.worker import Outcome
+
+    for job in jobs:
+        check_data_folder(job.resolved.settings)
+    parallel = _PARALLEL.value or len(_GPUS.value) or 1
+    outcomes = run_local(jobs, parallel=parallel, gpus=_GPUS.value)
+    counts = Counter(outcome for outcome, _ in outcomes.values())
+    print(", ".join(f"{count} {outcome.value}" for outcome, count in counts.items()))
+    errors = {n: why for n, (outcome, why) in outcomes.items() if outcome is Outcome.FAILED}
+    _list_failed("Failed:", errors)
+    print(f"Logs: {jobs[0].task.log.parent.parent}")
+    if errors:
+        sys.exit(1)
+
+
+def _make_executor(group: str):
+    from qam_jax.sweeps.slurm import make_executor
+
+    parameters = {}
+    for text in _SLURM.value:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--slurm takes <parameter>=<value>, got {text!r}.")
+        parameters[name] = int(value) if value.isdigit() else value
+    folder = Path(_SAVE_DIR.value).expanduser() / group / "logs" / "slurm"
+    return make_executor(folder, f"qam_jax-{group}", parameters)
+
+
+def _submit(jobs, executor) -> None:
+    from qam_jax.sweeps.slurm import submit
+
+    numbers = submit(jobs, executor)
+    print(f"Submitted {_count(len(numbers), 'job')}, {numbers[0]} to {numbers[-1]}.")
+    print(f"Logs: {jobs[0].task.log.parent.parent}")
+
+
+def _write_commands(jobs) -> None:
+    from qam_jax.files import atomic_write
+
+    path = Path(_COMMANDS_FILE.value).expanduser()
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{job.text}\n" for job in jobs))
+    print(f"Wrote {_count(len(jobs), 'command')}, one a line, to {path}.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,273 @@
+"""What a study's runs are: the command line of each, its folder, and how it stands."""
+
+import dataclasses
+import enum
+import fcntl
+import functools
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from qam_jax import agents
+from qam_jax.envs import make_env
+from qam_jax.files import read_json
+from qam_jax.launch import Resolved, resolve_flags
+from qam_jax.sweeps.studies import Study, Variant, flag_text
+from qam_jax.sweeps.worker import Task
+from qam_jax.training.run_folder import differences_from, folder_of
+from qam_jax.training.settings import RunSettings, check_settings, define_flags
+
+_OF_THE_SWEEP = {
+    "config": "--methods", "env_name": "--envs", "seed": "--seeds", "run_id": "--grid",
+    "group": "--group", "save_dir": "--save_dir", "preset": "--preset",
+}  # fmt: skip
+
+
+class State(enum.Enum):
+    """How a job stands, as its folder tells."""
+
+    NEW = "not started"
+    UNFINISHED = "unfinished"  # stopped in good order, or killed; to be continued
+    FAILED = "failed"
+    QUEUED = "queued"  # with SLURM
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+      name: `<env_name>/<run id>`, which no other job of the sweep has.
+      command: what to execute.
+      resolved: what the command comes to.
+      folder: of the run.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    resolved: Resolved
+    folder: Path
+
+    @property
+    def method(self) -> str:
+        """The name of the algorithm."""
+        return self.resolved.config.agent_name
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.resolved.settings.total_steps
+
+    @property
+    def task(self) -> Task:
+        """What executes it; log and record are in `logs` of the group's folder."""
+        logs = self.folder.parent.parent / "logs" / self.folder.parent.name
+        return Task(
+            self.command, logs / f"{self.folder.name}.log", logs / f"{self.folder.name}.json"
+        )
+
+    @property
+    def text(self) -> str:
+        """The command for a shell."""
+        return shlex.join(self.command)
+
+
+def make_jobs(
+    study: Study, script: Path, save_dir: str, extra_flags: Sequence[str] = ()
+) -> list[Job]:
+    """All jobs of a study, every one checked as `train_offline.py` would check it.
+
+    The first seed of everything comes first. Of the flags for all runs, config fields that a method
+    does not have, but another method of the study, are left out for it.
+
+    Args:
+      study: what to run.
+      script: `train_offline.py`, beside its `configs`.
+      save_dir: folder of all runs.
+      extra_flags: for all runs, as `--name=value`; they win over those of the study.
+
+    Raises:
+      ValueError: naming the run and what is wrong with it.
+    """
+    extra = dict(_split(flag) for flag in extra_flags)
+    _check_names(study, extra)
+    jobs = {}
+    for env_name in study.env_names:
+        for variant in study.variants:
+            for method in study.methods:
+                common = {"env_name": env_name, "group": study.group, "save_dir": save_dir}
+                if study.preset:
+                    common["preset"] = study.preset
+                everywhere = _fitting(method, study, {**study.flags, **extra})
+                options = {**common, **everywhere, **variant.flags}
+                try:
+                    options |= _scaled(method, options, variant)
+                    made = _make_jobs_of_seeds(method, variant, options, study.seeds, script)
+                except ValueError as error:
+                    what = f"{method}{f' ({variant.name})' if variant.name else ''}"
+                    raise ValueError(f"{what} in {env_name}: {error}") from error
+                jobs |= {(job.resolved.settings.seed, job.name): job for job in made}
+    order = {seed: place for place, seed in enumerate(study.seeds)}
+    return sorted(jobs.values(), key=lambda job: order[job.resolved.settings.seed])
+
+
+def read_state(job: Job, queued: Iterable[str] = ()) -> tuple[State, str]:
+    """How a job stands, and why it failed if it did.
+
+    Args:
+      job: one of a sweep.
+      queued: the jobs that SLURM has in its queue.
+
+    Raises:
+      ValueError: if the job's folder holds a run of another config; says what differs.
+    """
+    settings, config, _ = job.resolved
+    differences = differences_from(job.folder, settings, config)
+    if differences:
+        raise ValueError(
+            f"{job.folder} holds a run of another config: {'; '.join(differences)}. Give another "
+            "--group, or what it was started with."
+        )
+    if last_step(job.folder) >= job.total_steps:
+        return State.FINISHED, ""
+    if _is_locked(job.folder):
+        return State.RUNNING, ""
+    record = read_json(job.task.record) if job.task.record.exists() else {}
+    if record.get("slurm_job") in set(queued):
+        return State.QUEUED, ""
+    if record.get("error"):
+        return State.FAILED, record["error"]
+    return (State.UNFINISHED if job.folder.exists() else State.NEW), ""
+
+
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a run's folder; 0 if there is none."""
+    checkpoints = folder / "checkpoints"
+    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def resolve(method: str, options: Sequence[str]) -> Resolved:
+    """What `train_offline.py --config=<method> <options>` comes to.
+
+    Raises:
+      ValueError: if it would refuse them; says why.
+    """
+    values = flags.FlagValues()
+    define_flags(RunSettings, values)
+    arguments = ["train_offline.py", *options]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", agents.get_config(method), flag_values=values, sys_argv=arguments
+        )
+        rest = values(arguments)[1:]
+    except AttributeError as error:  # from ml_collections
+        _, marker, hint = str(error).partition("Did you mean")
+        hint = f" {marker}{hint}".rstrip("'") if marker else ""
+        fields = " ".join(option for option in options if option.startswith("--config."))
+        raise ValueError(f"no such config field, see {fields}.{hint}") from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    if rest:
+        raise ValueError(f"unexpected arguments {rest}; flags look like --name=value.")
+    resolved = resolve_flags(values)
+    check_settings(resolved.settings)
+    agents.make_agent(resolved.config)
+    return resolved
+
+
+def _make_jobs_of_seeds(
+    method: str, variant: Variant, options: dict[str, Any], seeds: Iterable[int], script: Path
+) -> list[Job]:
+    resolved = resolve(method, _written(options))
+    if not resolved.settings.preset:  # which knows its environments
+        _check_env(resolved.settings.env_name, resolved.settings.env_module)
+    jobs = []
+    for seed in seeds:
+        run_id = "-".join(filter(None, [method, variant.name, f"seed{seed}"]))
+        own = {**options, "seed": seed, "run_id": run_id}
+        settings = dataclasses.replace(resolved.settings, seed=seed, run_id=run_id)
+        check_settings(settings)
+        config = script.parent / "configs" / f"{method}.py"
+        command = (sys.executable, str(script), f"--config={config}", *_written(own))
+        folder = folder_of(settings, resolved.config)
+        name = f"{folder.parent.name}/{run_id}"
+        jobs.append(Job(name, command, resolved._replace(settings=settings), folder))
+    return jobs
+
+
+@functools.cache
+def _check_env(env_name: str, env_module: str) -> None:
+    """Raises ValueError if there is no such environment."""
+    make_env(env_name, env_module).close()
+
+
+def _fitting(method: str, study: Study, options: dict[str, Any]) -> dict[str, Any]:
+    """The flags without those of fields that only other methods of the study have."""
+    own = _field_flags(method)
+    others = set().union(*(_field_flags(other) for other in study.methods))
+    return {name: value for name, value in options.items() if name in own or name not in others}
+
+
+@functools.cache
+def _field_flags(method: str) -> frozenset[str]:
+    return frozenset(f"config.{name}" for name in agents.get_config(method))
+
+
+def _scaled(method: str, options: dict[str, Any], variant: Variant) -> dict[str, Any]:
+    """The flags of the config fields that a variant multiplies."""
+    if not variant.scale:
+        return {}
+    config = resolve(method, _written(options)).config
+    fields = {}
+    for flag, factor in variant.scale.items():
+        field = flag.removeprefix("config.")
+        if field == flag or not isinstance(config.get(field), int | float):
+            raise ValueError(f"scale: {flag!r} is no number of the config of {method!r}.")
+        fields[flag] = float(f"{config[field] * factor:.12g}")
+    return fields
+
+
+def _written(options: dict[str, Any]) -> list[str]:
+    return [
+        f"--{name}" if value is None else f"--{name}={flag_text(value)}"
+        for name, value in options.items()
+    ]
+
+
+def _split(flag: str) -> tuple[str, str | None]:
+    """Name and value of `--name=value`; of `--name` there is no value."""
+    if not flag.startswith("-"):
+        raise ValueError(f"unexpected argument {flag!r}: flags of the runs look like --name=value.")
+    name, equals, value = flag.lstrip("-").partition("=")
+    return name, value if equals else None
+
+
+def _check_names(study: Study, extra: dict[str, Any]) -> None:
+    varied = {name for variant in study.variants for name in (*variant.flags, *variant.scale)}
+    for name in (*extra, *study.flags, *varied):
+        if name in _OF_THE_SWEEP:
+            raise ValueError(
+                f"--{name} differs from run to run: the sweep sets it; see {_OF_THE_SWEEP[name]}."
+            )
+        if name in extra and name in varied:
+            raise ValueError(f"--{name} is what the study's variants differ in: leave it out.")
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process is at work in a run's folder, as far as its file system tells."""
+    try:
+        with open(folder / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,97 @@
+"""Executes jobs on a cluster: arrays of SLURM by submitit, requeued where they are preempted."""
+
+import getpass
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qam_jax.sweeps.jobs import Job
+from qam_jax.sweeps.worker import RunTask, record_task
+
+if TYPE_CHECKING:
+    import submitit
+
+DEFAULTS: dict[str, Any] = {
+    "time": 24 * 60,  # minutes; what is not done by then is requeued and continued
+    "gpus_per_node": 1,
+    "cpus_per_task": 8,
+    "mem": "32GB",
+    "signal_delay_s": 120,  # from the request to stop to the end
+}
+_ARRAY_LENGTH = 1000  # SLURM's own limit, unless a site has changed it
+_REQUEUES = 1000
+
+
+def make_executor(
+    folder: Path, name: str, parameters: Mapping[str, Any]
+) -> "submitit.SlurmExecutor":
+    """A way to submit to SLURM.
+
+    Args:
+      folder: for the scripts, and the logs of submitit itself; on a shared file system.
+      name: of the jobs.
+      parameters: submitit's for SLURM, beside `DEFAULTS`: partition, account, time in minutes, ...
+
+    Raises:
+      ImportError: if submitit is not installed.
+      ValueError: if there is no SLURM here, or no such parameter.
+    """
+    missing = [program for program in ("sbatch", "srun", "squeue") if not shutil.which(program)]
+    if missing:
+        raise ValueError(
+            f"there is no {' and no '.join(missing)} here: start the sweep on a machine of the "
+            "cluster from which jobs are submitted, or use --backend=commands."
+        )
+    try:
+        import submitit
+    except ImportError as error:
+        raise ImportError(
+            'submitting to SLURM needs submitit: pip install -e ".[slurm]", or write the commands '
+            "to a file by --backend=commands."
+        ) from error
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_REQUEUES)
+    chosen = {**DEFAULTS, "job_name": name, **parameters}
+    more = {"requeue": True, **chosen.pop("additional_parameters", {})}
+    executor.update_parameters(**chosen, additional_parameters=more)
+    return executor
+
+
+def queued_jobs() -> set[str]:
+    """The numbers of this user's jobs that SLURM has waiting or running, `<array>_<index>`.
+
+    Raises:
+      OSError: if SLURM does not answer.
+    """
+    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise OSError(
+            f"cannot tell which runs wait already: squeue says {result.stderr.strip()!r}. "
+            "Try again when SLURM answers."
+        )
+    return set(result.stdout.split())
+
+
+def submit(
+    jobs: Sequence[Job], executor: "submitit.Executor", array_length: int = _ARRAY_LENGTH
+) -> list[str]:
+    """Submits jobs in arrays, and records their numbers, so that none is submitted twice.
+
+    Args:
+      jobs: to submit.
+      executor: see `make_executor`.
+      array_length: the most jobs in one array.
+
+    Returns:
+      The jobs' numbers.
+    """
+    numbers = []
+    for start in range(0, len(jobs), array_length):
+        part = jobs[start : start + array_length]
+        submitted = executor.map_array(RunTask(), [job.task for job in part])
+        for job, entry in zip(part, submitted, strict=True):
+            record_task(job.task, outcome="submitted", slurm_job=entry.job_id, error="")
+            numbers.append(entry.job_id)
+    return numbers

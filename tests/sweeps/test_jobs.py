@@ -1,0 +1,112 @@
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qam_jax.sweeps.jobs import State, make_jobs, read_state, resolve
+from qam_jax.sweeps.studies import choose, load_study, make_study
+from qam_jax.training.run_folder import lock_folder, record_start
+
+_SCRIPT = Path("experiments/train_offline.py")
+_MAZE = "pointmaze-medium-navigate-singletask-v0"
+
+
+def _jobs(tmp_path, *extra_flags, **fields):
+    fields = {"methods": ["bc"], "env_names": [_MAZE], "seeds": 1, **fields}
+    return make_jobs(make_study("mine", **fields), _SCRIPT, str(tmp_path), extra_flags)
+
+
+def _start(job):
+    """Leaves what a run leaves that has begun."""
+    settings, config, _ = job.resolved
+    job.folder.mkdir(parents=True)
+    record_start(job.folder, settings, config, dataset_fingerprint="x", dataset_source="y")
+
+
+def test_a_command_and_its_folder(tmp_path):
+    job = _jobs(tmp_path, "--config.lr=0.1", seeds=[4], flags={"sparse": True})[0]
+    program, script, *flags = job.command
+    assert (Path(program).name[:6], script) == ("python", str(_SCRIPT))
+    assert flags == [
+        "--config=experiments/configs/bc.py", f"--env_name={_MAZE}", "--group=mine",
+        f"--save_dir={tmp_path}", "--sparse=true", "--config.lr=0.1", "--seed=4",
+        "--run_id=bc-seed4",
+    ]  # fmt: skip
+    assert shlex.split(job.text) == list(job.command)
+    assert job.folder == tmp_path / "mine" / _MAZE / "bc-seed4"
+    assert job.task.log == tmp_path / "mine" / "logs" / _MAZE / "bc-seed4.log"
+    settings, config, _ = job.resolved
+    assert (settings.seed, settings.sparse, config.lr) == (4, True, 0.1)
+    assert resolve("bc", flags[1:])[:2] == (settings, config)  # what the command says itself
+
+
+def test_the_first_seed_of_everything_comes_first(tmp_path):
+    jobs = _jobs(tmp_path, methods=["bc", "qam"], seeds=[3, 1])
+    assert [job.folder.name for job in jobs] == ["bc-seed3", "qam-seed3", "bc-seed1", "qam-seed1"]
+
+
+def test_a_preset_and_multiples_of_its_values(tmp_path):
+    study = choose(load_study("sensitivity"), domains=["puzzle-4x4-play"], seeds=[0])
+    jobs = {job.folder.name: job for job in make_jobs(study, _SCRIPT, str(tmp_path))}
+    assert len(jobs) == 10
+    plain, tenfold = (jobs[f"qam_e-{name}-seed0"] for name in ("num_qs=2", "inv_temp-x10"))
+    assert plain.resolved.config.inv_temp == 0.1
+    assert tenfold.resolved.config.inv_temp == 1.0
+    assert "--config.inv_temp=1.0" in tenfold.command
+    assert plain.resolved.settings.sparse
+    assert plain.total_steps == 1_500_000
+
+
+def test_fields_that_only_other_methods_have_are_left_out(tmp_path):
+    jobs = {job.method: job for job in _jobs(tmp_path, "--config.num_qs=2", methods=["bc", "qam"])}
+    assert "--config.num_qs=2" in jobs["qam"].command
+    assert "--config.num_qs=2" not in jobs["bc"].command
+
+
+@pytest.mark.parametrize(
+    ("extra_flags", "fields", "message"),
+    [
+        (["--config.num_qs=2"], {}, r"bc in point.*no such config field, see --config.num_qs=2"),
+        (["--offline_stps=2"], {}, "Unknown command line flag 'offline_stps'.*offline_steps"),
+        (["--offline_steps=x"], {}, "flag --offline_steps=x"),
+        (["offline_steps=2"], {}, "unexpected argument 'offline_steps=2'"),
+        (["--log_interval=7"], {}, "--eval_interval must be a multiple"),
+        (["--seed=2"], {}, "--seed differs from run to run.*see --seeds"),
+        ([], {"flags": {"run_id": "a"}}, "--run_id differs from run to run"),
+        (["--config.lr=1"], {"grid": {"config.lr": [1, 2]}}, "variants differ in: leave it out"),
+        ([], {"grid": {"config.lr": ["a"]}}, r"bc \(lr=a\) in .*--config.lr=a"),
+        ([], {"variants": [{"scale": {"config.rho": 2}}]}, "'config.rho' is no number"),
+        ([], {"preset": "paper"}, "the paper has no environment 'pointmaze"),
+        ([], {"env_names": ["pointmaze-tiny-navigate-singletask-v0"]}, "unknown environment"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_beforehand(tmp_path, extra_flags, fields, message):
+    with pytest.raises(ValueError, match=message):
+        _jobs(tmp_path, *extra_flags, **fields)
+
+
+def test_how_a_job_stands(tmp_path):
+    job = _jobs(tmp_path, "--offline_steps=20")[0]
+    assert read_state(job) == (State.NEW, "")
+    _start(job)
+    assert read_state(job) == (State.UNFINISHED, "")
+    with lock_folder(job.folder):
+        assert read_state(job) == (State.RUNNING, "")
+    job.task.record.parent.mkdir(parents=True)
+    job.task.record.write_text(json.dumps({"slurm_job": "12_3", "error": ""}))
+    assert read_state(job, {"12_3"}) == (State.QUEUED, "")
+    assert read_state(job, {"12_4"}) == (State.UNFINISHED, "")
+    job.task.record.write_text(json.dumps({"error": "no disk"}))
+    assert read_state(job) == (State.FAILED, "no disk")
+    for step in ("10", "damaged-20", "20.orbax-checkpoint-tmp"):
+        (job.folder / "checkpoints" / step).mkdir(parents=True)
+    assert read_state(job) == (State.FAILED, "no disk")
+    (job.folder / "checkpoints" / "20").mkdir()
+    assert read_state(job) == (State.FINISHED, "")
+
+
+def test_a_folder_of_another_config_is_not_taken_for_the_job(tmp_path):
+    _start(_jobs(tmp_path)[0])
+    with pytest.raises(ValueError, match=r"bc-seed0 holds a run of another config: agent.lr is"):
+        read_state(_jobs(tmp_path, "--config.lr=0.1")[0])

@@ -32,6 +32,9 @@ _PRESET = flags.DEFINE_string("preset", None, "The runs' preset, in place of the
 _GROUP = flags.DEFINE_string("group", "", "Folder of the runs, in place of the study's.")
 _SAVE_DIR = flags.DEFINE_string("save_dir", "exp", "Folder of all runs.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Prints the commands and counts, and ends.")
+_EXPLAIN = flags.DEFINE_bool(
+    "explain", False, "Prints what the preset changes, once for each case."
+)
 _SPEEDS = flags.DEFINE_list(
     "updates_per_second",
     [],
@@ -70,10 +73,13 @@ def _sweep(extra_flags: list[str]) -> None:
     if _BACKEND.value == "slurm" and not _DRY_RUN.value:
         executor = _make_executor(study.group)
     jobs = make_jobs(study, _SCRIPT, _SAVE_DIR.value, extra_flags)
-    queued = queued_jobs() if executor else ()
+    queued = queued_jobs(Path(executor.folder)) if executor else ()
     states = {job.name: read_state(job, queued) for job in jobs}
     busy = (State.FINISHED, State.RUNNING, State.QUEUED)
     left = [job for job in jobs if states[job.name][0] not in busy]
+    if _EXPLAIN.value:
+        cases = {(job.method, *job.resolved.notes[1:]): job.resolved.notes for job in jobs[::-1]}
+        print(*(line for notes in reversed(cases.values()) for line in notes), sep="\n")
     if _DRY_RUN.value:
         print(*(job.text for job in left), sep="\n")
     parts = {

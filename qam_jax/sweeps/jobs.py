@@ -6,7 +6,7 @@ import fcntl
 import functools
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,12 @@ def make_jobs(
     return sorted(jobs.values(), key=lambda job: order[job.resolved.settings.seed])
 
 
-def read_state(job: Job, queued: Iterable[str] = ()) -> tuple[State, str]:
+def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
     """How a job stands, and why it failed if it did.
 
     Args:
       job: one of a sweep.
-      queued: the jobs that SLURM has in its queue.
+      queued: names of the jobs that SLURM has in its queue.
 
     Raises:
       ValueError: if the job's folder holds a run of another config; says what differs.
@@ -139,9 +139,9 @@ def read_state(job: Job, queued: Iterable[str] = ()) -> tuple[State, str]:
         return State.FINISHED, ""
     if _is_locked(job.folder):
         return State.RUNNING, ""
-    record = read_json(job.task.record) if job.task.record.exists() else {}
-    if record.get("slurm_job") in set(queued):
+    if job.name in queued:
         return State.QUEUED, ""
+    record = read_json(job.task.record) if job.task.record.exists() else {}
     if record.get("error"):
         return State.FAILED, record["error"]
     return (State.UNFINISHED if job.folder.exists() else State.NEW), ""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from qam_jax.sweeps.jobs import Job
+from qam_jax.sweeps.jobs import Job, last_step
 from qam_jax.sweeps.worker import Outcome, end_task, start_task
 from qam_jax.training.metrics import read_csv
 from qam_jax.training.stopping import Stopped, stop_signals
@@ -85,8 +85,8 @@ class _Pool:
         process = start_task(job.task, environment)
         _logger.info("started   %s", job.name)
         bar = tqdm(
-            total=job.total_steps, desc=job.name, unit="step", position=slot + 1, leave=False,
-            disable=None,
+            total=job.total_steps, initial=last_step(job.folder), desc=job.name, unit="step",
+            position=slot + 1, leave=False, disable=None,
         )  # fmt: skip
         self.running[slot] = _Running(job, process, bar, time.monotonic())
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qam_jax.files import read_json, write_json
 from qam_jax.sweeps.jobs import Job
-from qam_jax.sweeps.worker import RunTask, record_task
+from qam_jax.sweeps.worker import RunTask
 
 if TYPE_CHECKING:
     import submitit
@@ -22,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
 }
 _ARRAY_LENGTH = 1000  # SLURM's own limit, unless a site has changed it
 _REQUEUES = 1000
+_NUMBERS = "submitted.json"
 
 
 def make_executor(
@@ -58,8 +60,11 @@ def make_executor(
     return executor
 
 
-def queued_jobs() -> set[str]:
-    """The numbers of this user's jobs that SLURM has waiting or running, `<array>_<index>`.
+def queued_jobs(folder: Path) -> set[str]:
+    """The names of the jobs that were submitted from a folder and that SLURM still has.
+
+    Args:
+      folder: that of the executor.
 
     Raises:
       OSError: if SLURM does not answer.
@@ -71,13 +76,14 @@ def queued_jobs() -> set[str]:
             f"cannot tell which runs wait already: squeue says {result.stderr.strip()!r}. "
             "Try again when SLURM answers."
         )
-    return set(result.stdout.split())
+    waiting = set(result.stdout.split())  # <array>_<index>
+    return {name for name, number in _read_numbers(folder).items() if number in waiting}
 
 
 def submit(
     jobs: Sequence[Job], executor: "submitit.Executor", array_length: int = _ARRAY_LENGTH
 ) -> list[str]:
-    """Submits jobs in arrays, and records their numbers, so that none is submitted twice.
+    """Submits jobs in arrays, and keeps their numbers, so that none is submitted twice.
 
     Args:
       jobs: to submit.
@@ -87,11 +93,16 @@ def submit(
     Returns:
       The jobs' numbers.
     """
-    numbers = []
+    numbers = {}
     for start in range(0, len(jobs), array_length):
         part = jobs[start : start + array_length]
         submitted = executor.map_array(RunTask(), [job.task for job in part])
-        for job, entry in zip(part, submitted, strict=True):
-            record_task(job.task, outcome="submitted", slurm_job=entry.job_id, error="")
-            numbers.append(entry.job_id)
-    return numbers
+        numbers |= {job.name: entry.job_id for job, entry in zip(part, submitted, strict=True)}
+        folder = Path(executor.folder)
+        write_json(folder / _NUMBERS, {**_read_numbers(folder), **numbers})
+    return list(numbers.values())
+
+
+def _read_numbers(folder: Path) -> dict[str, str]:
+    path = folder / _NUMBERS
+    return read_json(path) if path.exists() else {}

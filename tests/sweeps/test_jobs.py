@@ -93,10 +93,8 @@ def test_how_a_job_stands(tmp_path):
     assert read_state(job) == (State.UNFINISHED, "")
     with lock_folder(job.folder):
         assert read_state(job) == (State.RUNNING, "")
+    assert read_state(job, {job.name}) == (State.QUEUED, "")
     job.task.record.parent.mkdir(parents=True)
-    job.task.record.write_text(json.dumps({"slurm_job": "12_3", "error": ""}))
-    assert read_state(job, {"12_3"}) == (State.QUEUED, "")
-    assert read_state(job, {"12_4"}) == (State.UNFINISHED, "")
     job.task.record.write_text(json.dumps({"error": "no disk"}))
     assert read_state(job) == (State.FAILED, "no disk")
     for step in ("10", "damaged-20", "20.orbax-checkpoint-tmp"):

@@ -41,10 +41,10 @@ def test_arrays_are_submitted_once(cluster, make_shell_jobs, tmp_path):
         assert f"#SBATCH {line}\n" in script, line
     assert "submitit.core._submit" in script
     assert "--array" not in (cluster / "script-1").read_text()
-    assert queued_jobs() == {"77_0", "78"}
-    assert [read_state(job, queued_jobs())[0] for job in jobs] == [
-        State.QUEUED, State.NEW, State.NEW,
-    ]  # fmt: skip
+    queued = queued_jobs(tmp_path / "slurm")
+    assert [read_state(job, queued)[0] for job in jobs] == [State.QUEUED, State.NEW, State.NEW]
+    (cluster / "squeue").write_text("#!/bin/bash\nprintf '77_1\\n79\\n'\n")
+    assert queued_jobs(tmp_path / "slurm") == {jobs[1].name}
 
 
 @pytest.mark.parametrize("missing", ["sbatch", "srun", "squeue"])
@@ -60,10 +60,10 @@ def test_parameters_that_submitit_does_not_have(cluster, tmp_path):
         make_executor(tmp_path, "mine", {"partitoin": "gpu"})
 
 
-def test_a_queue_that_does_not_answer(cluster):
+def test_a_queue_that_does_not_answer(cluster, tmp_path):
     (cluster / "squeue").write_text("#!/bin/bash\necho slurm is down >&2\nexit 1\n")
     with pytest.raises(OSError, match="squeue says 'slurm is down'"):
-        queued_jobs()
+        queued_jobs(tmp_path)
 
 
 def _submit_here(jobs, folder):

@@ -172,7 +172,8 @@ def _print_hours(jobs, left) -> None:
     total, unknown = hours(left, speeds)
     print(f"To do: {_count(len(left), 'run')}", end="")
     if len(unknown) < len({job.method for job in left}):
-        print(f", {total:,.1f} GPU-hours of updates", end="")
+        cost = f"{total:,.1f} GPU-hours" if total >= 1 else f"{60 * total:.2g} GPU-minutes"
+        print(f", {cost} of updates", end="")
     known = (f"{method or 'others'} {speed:.4g}" for method, speed in sorted(speeds.items()))
     print(f" (updates/s: {', '.join(known)})." if speeds else ".")
     if unknown:
@@ -231,5 +232,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def _parse_flags(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        sys.exit(f"Error: {error}. Flags of the runs themselves come after --.")
+    except flags.Error as error:
+        sys.exit(f"Error: {error}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

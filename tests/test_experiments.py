@@ -144,6 +144,7 @@ def test_a_sweep_writes_commands(tmp_path):
     ("arguments", "message"),
     [
         ([], "which runs? Give --study"),
+        (["--offline_steps=3"], "Flags of the runs themselves come after --"),
         (["--study=main", "--grid=config.lr=1"], "--grid is for sweeps without --study"),
         (["--study=main", "--backend=slurm"], "--backend=commands"),
         (["--methods=qam", "--grid=config.lr"], "--grid: expected <flag>=<value>,<value>"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qam_jax.sweeps.jobs import State, make_jobs, read_state, resolve
-from qam_jax.sweeps.studies import choose, load_study, make_study
+from qam_jax.sweeps.studies import choose, load_study, make_study, parse_study
 from qam_jax.training.run_folder import lock_folder, record_start
 
 _SCRIPT = Path("experiments/train_offline.py")
@@ -56,6 +56,18 @@ def test_a_preset_and_multiples_of_its_values(tmp_path):
     assert "--config.inv_temp=1.0" in tenfold.command
     assert plain.resolved.settings.sparse
     assert plain.total_steps == 1_500_000
+
+
+def test_the_file_of_the_documentation(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    content = text.partition("```toml\n")[2].partition("```")[0]
+    jobs = make_jobs(parse_study("mine", content), _SCRIPT, str(tmp_path))
+    assert len(jobs) == 2 * (2 * 2 + 1) * 3 * 2
+    (job,) = (job for job in jobs if job.name.endswith("scene-noisy-singletask-task1-v0/"
+              "qam_e-cautious-lr=0.001-seed2"))  # fmt: skip
+    settings, config, _ = job.resolved
+    assert (settings.group, settings.offline_steps, settings.sparse) == ("rates", 200_000, True)
+    assert (config.lr, config.rho, config.inv_temp, config.batch_size) == (1e-3, 1.0, 0.3, 512)
 
 
 def test_fields_that_only_other_methods_have_are_left_out(tmp_path):

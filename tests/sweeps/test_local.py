@@ -92,6 +92,30 @@ def test_a_signal_stops_all_and_starts_no_more(make_shell_jobs, tmp_path):
     assert json.loads(jobs[0].task.record.read_text())["outcome"] == "stopped"
 
 
+def test_a_second_signal_ends_the_runs_at_once(make_shell_jobs):
+    """Which is what a run does that is asked twice."""
+    (job,) = make_shell_jobs(
+        "mkdir -p $folder; n=0; trap 'n=$((n + 1)); touch $folder/$n; test $n = 2 && exit 75' TERM;"
+        "touch $folder/0; while :; do :; done"
+    )
+
+    def wait_for(name):
+        while not (job.folder / name).exists():
+            pass
+
+    def stop_twice():
+        for name in ("0", "1"):
+            wait_for(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=stop_twice)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_local([job])
+    thread.join()
+    wait_for("2")
+
+
 def test_the_line_that_says_why(tmp_path):
     log = tmp_path / "log"
     log.write_text("$ a\nError: old\n$ b\noffline: 3%|#\roffline: 5%|##\nKeyError: 'x'\n\n")

@@ -91,14 +91,15 @@ def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> 
     """
     if settings.preset != "paper":
         raise ValueError(f"there is no preset {settings.preset!r}: give --preset=paper, or none.")
-    preset = presets.paper(config.agent_name, settings.env_name, settings.dataset_dir)
+    method = config.get("agent_name", "")
+    preset = presets.paper(method, settings.env_name, settings.dataset_dir)
     wanted = {**preset.settings, **{f"config.{k}": v for k, v in preset.config.items()}}
     if settings.dataset:
         del wanted["ogbench_dataset_dir"]  # data of one's own take its place
     present = {**dataclasses.asdict(settings), **{f"config.{k}": config[k] for k in config}}
     other = {name: value for name, value in wanted.items() if value != present.get(name)}
     taken = {name: value for name, value in other.items() if name not in given}
-    notes = [f"Preset {settings.preset} for {config.agent_name} in {settings.env_name}:"]
+    notes = [f"Preset {settings.preset} for {method} in {settings.env_name}:"]
     for name, value in other.items():
         now = "none" if present.get(name) == "" else present.get(name)
         if name in taken:

@@ -20,6 +20,7 @@ def test_everything_public_is_there():
         ("qam_jax.data.generate", ["jax", "flax"]),
         ("qam_jax.flow, qam_jax.adjoint, qam_jax.critic", ["flax", "ml_collections", "ogbench"]),
         ("qam_jax.agents", ["gymnasium", "ogbench"]),
+        ("qam_jax.presets, qam_jax.sweeps.worker", ["jax", "ml_collections"]),
     ],
 )
 def test_layers_import_only_what_they_may(module, unwanted):

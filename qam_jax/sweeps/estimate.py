@@ -48,11 +48,11 @@ def hours(jobs: Sequence[Job], speeds: Mapping[str, float]) -> tuple[float, list
       jobs: to execute.
       speeds: updates per second by method; under "", of all others.
     """
-    seconds, unknown = 0.0, {}
+    seconds, unknown = 0.0, set()
     for job in jobs:
         speed = speeds.get(job.method, speeds.get(""))
         if speed is None:
-            unknown[job.method] = True
+            unknown.add(job.method)
         else:
             seconds += updates_left(job) / speed
     return seconds / 3600, sorted(unknown)

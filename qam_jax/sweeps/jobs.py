@@ -255,7 +255,7 @@ def _check_names(study: Study, extra: dict[str, Any]) -> None:
     for name in (*extra, *study.flags, *varied):
         if name in _OF_THE_SWEEP:
             raise ValueError(
-                f"--{name} differs from run to run: the sweep sets it; see {_OF_THE_SWEEP[name]}."
+                f"--{name} is what the sweep itself gives its runs: see {_OF_THE_SWEEP[name]}."
             )
         if name in extra and name in varied:
             raise ValueError(f"--{name} is what the study's variants differ in: leave it out.")

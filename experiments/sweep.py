@@ -25,6 +25,9 @@ _DOMAINS = flags.DEFINE_list("domains", [], "Only these of the study, such as cu
 _ENVS = flags.DEFINE_list("envs", [], "Without --study: environments by their full names.")
 _TASKS = flags.DEFINE_string("tasks", "", "Only these of the study, such as 1-3.")
 _SEEDS = flags.DEFINE_string("seeds", "", "Only these of the study, such as 0-3,7.")
+_SEEDS_PER_RUN = flags.DEFINE_integer(
+    "seeds_per_run", 1, "Consecutive seeds that share one program.", lower_bound=1
+)
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "<flag>=<value>,<value>: a run with each, such as config.inv_temp=1,3. Repeatable."
 )
@@ -72,7 +75,7 @@ def _sweep(extra_flags: list[str]) -> None:
     executor = None
     if _BACKEND.value == "slurm" and not _DRY_RUN.value:
         executor = _make_executor(study.group)
-    jobs = make_jobs(study, _SCRIPT, _SAVE_DIR.value, extra_flags)
+    jobs = make_jobs(study, _SCRIPT, _SAVE_DIR.value, extra_flags, _SEEDS_PER_RUN.value)
     queued = queued_jobs(Path(executor.folder)) if executor else ()
     states = {job.name: read_state(job, queued) for job in jobs}
     busy = (State.FINISHED, State.RUNNING, State.QUEUED)
@@ -87,7 +90,9 @@ def _sweep(extra_flags: list[str]) -> None:
         "variant": study.variants,
     }  # fmt: skip
     sizes = ", ".join(_count(len(values), noun) for noun, values in parts.items())
-    runs = _count(len(jobs), "run")
+    runs = _count(sum(len(job.folders) for job in jobs), "run")
+    if len(jobs) < sum(len(job.folders) for job in jobs):
+        runs += f" in {_count(len(jobs), 'job')}"
     print(f"Study {study.name} in {_SAVE_DIR.value}/{study.group}: {runs} ({sizes}).")
     counts = Counter(state for state, _ in states.values())
     print(", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
@@ -170,7 +175,7 @@ def _print_hours(jobs, left) -> None:
 
     speeds = {**measure_speeds(jobs), **parse_speeds(_SPEEDS.value)}
     total, unknown = hours(left, speeds)
-    print(f"To do: {_count(len(left), 'run')}", end="")
+    print(f"To do: {_count(len(left), 'job')}", end="")
     if len(unknown) < len({job.method for job in left}):
         cost = f"{total:,.1f} GPU-hours" if total >= 1 else f"{60 * total:.2g} GPU-minutes"
         print(f", {cost} of updates", end="")

@@ -137,7 +137,7 @@ def test_a_sweep_writes_commands(tmp_path):
     assert len(set(lines)) == 30
     assert all("--preset=paper" in line and "train_offline.py" in line for line in lines)
     hours = 30 * (1_000_000 + 500_000 - 5000) / 100 / 3600
-    assert f"To do: 30 runs, {hours:.1f} GPU-hours of updates" in result.stdout
+    assert f"To do: 30 jobs, {hours:.1f} GPU-hours of updates" in result.stdout
 
 
 @pytest.mark.parametrize(

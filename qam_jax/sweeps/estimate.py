@@ -62,6 +62,6 @@ def updates_left(job: Job) -> int:
     """Updates that a job still has to make."""
     settings = job.resolved.settings
     border = settings.bc_steps + settings.offline_steps
-    done = last_step(job.folder)
+    done = last_step(job)
     online = max(0, settings.total_steps - max(done, border + settings.start_training))
     return max(0, border - done) + online * settings.utd_ratio

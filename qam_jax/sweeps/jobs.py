@@ -25,6 +25,7 @@ from qam_jax.training.settings import RunSettings, check_settings, define_flags
 _OF_THE_SWEEP = {
     "config": "--methods", "env_name": "--envs", "seed": "--seeds", "run_id": "--grid",
     "group": "--group", "save_dir": "--save_dir", "preset": "--preset",
+    "num_seeds": "--seeds_per_run",
 }  # fmt: skip
 
 
@@ -41,19 +42,24 @@ class State(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of a sweep.
+    """One command of a sweep: a run, or those of several seeds in one program.
 
     Attributes:
       name: `<env_name>/<run id>`, which no other job of the sweep has.
       command: what to execute.
       resolved: what the command comes to.
-      folder: of the run.
+      folders: of its runs, by seed.
     """
 
     name: str
     command: tuple[str, ...]
     resolved: Resolved
-    folder: Path
+    folders: tuple[Path, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its first run."""
+        return self.folders[0]
 
     @property
     def method(self) -> str:
@@ -68,10 +74,8 @@ class Job:
     @property
     def task(self) -> Task:
         """What executes it; log and record are in `logs` of the group's folder."""
-        logs = self.folder.parent.parent / "logs" / self.folder.parent.name
-        return Task(
-            self.command, logs / f"{self.folder.name}.log", logs / f"{self.folder.name}.json"
-        )
+        path = str(self.folder.parent.parent / "logs" / self.name)
+        return Task(self.command, Path(f"{path}.log"), Path(f"{path}.json"))
 
     @property
     def text(self) -> str:
@@ -80,7 +84,11 @@ class Job:
 
 
 def make_jobs(
-    study: Study, script: Path, save_dir: str, extra_flags: Sequence[str] = ()
+    study: Study,
+    script: Path,
+    save_dir: str,
+    extra_flags: Sequence[str] = (),
+    seeds_per_run: int = 1,
 ) -> list[Job]:
     """All jobs of a study, every one checked as `train_offline.py` would check it.
 
@@ -92,6 +100,7 @@ def make_jobs(
       script: `train_offline.py`, beside its `configs`.
       save_dir: folder of all runs.
       extra_flags: for all runs, as `--name=value`; they win over those of the study.
+      seeds_per_run: at most so many consecutive seeds become one job.
 
     Raises:
       ValueError: naming the run and what is wrong with it.
@@ -109,7 +118,8 @@ def make_jobs(
                 options = {**common, **everywhere, **variant.flags}
                 try:
                     options |= _scaled(method, options, variant)
-                    made = _make_jobs_of_seeds(method, variant, options, study.seeds, script)
+                    groups = _consecutive(study.seeds, seeds_per_run)
+                    made = _make_jobs_of_seeds(method, variant, options, groups, script)
                 except ValueError as error:
                     what = f"{method}{f' ({variant.name})' if variant.name else ''}"
                     raise ValueError(f"{what} in {env_name}: {error}") from error
@@ -129,29 +139,30 @@ def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
       ValueError: if the job's folder holds a run of another config; says what differs.
     """
     settings, config, _ = job.resolved
-    differences = differences_from(job.folder, settings, config)
-    if differences:
-        raise ValueError(
-            f"{job.folder} holds a run of another config: {'; '.join(differences)}. Give another "
-            "--group, or what it was started with."
-        )
-    if last_step(job.folder) >= job.total_steps:
+    for index, folder in enumerate(job.folders):
+        own = {"seed": settings.seed + index, "run_id": folder.name, "num_seeds": 1}
+        differences = differences_from(folder, dataclasses.replace(settings, **own), config)
+        if differences:
+            raise ValueError(
+                f"{folder} holds a run of another config: {'; '.join(differences)}. Give another "
+                "--group, or what it was started with."
+            )
+    if last_step(job) >= job.total_steps:
         return State.FINISHED, ""
-    if _is_locked(job.folder):
+    if any(map(_is_locked, job.folders)):
         return State.RUNNING, ""
     if job.name in queued:
         return State.QUEUED, ""
     record = read_json(job.task.record) if job.task.record.exists() else {}
     if record.get("error"):
         return State.FAILED, record["error"]
-    return (State.UNFINISHED if job.folder.exists() else State.NEW), ""
+    begun = any(folder.exists() for folder in job.folders)
+    return (State.UNFINISHED if begun else State.NEW), ""
 
 
-def last_step(folder: Path) -> int:
-    """The step of the newest checkpoint in a run's folder; 0 if there is none."""
-    checkpoints = folder / "checkpoints"
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
+def last_step(job: Job) -> int:
+    """The step of the newest checkpoint, of the run that is least far; 0 if there is none."""
+    return min(map(_last_step, job.folders))
 
 
 def resolve(method: str, options: Sequence[str]) -> Resolved:
@@ -184,23 +195,50 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
 
 
 def _make_jobs_of_seeds(
-    method: str, variant: Variant, options: dict[str, Any], seeds: Iterable[int], script: Path
+    method: str,
+    variant: Variant,
+    options: dict[str, Any],
+    groups: Iterable[Sequence[int]],
+    script: Path,
 ) -> list[Job]:
     resolved = resolve(method, _written(options))
     if not resolved.settings.preset:  # which knows its environments
         _check_env(resolved.settings.env_name, resolved.settings.env_module)
-    jobs = []
-    for seed in seeds:
-        run_id = "-".join(filter(None, [method, variant.name, f"seed{seed}"]))
-        own = {**options, "seed": seed, "run_id": run_id}
-        settings = dataclasses.replace(resolved.settings, seed=seed, run_id=run_id)
+    config = script.parent / "configs" / f"{method}.py"
+    base, jobs = "-".join(filter(None, [method, variant.name])), []
+    for seeds in groups:
+        run_ids = [f"{base}-seed{seed}" for seed in seeds]
+        own, name = {"seed": seeds[0], "run_id": run_ids[0]}, run_ids[0]
+        if len(seeds) > 1:  # `train_seeds` adds the seeds to the run's id
+            own = {"seed": seeds[0], "num_seeds": len(seeds), "run_id": base}
+            name = f"{run_ids[0]}-{seeds[-1]}"
+        settings = dataclasses.replace(resolved.settings, **own)
         check_settings(settings)
-        config = script.parent / "configs" / f"{method}.py"
-        command = (sys.executable, str(script), f"--config={config}", *_written(own))
-        folder = folder_of(settings, resolved.config)
-        name = f"{folder.parent.name}/{run_id}"
-        jobs.append(Job(name, command, resolved._replace(settings=settings), folder))
+        folders = tuple(
+            folder_of(dataclasses.replace(settings, run_id=run_id), resolved.config)
+            for run_id in run_ids
+        )
+        command = (sys.executable, str(script), f"--config={config}", *_written({**options, **own}))
+        name = f"{folders[0].parent.name}/{name}"
+        jobs.append(Job(name, command, resolved._replace(settings=settings), folders))
     return jobs
+
+
+def _consecutive(seeds: Sequence[int], most: int) -> list[list[int]]:
+    """The seeds in groups of consecutive ones, of at most so many."""
+    groups: list[list[int]] = []
+    for seed in seeds:
+        if groups and seed == groups[-1][-1] + 1 and len(groups[-1]) < most:
+            groups[-1].append(seed)
+        else:
+            groups.append([seed])
+    return groups
+
+
+def _last_step(folder: Path) -> int:
+    checkpoints = folder / "checkpoints"
+    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 @functools.cache

@@ -85,7 +85,7 @@ class _Pool:
         process = start_task(job.task, environment)
         _logger.info("started   %s", job.name)
         bar = tqdm(
-            total=job.total_steps, initial=last_step(job.folder), desc=job.name, unit="step",
+            total=job.total_steps, initial=last_step(job), desc=job.name, unit="step",
             position=slot + 1, leave=False, disable=None,
         )  # fmt: skip
         self.running[slot] = _Running(job, process, bar, time.monotonic())

@@ -97,29 +97,6 @@ def test_shapes_without_chunking_and_for_any_batch_of_observations(name):
         assert actions.shape == (*shape, 1, _ACT)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "other_field"),
-    [("qam_e", {"edit_scale": 0.1}, "fql_alpha"), ("qam_f", {"fql_alpha": 300.0}, "edit_scale")],
-)
-def test_variants_of_qam_by_name(name, changes, other_field):
-    """They are QAM with that field, without the field that would make them the other variant."""
-    agent, expected = make_agent(_config(name)), make_agent(_config(**changes))
-    states = [jax.jit(each.update)(_init(each), _batch())[0] for each in (agent, expected)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    config = _config(name)
-    assert (config.agent_name, other_field in config) == (name, False)
-    with config.unlocked():
-        config[other_field] = 1.0
-    with pytest.raises(ValueError, match=f"unknown config field '{other_field}' for '{name}'"):
-        make_agent(config)
-
-
-def test_a_variant_with_its_field_at_zero_is_plain_qam():
-    agent, plain = make_agent(_config("qam_e", edit_scale=0.0)), make_agent(_config())
-    states = [jax.jit(each.update)(_init(each), _batch())[0] for each in (agent, plain)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
-
-
 def test_metrics_cover_every_loss_and_both_ends_of_the_adjoint():
     expected = {"loss", "critic_loss", "bc_loss", "adjoint_matching_loss", "grad_norm"}
     expected |= {"q_mean", "q_min", "q_max", "adjoint_norm_start", "adjoint_norm_end"}

@@ -46,6 +46,21 @@ def test_the_first_seed_of_everything_comes_first(tmp_path):
     assert [job.folder.name for job in jobs] == ["bc-seed3", "qam-seed3", "bc-seed1", "qam-seed1"]
 
 
+def test_seeds_that_share_a_program_have_the_folders_that_they_have_alone(tmp_path):
+    study = make_study("mine", methods=["bc"], env_names=[_MAZE], seeds=[0, 1, 2, 5])
+    alone = make_jobs(study, _SCRIPT, str(tmp_path))
+    together = make_jobs(study, _SCRIPT, str(tmp_path), seeds_per_run=2)
+    names = ["bc-seed0-1", "bc-seed2", "bc-seed5"]
+    assert [job.name for job in together] == [f"{_MAZE}/{name}" for name in names]
+    assert [f for job in together for f in job.folders] == [job.folder for job in alone]
+    assert together[0].command[-3:] == ("--seed=0", "--num_seeds=2", "--run_id=bc")
+    for job in alone[:2]:
+        assert read_state(together[0])[0] is not State.FINISHED
+        _start(job)
+        (job.folder / "checkpoints" / "1000000").mkdir(parents=True)
+    assert read_state(together[0])[0] is State.FINISHED
+
+
 def test_a_preset_and_multiples_of_its_values(tmp_path):
     study = choose(load_study("sensitivity"), domains=["puzzle-4x4-play"], seeds=[0])
     jobs = {job.folder.name: job for job in make_jobs(study, _SCRIPT, str(tmp_path))}

@@ -8,7 +8,12 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["qam_jax", "qam_jax.*"]),
-    package_data={"qam_jax.presets": ["*.csv"], "qam_jax.sweeps": ["named/*.toml"]},
+    package_data={
+        "qam_jax.analysis": ["*.j2"],
+        "qam_jax.analysis.published": ["*.csv", "*.md"],
+        "qam_jax.presets": ["*.csv"],
+        "qam_jax.sweeps": ["named/*.toml"],
+    },
     python_requires=">=3.11,<3.13",  # labmaze, behind ogbench, has no wheels for 3.13,
     install_requires=open("requirements.txt", encoding="utf-8").read().split(),
     extras_require={

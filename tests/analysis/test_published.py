@@ -1,0 +1,106 @@
+import math
+
+import pytest
+
+from qam_jax import agents
+from qam_jax.analysis.departures import departures, paper_settings, sensitivity_variant
+from qam_jax.analysis.published import (
+    STUDIES,
+    published_hyperparameters,
+    published_result,
+    published_results,
+    sparse_domains,
+)
+from qam_jax.training.settings import RunSettings, resolved
+
+_TASK = "cube-double-play-singletask-task2-v0"
+
+
+def _config(agent_name="qam", env_name=_TASK, **changes):
+    """A run's config.json at the paper's settings, with some of the agent's changed."""
+    agent = agents.get_config(agent_name)
+    agent.update(changes)
+    return resolved(RunSettings(env_name=env_name, online_steps=500_000), agent)
+
+
+def test_the_tables_are_whole():
+    sizes = {study: len(published_results(study)) for study in STUDIES}
+    assert sizes == {"main": 50 * 17, "data_quality": 30 * 7, "sensitivity": 10 * 10}
+    for study in STUDIES:
+        for result in published_results(study):
+            assert result.num_seeds == 12
+            assert (result.offline is None) == (result.method == "RLPD")
+            for mean, deviation in filter(None, (result.offline, result.online)):
+                assert 0 <= mean <= 100 and deviation >= 0
+    with pytest.raises(ValueError, match="expected one of main, data_quality"):
+        published_results("mian")
+
+
+def test_a_figure_is_found_by_task_and_method():
+    result = published_result("antmaze-giant-navigate-singletask-task1-v0", "BAM")
+    assert (result.offline, result.online) == ((3.3, 8.3), (25.2, 37.9))
+    assert published_result("antmaze-giant-navigate-singletask-v0", "BAM") is result  # its task 1
+    assert published_result("antmaze-giant-navigate-singletask-task1-v0", "QAM-E (T=3)")
+    assert published_result("cube-single-play-singletask-task1-v0", "QAM") is None
+
+
+def test_every_published_domain_has_its_hyperparameters():
+    domains = {domain for _, domain in published_hyperparameters()}
+    assert len(domains) == 10
+    assert sparse_domains() == {"scene-play", "puzzle-3x3-play", "puzzle-4x4-play"}
+    assert all(
+        not math.isnan(value)
+        for values in published_hyperparameters().values()
+        for value in values.values()
+    )
+
+
+def test_the_papers_own_settings_do_not_depart():
+    assert departures(_config(), {"dataset_source": "downloaded from https://…"}) == []
+
+
+def test_departures_are_named_by_kind():
+    config = _config(actor_hidden_dims=(16, 16), inv_temp=3.0)
+    config["offline_steps"] = 200
+    source = "local file cube-double-play-v0.npz (simulated: 500 episodes, seed 0)"
+    found = {part.kind: part.text for part in departures(config, {"dataset_source": source})}
+    assert found == {
+        "budget": "offline_steps = 200 (paper: 1,000,000)",
+        "networks": "actor_hidden_dims = 2 × 16 (paper: 4 × 512)",
+        "hyperparameters": "inv_temp = 3 (paper: 1)",
+        "data": "data simulated here (500 episodes), not OGBench's file",
+    }
+
+
+def test_domains_have_their_own_settings():
+    giant = paper_settings("FQL", "antmaze-giant-navigate-singletask-task1-v0")
+    assert (giant["discount"], giant["horizon_length"], giant["alpha"]) == (0.995, 1, 3.0)
+    noisy = paper_settings("QAM-E", "puzzle-3x3-noisy-singletask-task1-v0")
+    assert (noisy["sparse"], noisy["edit_scale"], noisy["horizon_length"]) == (True, 0.1, 5)
+    assert paper_settings("QAM", "humanoidmaze-large-navigate-singletask-task1-v0")["rho"] == 0
+    assert paper_settings("RLPD", _TASK)["offline_steps"] == 0
+    large = _config(env_name="puzzle-4x4-play-singletask-task1-v0", inv_temp=30.0)
+    large["sparse"] = True
+    assert [part.name for part in departures(large, {})] == ["ogbench_dataset_dir"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "variant"),
+    [
+        ({}, None),
+        ({"flow_steps": 3}, "QAM-E (T=3)"),
+        ({"num_qs": 2}, "QAM-E (K=2)"),
+        ({"clip_grad_norm": 0.0}, "QAM-E-NOCLIP"),
+        ({"inv_temp": 1.0}, "QAM-E (0.1x tau)"),  # 10 in antmaze-giant
+        ({"inv_temp": 2.0}, None),
+        ({"flow_steps": 3, "num_qs": 2}, None),
+    ],
+)
+def test_runs_of_the_sensitivity_study_are_recognised(changes, variant):
+    env_name = "antmaze-giant-navigate-singletask-task1-v0"
+    settings = {"edit_scale": 0.1, "inv_temp": 10.0, "horizon_length": 1, "discount": 0.995}
+    config = _config(env_name=env_name, **(settings | changes))
+    assert sensitivity_variant(config) == variant
+    if variant:
+        assert published_result(env_name, variant)
+        assert departures(config, {}) == []

@@ -61,7 +61,7 @@ def departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[D
         given = _plain(flat.get(name, expected))
         if given != _plain(expected):
             kind = _kind(name)
-            text = f"{name} = {_words(given)} (paper: {_words(_plain(expected))})"
+            text = f"{name} = {setting_words(given)} (paper: {setting_words(expected)})"
             found.append(Departure(kind, name, text))
     return [*found, *_data_departures(config, metadata)]
 
@@ -103,8 +103,8 @@ def paper_settings(method: str, env_name: str) -> dict[str, Any]:
 
 def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
     """The name in the sensitivity study of a run of QAM-E with just that setting changed."""
-    agent = config["agent"]
-    if method_name(agent) != "QAM-E":
+    agent, domain = config["agent"], parse_task(config["env_name"]).domain
+    if method_name(agent) != "QAM-E" or ("QAM-E", domain) not in published_hyperparameters():
         return None
     paper = paper_settings("QAM-E", config["env_name"])
     names = ("clip_grad_norm", "num_qs", "flow_steps", "inv_temp")
@@ -120,6 +120,19 @@ def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
             if abs(value / (factor * paper["inv_temp"]) - 1) < 1e-6:
                 return f"QAM-E ({factor}x tau)"
     return None
+
+
+def setting_words(value: Any) -> str:
+    """A setting's value as a reader likes it: `4 × 512`, `1,000,000`, `none`."""
+    value = _plain(value)
+    if isinstance(value, list):
+        same = len(set(value)) == 1 and len(value) > 1
+        return f"{len(value)} × {value[0]}" if same else " × ".join(map(str, value)) or "none"
+    if isinstance(value, bool) or isinstance(value, str):
+        return str(value) or "none"
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _varied(label: str, paper: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,12 +182,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list):
-        same = len(set(value)) == 1 and len(value) > 1
-        return f"{len(value)} × {value[0]}" if same else " × ".join(map(str, value)) or "none"
-    if isinstance(value, bool) or isinstance(value, str):
-        return str(value) or "none"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

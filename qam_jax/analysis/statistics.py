@@ -85,7 +85,8 @@ def bootstrap(
 
     Args:
       statistic: of one `Scores` for each sample.
-      *samples: scores of one or more methods.
+      *samples: scores of one or more methods; of each task [n], or [n, ...] if the statistic
+        takes that.
       replicates: how often the runs are drawn.
       seed: of the draws.
 
@@ -94,7 +95,7 @@ def bootstrap(
       no task has two runs, since nothing then tells how much runs differ.
     """
     value = np.asarray(statistic(*samples), float)
-    if not any(task.shape[-1] > 1 for scores in samples for task in scores):
+    if not any(len(task) > 1 for scores in samples for task in scores):
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     rng = np.random.default_rng(seed)
     drawn = [

@@ -1,0 +1,78 @@
+"""Reads runs and reports on them: `python experiments/report.py exp/<group> [more folders]`.
+
+Prints a table for each domain and overall, and writes the same, figures and one self-contained
+page, report.html, into --out.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from qam_jax.training.console import plain_errors, run_main, start_logging
+
+_OUT = flags.DEFINE_string("out", "report", "Folder for the page, the tables and the figures.")
+_COMPARE = flags.DEFINE_string(
+    "compare",
+    "",
+    "What to compare these runs with, task by task: a folder of other runs, or one of the methods "
+    "among these.",
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference",
+    "",
+    "Method that the probability of improvement is over; empty: QAM, or the first there is.",
+)
+_EXPECT = flags.DEFINE_enum(
+    "expect",
+    "",
+    ["", "main", "data_quality", "sensitivity"],
+    "Published study, all runs of which are expected, so that the missing ones are named; empty: "
+    "each method, task and seed of a domain of which there is any run.",
+)
+_AT = flags.DEFINE_integer(
+    "at",
+    None,
+    "Step to take results at, for runs that are not done; by default the end of each stage.",
+    lower_bound=1,
+)
+_TITLE = flags.DEFINE_string("title", "", "Heading of the page; empty: the folders.")
+
+
+def main(argv: list[str]) -> None:
+    folders = argv[1:]
+    if not folders:
+        raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
+    start_logging()
+    with plain_errors():
+        from qam_jax.analysis.console import make_console
+        from qam_jax.analysis.page import render_page
+        from qam_jax.analysis.report import make_report
+        from qam_jax.analysis.tables import write_figures, write_tables
+        from qam_jax.analysis.terminal import print_report
+        from qam_jax.files import atomic_write
+
+        report = make_report(
+            folders,
+            compare=_COMPARE.value,
+            reference=_REFERENCE.value,
+            study=_EXPECT.value,
+            at=_AT.value,
+        )
+        print_report(report, make_console())
+        if not report.runs:
+            raise ValueError(f"there are no runs in {', '.join(folders)} to report on.")
+        out = Path(_OUT.value).expanduser()
+        tables = write_tables(report, out / "tables")
+        figures = write_figures(report, out / "figures")
+        command = shlex.join(["python", "experiments/report.py", *sys.argv[1:]])
+        with atomic_write(out / "report.html") as temporary:
+            page = render_page(report, _TITLE.value or ", ".join(folders), command)
+            temporary.write_text(page, encoding="utf-8")
+        print(f"\nReport: {out / 'report.html'}")
+        print(f"{len(tables)} tables and {len(figures)} figures (PNG, SVG) are beside it.")
+
+
+if __name__ == "__main__":
+    run_main(main)

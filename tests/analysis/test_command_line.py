@@ -1,0 +1,33 @@
+"""`report.py` from the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def _run(script, *arguments):
+    command = [sys.executable, str(_EXPERIMENTS / script), *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "170"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_a_report_on_runs_and_on_a_study_that_has_not_begun(make_run, tmp_path):
+    make_run((0.2, 0.4))
+    (tmp_path / "exp" / "later").mkdir()
+    out = tmp_path / "out"
+    study, later = tmp_path / "exp" / "study", tmp_path / "exp" / "later"
+    result = _run("report.py", study, later, f"--out={out}", "--title=Mine")
+    assert result.returncode == 0, result.stderr
+    assert f"{later}: no runs yet." in result.stdout.replace("\n", " ")
+    assert f"Report: {out / 'report.html'}" in result.stdout
+    page = (out / "report.html").read_text()
+    assert "<title>Mine</title>" in page and "--title=Mine" in page
+    assert (out / "figures" / "curves_cube-double-play.svg").exists()
+    assert (out / "tables" / "published.csv").exists()
+    alone = _run("report.py", later, f"--out={out / 'none'}")
+    assert alone.returncode == 1
+    assert "there are no runs in" in alone.stderr and "Traceback" not in alone.stderr
+    assert not (out / "none").exists()

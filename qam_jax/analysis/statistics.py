@@ -92,10 +92,10 @@ def bootstrap(
 
     Returns:
       The statistic and the interval's ends, each as the statistic's shape. The ends are nan where
-      no task has two runs, since nothing then tells how much runs differ.
+      a sample has no task with two runs, since nothing then tells how much its runs differ.
     """
     value = np.asarray(statistic(*samples), float)
-    if not any(len(task) > 1 for scores in samples for task in scores):
+    if not all(any(len(task) > 1 for task in scores) for scores in samples):
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     rng = np.random.default_rng(seed)
     drawn = [

@@ -1,4 +1,4 @@
-"""`report.py` from the command line."""
+"""`report.py` and `watch.py` from the command line."""
 
 import os
 import subprocess
@@ -31,3 +31,14 @@ def test_a_report_on_runs_and_on_a_study_that_has_not_begun(make_run, tmp_path):
     assert alone.returncode == 1
     assert "there are no runs in" in alone.stderr and "Traceback" not in alone.stderr
     assert not (out / "none").exists()
+
+
+def test_watching_once(make_run, tmp_path):
+    make_run((0.2, 0.4))
+    result = _run("watch.py", tmp_path / "exp", "--once")
+    assert result.returncode == 0, result.stderr
+    assert "1 done; nothing is running." in result.stdout
+    assert "40% at 1,000" in result.stdout
+    nothing = _run("watch.py")
+    assert nothing.returncode == 1
+    assert "give at least one folder of runs" in nothing.stdout + nothing.stderr

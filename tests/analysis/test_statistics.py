@@ -70,6 +70,8 @@ def test_a_single_run_has_no_interval():
     value, low, high = estimate(mean_score, [np.array([0.3]), np.array([0.5])])
     assert value == pytest.approx(0.4)
     assert np.isnan([low, high]).all()
+    chance = estimate(probability_of_improvement, _OURS[:1], [np.array([0.2])])
+    assert np.isnan(chance[1:]).all()  # however many runs the other side has
 
 
 def test_the_interval_is_stratified_and_the_same_each_time():

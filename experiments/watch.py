@@ -1,0 +1,48 @@
+"""Shows what runs: `python experiments/watch.py exp/<group> [more folders]`.
+
+Reads the runs' folders and nothing else, so it works from any machine that sees them.
+"""
+
+import time
+
+from absl import app, flags
+
+from qam_jax.training.console import plain_errors, run_main, start_logging
+
+_ONCE = flags.DEFINE_bool("once", False, "Show it once and end, instead of refreshing.")
+_INTERVAL = flags.DEFINE_float("interval", 10.0, "Seconds between refreshes.", lower_bound=0.5)
+_DONE = flags.DEFINE_bool("done", True, "Show runs that are done as well.")
+
+
+def main(argv: list[str]) -> None:
+    folders = argv[1:]
+    if not folders:
+        raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
+    start_logging()
+    with plain_errors():
+        from rich.live import Live
+
+        from qam_jax.analysis.console import make_console
+        from qam_jax.analysis.progress import watch_folders
+        from qam_jax.analysis.progress_view import progress_view
+
+        def view():
+            now = time.time()
+            runs, notes = watch_folders(folders, now)
+            return progress_view(runs, notes, now, show_done=_DONE.value)
+
+        console = make_console()
+        if _ONCE.value:
+            console.print(view())
+            return
+        try:
+            with Live(view(), console=console, auto_refresh=False, screen=False) as live:
+                while True:
+                    time.sleep(_INTERVAL.value)
+                    live.update(view(), refresh=True)
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    run_main(main)

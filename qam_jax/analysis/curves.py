@@ -95,10 +95,9 @@ def profiles(results: Iterable[Result], stage: str) -> list[Curve]:
     return curves
 
 
-def border_of(runs: Sequence[Run]) -> int | None:
-    """The step at which most of these runs go online; None if none does."""
-    borders = [run.border for run in runs if run.end > run.border > 0]
-    return max(set(borders), key=borders.count) if borders else None
+def borders(runs: Iterable[Run]) -> list[int]:
+    """The steps at which runs with evaluations go online."""
+    return sorted({run.border for run in runs if run.last and run.end > run.border > 0})
 
 
 def _mean_curve(scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@ The paper's settings are the defaults of each algorithm's config, of `RunSetting
 `paper_settings` puts in their place by domain (arXiv 2601.14234, appendix).
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -68,9 +69,13 @@ def departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[D
 
 def paper_settings(method: str, env_name: str) -> dict[str, Any]:
     """What the paper sets for a method on a task, beside its schedule of evaluations."""
+    return dict(_paper_settings(method, parse_task(env_name).domain))
+
+
+@functools.cache
+def _paper_settings(method: str, domain: str) -> dict[str, Any]:
     from qam_jax.agents import algorithm_names, get_config
 
-    domain = parse_task(env_name).domain
     name = agent_name(method)
     if name not in algorithm_names():
         name = "qam"  # QAM-E and QAM-F, where they are told by their fields

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,13 +63,15 @@ def draw_curves(
     *,
     title: str,
     unit: str = "%",
-    border: int | None = None,
+    borders: Sequence[int] = (),
 ) -> None:
-    """Learning curves with their 95% intervals, and the border between offline and online."""
+    """Learning curves with their 95% intervals, and the borders between offline and online."""
     for curve in curves:
         _draw(axes, curve, line_of[curve.method], "." if len(curve.steps) < 3 else None)
-    if border is not None:
+    for border in borders:
         axes.axvline(border, color=_INK, linestyle=(0, (3, 3)), linewidth=0.9, alpha=0.7)
+    if len(borders) == 1:
+        border = borders[0]
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         style = {"fontsize": 7.5, "alpha": 0.8, "annotation_clip": False}
         axes.annotate("offline ", (border, 1), (-2, 2), ha="right", **place, **style)
@@ -77,9 +80,9 @@ def draw_curves(
         axes.set(ylabel="success rate (%)", ylim=(-3, 103), yticks=range(0, 101, 25))
     else:
         axes.set(ylabel="return")
-    axes.set_title(title, pad=14 if border is not None else 6)
+    axes.set_title(title, pad=14 if borders else 6)
     axes.set_xlim(left=0)
-    axes.set_xlabel("updates" if border is None else "updates, then environment steps")
+    axes.set_xlabel("updates, then environment steps" if borders else "updates")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     axes.grid(color="#808080", alpha=0.2)
@@ -112,8 +115,13 @@ def draw_intervals(
         axes.plot([estimate.value], [place], "|", color=color, markersize=13, markeredgewidth=2.2)
     axes.set(title=title, ylim=(len(rows) - 0.5, -0.5), xlabel="success rate (%)")
     axes.set_xlim(*_range([value for *_, estimate in rows for value in estimate]))
-    axes.set_yticks(range(len(rows)), [_clip(label, 34) for _, label, _ in rows])
+    axes.set_yticks(range(len(rows)), ["\n".join(wrapped(label)) for _, label, _ in rows])
     axes.grid(color="#808080", alpha=0.2, axis="x")
+
+
+def wrapped(label: str) -> list[str]:
+    """A label in lines that fit beside a panel."""
+    return textwrap.wrap(label, 28) or [""]
 
 
 def save_panels(
@@ -225,7 +233,3 @@ def _short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

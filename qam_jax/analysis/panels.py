@@ -3,7 +3,7 @@
 from functools import partial
 
 from qam_jax.analysis import figures
-from qam_jax.analysis.curves import border_of, learning_curves, profiles
+from qam_jax.analysis.curves import borders, learning_curves, profiles
 from qam_jax.analysis.names import parse_task
 from qam_jax.analysis.report import Report
 from qam_jax.analysis.results import OVERALL, Aggregate
@@ -33,7 +33,7 @@ def curve_panels(report: Report, domain: str) -> list[Panel]:
                 line_of=line_of,
                 title=title,
                 unit=unit,
-                border=border_of(same),
+                borders=borders(same),
             )
             panels.append((title, drawer))
     return panels
@@ -70,7 +70,8 @@ def interval_panels(report: Report) -> list[Panel]:
 
 def interval_size(report: Report) -> tuple[float, float]:
     """Of a panel of intervals, in inches."""
-    return 4.4, 0.9 + 0.26 * max(2, len({row.method for row in overall_rows(report)}))
+    labels = {_label(row) for row in overall_rows(report)}
+    return 4.4, 0.9 + 0.24 * max(2, sum(len(figures.wrapped(label)) for label in labels))
 
 
 def overall_rows(report: Report) -> list[Aggregate]:

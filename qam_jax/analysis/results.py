@@ -1,5 +1,6 @@
 """Results of runs: on each task, over a domain's tasks, over all; and what is missing."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -150,10 +151,10 @@ def improvements(results: Iterable[Result], stage: str) -> dict[tuple[str, str],
         result for result in results if result.stage == stage and result.unit == "%"
     )
     found = {}
-    for method, tasks in by_method.items():
-        for other, theirs in by_method.items():
-            if method != other and tasks.keys() & theirs.keys():
-                found[method, other] = _improvement(tasks, theirs)
+    for (method, tasks), (other, theirs) in itertools.combinations(by_method.items(), 2):
+        if tasks.keys() & theirs.keys():
+            value, low, high = found[method, other] = _improvement(tasks, theirs)
+            found[other, method] = Estimate(1 - value, 1 - high, 1 - low)
     return found
 
 

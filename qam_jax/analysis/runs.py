@@ -23,7 +23,7 @@ _INCIDENTAL = frozenset(
     "seed online_steps eval_envs eval_episodes eval_interval log_interval save_interval "
     "video_episodes wandb_project dataset_dir data_source mirrors ogbench_dataset_dir save_dir "
     "group run_id keep_checkpoints max_env_crashes num_envs start_training utd_ratio "
-    "balanced_sampling buffer_size run run_step".split()
+    "balanced_sampling buffer_size run run_step preset num_seeds num_devices".split()
 )
 
 
@@ -111,9 +111,7 @@ def collect(folders: Sequence[str | os.PathLike]) -> Collection:
                 runs.append(read_run(path))
             except ValueError as error:
                 notes.append(f"{path}: left out, {error}")
-    runs, lines = _without_duplicates(runs)
-    notes += lines
-    runs, lines = _told_apart(runs)
+    runs, lines = _sorted_out(runs)
     return Collection(sorted(runs, key=_order), [*notes, *lines])
 
 
@@ -185,50 +183,66 @@ def _read_evaluations(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     return steps[order], 100 * success[order], "%"
 
 
-def _without_duplicates(runs: list[Run]) -> tuple[list[Run], list[str]]:
+def _sorted_out(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """One run for each seed and configuration, and a label for each configuration."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in {run.folder.resolve(): run for run in runs}.values():
+        groups.setdefault((run.env_name, run.method), []).append(run)
+    found, notes = [], []
+    for members in groups.values():
+        kinds: dict[tuple, list[Run]] = {}
+        for run, identity in zip(members, _identities(members), strict=True):
+            kinds.setdefault(identity, []).append(run)
+        for identity, same in kinds.items():
+            kinds[identity], lines = _without_duplicates(same)
+            notes += lines
+        named, lines = _told_apart(kinds)
+        found += named
+        notes += lines
+    return found, notes
+
+
+def _identities(runs: Sequence[Run]) -> list[tuple]:
+    """Each run's configuration, of the settings that all know: earlier code may have had fewer."""
+    settings = [configuration(run.config) for run in runs]
+    common = sorted(set.intersection(*map(set, settings)))
+    return [tuple((name, each[name]) for name in common) for each in settings]
+
+
+def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Keeps the run that has come furthest where a seed was run twice with one configuration."""
-    groups: dict[tuple, list[Run]] = {}
+    by_seed: dict[int, list[Run]] = {}
     for run in runs:
-        identity = tuple(sorted(configuration(run.config).items()))
-        groups.setdefault((run.env_name, run.method, run.seed, identity), []).append(run)
+        by_seed.setdefault(run.seed, []).append(run)
     kept, notes = [], []
-    for (env_name, method, seed, _), same in groups.items():
-        same = list({run.folder.resolve(): run for run in same}.values())
+    for seed, same in by_seed.items():
         best = max(same, key=lambda run: run.last)
         kept.append(best)
         if len(same) > 1:
             others = ", ".join(str(run.folder) for run in same if run is not best)
             notes.append(
-                f"{method} on {env_name}: seed {seed} was run {len(same)} times; of these "
-                f"{best.folder} counts, not {others}."
+                f"{best.method} on {best.env_name}: seed {seed} was run {len(same)} times; of "
+                f"these {best.folder} counts, not {others}."
             )
     return kept, notes
 
 
-def _told_apart(runs: list[Run]) -> tuple[list[Run], list[str]]:
+def _told_apart(kinds: dict[tuple, list[Run]]) -> tuple[list[Run], list[str]]:
     """Gives runs of several configurations under one name a name of their own each."""
-    groups: dict[tuple[str, str], dict[tuple, list[Run]]] = {}
-    for run in runs:
-        identity = tuple(sorted(configuration(run.config).items()))
-        groups.setdefault((run.env_name, run.method), {}).setdefault(identity, []).append(run)
-    named, notes = [], []
-    for (env_name, method), kinds in groups.items():
-        if len(kinds) == 1:
-            named += next(iter(kinds.values()))
-            continue
-        labels = _variants(method, [dict(identity) for identity in kinds], _reference(kinds))
-        shown = []
-        for (label, changes), same in zip(labels, kinds.values(), strict=True):
-            named += [run._replace(method=label) for run in same]
-            details = [f"seed{'s' * (len(same) > 1)} {ranges(run.seed for run in same)}", *changes]
-            shown.append(
-                f"{label} ({'; '.join(details)})" if changes else f"{label} ({details[0]})"
-            )
-        notes.append(
-            f"{method} on {env_name}: runs of {len(kinds)} configurations, shown apart as "
-            f"{', '.join(shown)}."
-        )
-    return named, notes
+    if len(kinds) == 1:
+        return next(iter(kinds.values())), []
+    first = next(iter(kinds.values()))[0]
+    labels = _variants(first.method, [dict(identity) for identity in kinds], _reference(kinds))
+    named, shown = [], []
+    for (label, changes), same in zip(labels, kinds.values(), strict=True):
+        named += [run._replace(method=label) for run in same]
+        seeds = f"seed{'s' * (len(same) > 1)} {ranges(run.seed for run in same)}"
+        shown.append(f"{label} ({'; '.join([seeds, *changes])})")
+    note = (
+        f"{first.method} on {first.env_name}: runs of {len(kinds)} configurations, shown apart as "
+        f"{', '.join(shown)}."
+    )
+    return named, [note]
 
 
 def _reference(kinds: dict[tuple, list[Run]]) -> dict[str, str]:

@@ -66,9 +66,9 @@ class Comparison(NamedTuple):
 
 def published_standings(runs: Sequence[Run], results: Sequence[Result]) -> list[Standing]:
     """Every result that the paper has too, against the paper's."""
-    found = []
+    found, by_result = [], _by_result(runs)
     for result in results:
-        members = _members(runs, result)
+        members = _members(by_result, result)
         paper = published_result(result.env_name, result.method) or published_result(
             result.env_name, base_method(result.method)
         )
@@ -104,12 +104,14 @@ def compare_groups(
     pairs, notes = _pairs(runs, others, name, other)
     ours, theirs = task_results(runs, at), task_results(others, at)
     by_run = {(result.env_name, result.method, result.stage): result for result in theirs}
+    our_runs, their_runs = _by_result(runs), _by_result(others)
     standings, tasks = [], {}
     for result in ours:
         partner = by_run.get((result.env_name, pairs.get(result.method, ""), result.stage))
         if partner is None or partner.unit != result.unit:
             continue
-        members, partners = _members(runs, result), _members(others, partner)
+        members = _members(our_runs, result)
+        partners = _members(their_runs, partner)
         sample = summarize_runs(partner.scores, _episodes(partners, partner.unit))
         differences = _setting_differences(members, partners)
         standings.append(_standing(result, members, partner.method, sample, differences))
@@ -139,11 +141,17 @@ def _pairs(
     return pairs, [f"Not compared: {', '.join(alone)}."] if alone else []
 
 
-def _members(runs: Sequence[Run], result: Result) -> list[Run]:
+def _by_result(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, Run]]:
+    """Runs by task and method, and by seed."""
+    found: dict[tuple[str, str], dict[int, Run]] = {}
+    for run in runs:
+        found.setdefault((run.env_name, run.method), {})[run.seed] = run
+    return found
+
+
+def _members(runs: dict[tuple[str, str], dict[int, Run]], result: Result) -> list[Run]:
     """The runs that a result is of."""
-    return [
-        run for run in runs if (run.env_name, run.method) == result[:2] and run.seed in result.seeds
-    ]
+    return [runs[result.env_name, result.method][seed] for seed in result.seeds]
 
 
 def _standing(
@@ -172,8 +180,8 @@ def _episodes(runs: Sequence[Run], unit: str) -> int:
 def _setting_differences(runs: Sequence[Run], others: Sequence[Run]) -> list[str]:
     ours, theirs = configuration(runs[0].config), configuration(others[0].config)
     texts = []
-    for name in sorted(ours.keys() | theirs.keys()):
-        here, there = (json.loads(side.get(name, "null")) for side in (ours, theirs))
+    for name in sorted(ours.keys() & theirs.keys()):
+        here, there = (json.loads(side[name]) for side in (ours, theirs))
         if here != there:
             texts.append(f"{name} = {setting_words(here)} (there: {setting_words(there)})")
     return texts

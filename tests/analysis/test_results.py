@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qam_jax.analysis.curves import border_of, learning_curves, left_out, profiles
+from qam_jax.analysis.curves import borders, learning_curves, left_out, profiles
 from qam_jax.analysis.results import (
     OVERALL,
     aggregates,
@@ -104,8 +104,8 @@ def test_curves_have_the_steps_that_all_runs_have(runs):
     np.testing.assert_array_equal(qam.steps, [500, 1000, 1500, 2000])
     np.testing.assert_allclose(qam.mean, [20, 45, 50, 80])
     np.testing.assert_allclose([qam.low[1], qam.high[1]], [40, 50])
-    assert border_of(cube) == 1000
-    assert border_of([run for run in runs if run.env_name == _MAZE]) is None
+    assert borders(cube) == [1000]
+    assert borders(run for run in runs if run.env_name == _MAZE) == []
 
 
 def test_a_run_that_lags_behind_neither_cuts_the_curve_nor_bends_it(make_run, tmp_path):

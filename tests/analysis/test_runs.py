@@ -109,6 +109,17 @@ def test_what_does_not_matter_does_not_tell_runs_apart(make_run, tmp_path):
     assert notes == []
 
 
+def test_a_setting_that_earlier_code_did_not_have_does_not_tell_runs_apart(make_run, tmp_path):
+    make_run(seed=0)
+    later = make_run(seed=1) / "config.json"
+    config = json.loads(later.read_text())
+    config |= {"preset": "paper", "news": 3, "agent": {**config["agent"], "more": True}}
+    later.write_text(json.dumps(config))
+    runs, notes = collect([tmp_path])
+    assert [run.method for run in runs] == ["QAM", "QAM"]
+    assert notes == []
+
+
 def test_of_a_seed_that_was_run_twice_the_furthest_counts(make_run, tmp_path):
     short = make_run((0.1,), group="first")
     long = make_run((0.1, 0.4), group="second")

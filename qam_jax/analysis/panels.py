@@ -3,7 +3,7 @@
 from functools import partial
 
 from qam_jax.analysis import figures
-from qam_jax.analysis.curves import borders, learning_curves, profiles
+from qam_jax.analysis.curves import Curve, borders, learning_curves, profiles
 from qam_jax.analysis.names import parse_task
 from qam_jax.analysis.report import Report
 from qam_jax.analysis.results import OVERALL, Aggregate
@@ -29,7 +29,7 @@ def curve_panels(report: Report, domain: str) -> list[Panel]:
             same = [run for run in members if run.unit == unit]
             drawer = partial(
                 figures.draw_curves,
-                curves=learning_curves(same),
+                curves=_side_by_side(same),
                 line_of=line_of,
                 title=title,
                 unit=unit,
@@ -79,6 +79,18 @@ def overall_rows(report: Report) -> list[Aggregate]:
     rows = [row for row in report.aggregates if row.unit == "%"]
     overall = [row for row in rows if row.domain == OVERALL]
     return overall or rows
+
+
+def _side_by_side(runs: list[Run]) -> list[Curve]:
+    """Learning curves; those of methods without an offline stage begin where others go online."""
+    curves, at = learning_curves(runs), borders(runs)
+    online = {run.method for run in runs if run.border == 0}
+    return [
+        curve._replace(steps=curve.steps + at[0])
+        if len(at) == 1 and curve.method in online
+        else curve
+        for curve in curves
+    ]
 
 
 def _label(row: Aggregate) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from qam_jax.analysis.figures import inline_svg, lines
 from qam_jax.analysis.page import interval, number, render_page
+from qam_jax.analysis.panels import curve_panels
 from qam_jax.analysis.report import make_report
 from qam_jax.analysis.statistics import Estimate
 from qam_jax.analysis.tables import write_figures, write_tables
@@ -137,6 +138,19 @@ def test_figures_are_drawn_in_both_formats(study, tmp_path):
     before = (tmp_path / "profiles.svg").read_bytes()
     write_figures(make_report([study]), tmp_path)
     assert (tmp_path / "profiles.svg").read_bytes() == before  # of the same runs
+
+
+def test_a_method_without_an_offline_stage_begins_at_the_border(make_run, tmp_path):
+    make_run((0.1, 0.2, 0.3), online_steps=500)
+    make_run((0.5,), offline_steps=0, online_steps=500, agent_name="rlpd")
+    ((_, draw),) = curve_panels(make_report([str(tmp_path / "exp")]), "cube-double-play")
+    figure, axes = plt.subplots()
+    draw(axes)
+    qam, rlpd, border = axes.lines
+    assert qam.get_xdata().tolist() == [500, 1000, 1500]
+    assert rlpd.get_xdata().tolist() == [1500]
+    assert border.get_xdata() == [1000, 1000]
+    plt.close(figure)
 
 
 def test_an_inline_picture_takes_the_colour_of_the_text():

@@ -3,11 +3,12 @@
 Reads the runs' folders and nothing else, so it works from any machine that sees them.
 """
 
+import contextlib
 import time
 
 from absl import app, flags
 
-from qam_jax.training.console import plain_errors, run_main, start_logging
+from qam_jax.training.console import run_main
 
 _ONCE = flags.DEFINE_bool("once", False, "Show it once and end, instead of refreshing.")
 _INTERVAL = flags.DEFINE_float("interval", 10.0, "Seconds between refreshes.", lower_bound=0.5)
@@ -18,30 +19,29 @@ def main(argv: list[str]) -> None:
     folders = argv[1:]
     if not folders:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
-    start_logging()
-    with plain_errors():
-        from rich.live import Live
+    from rich.live import Live
 
-        from qam_jax.analysis.console import make_console
-        from qam_jax.analysis.progress import watch_folders
-        from qam_jax.analysis.progress_view import progress_view
+    from qam_jax.analysis.console import make_console
+    from qam_jax.analysis.progress import watch_folders
+    from qam_jax.analysis.progress_view import progress_view
 
-        def view():
-            now = time.time()
-            runs, notes = watch_folders(folders, now)
-            return progress_view(runs, notes, now, show_done=_DONE.value)
+    console = make_console()
 
-        console = make_console()
-        if _ONCE.value:
-            console.print(view())
-            return
-        try:
-            with Live(view(), console=console, auto_refresh=False, screen=False) as live:
-                while True:
-                    time.sleep(_INTERVAL.value)
-                    live.update(view(), refresh=True)
-        except KeyboardInterrupt:
-            pass
+    def view():
+        now = time.time()
+        runs, notes = watch_folders(folders, now)
+        return progress_view(runs, notes, now, width=console.width, show_done=_DONE.value)
+
+    if _ONCE.value:
+        console.print(view())
+        return
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(view(), console=console, auto_refresh=False) as live,
+    ):
+        while True:
+            time.sleep(_INTERVAL.value)
+            live.update(view(), refresh=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qam_jax.analysis.names import method_name, parse_task
-from qam_jax.analysis.runs import find_run_folders
+from qam_jax.analysis.runs import find_run_folders, why_empty
 from qam_jax.files import read_json
 from qam_jax.training.metrics import read_csv
 
@@ -72,8 +72,7 @@ def watch_folders(
     for folder in map(lambda name: Path(name).expanduser(), folders):
         runs = list(find_run_folders(folder))
         if not runs:
-            missing = "no runs yet" if folder.exists() else "there is no such folder"
-            notes.append(f"{folder}: {missing}.")
+            notes.append(f"{folder}: {why_empty(folder)}.")
         found += [read_progress(path, now) for path in runs]
     return found, notes
 
@@ -102,10 +101,10 @@ def _read(folder: Path, now: float) -> Progress:
     label = "" if task.label == task.domain else f" {task.label}"
     name = f"{method_name(config['agent'])} {task.domain}{label} seed {config['seed']}"
     rows = read_csv(folder / "train.csv")
-    step = int(rows[-1]["step"]) if rows else 0
+    score, score_step, unit = _last_score(folder / "eval.csv")
+    step = max(int(rows[-1]["step"]) if rows else 0, score_step)
     stage = next((stage for stage in ends if step < ends[stage]), "online")
     speed = _speed(rows[-1]) if rows else math.nan
-    score, score_step, unit = _last_score(folder / "eval.csv")
     rate = _overall_rate(folder, step, now - age, ends, stage)
     rate = speed if math.isnan(rate) else rate
     pause = config["log_interval"] / speed if speed > 0 else 0.0

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Group
@@ -11,27 +12,55 @@ from rich.text import Text
 
 from qam_jax.analysis.progress import STATES, Progress, duration, finish_line
 
+_WIDE = 120  # characters, for all columns
+_COLUMNS = (
+    ("run", "left"),
+    ("state", "left"),
+    ("progress", "left"),
+    ("step", "right"),
+    ("stage", "left"),
+    ("speed/s", "right"),
+    ("last score", "right"),
+    ("left", "right"),
+    ("ends", "right"),
+)
+
 
 def progress_view(
-    runs: Sequence[Progress], notes: Sequence[str], now: float, *, show_done: bool = True
+    runs: Sequence[Progress],
+    notes: Sequence[str],
+    now: float,
+    *,
+    width: int,
+    show_done: bool = True,
 ) -> Group:
-    """A table of runs, those at work first, with a line that sums them up."""
-    table = Table(title_justify="left", pad_edge=False)
-    for name in ("run", "state", "progress", "step", "stage"):
-        table.add_column(name)
-    for name in ("speed/s", "last score", "left", "ends"):
-        table.add_column(name, justify="right", no_wrap=True)
-    names = [run.name for run in runs]
+    """A table of runs, those at work first, below a line that sums them up.
+
+    Args:
+      runs: the runs.
+      notes: lines above them.
+      now: seconds since the epoch.
+      width: of the terminal; where it is narrow, columns are left out.
+      show_done: whether runs that are done are in the table.
+    """
+    table = Table(pad_edge=False)
+    hidden = () if width >= _WIDE else ("step", "stage", "speed/s", "ends")
+    kept = [index for index, (name, _) in enumerate(_COLUMNS) if name not in hidden]
+    for index in kept:
+        name, justify = _COLUMNS[index]
+        table.add_column(name, justify=justify, no_wrap=index > 1)
+    names = Counter(run.name for run in runs)
     for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.name)):
-        if names.count(run.name) > 1:
+        if names[run.name] > 1:
             run = run._replace(name=f"{run.name} ({run.folder.name})")
         if show_done or run.state != "done":
-            table.add_row(*_progress_cells(run, now))
-    counts = {state: sum(run.state == state for run in runs) for state in STATES}
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+            cells = _progress_cells(run, now)
+            table.add_row(*(cells[index] for index in kept if index < len(cells)))
+    counts = Counter(run.state for run in runs)
+    summary = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     text = f"{summary or 'no runs'}; {finish_line(runs, now)}."
     lines = [Text(f"Note: {note}", style="yellow") for note in notes]
-    return Group(*lines, Text(text), *([table] if runs else []))
+    return Group(*lines, Text(text), *([table] if table.rows else []))
 
 
 def _progress_cells(run: Progress, now: float) -> list:
@@ -53,10 +82,18 @@ def _progress_cells(run: Progress, now: float) -> list:
         Text(run.name),
         Text(state, style=colors[run.state]),
         ProgressBar(total=1.0, completed=share, width=16),
-        Text(f"{run.step:,} of {run.end:,}"),
+        Text(f"{_short(run.step)} of {_short(run.end)}"),
         Text(run.stage if run.state != "done" else ""),
         Text(speed),
-        Text(score if score == "–" else f"{score} at {run.score_step:,}"),
+        Text(score if score == "–" else f"{score} at {_short(run.score_step)}"),
         Text(after + duration(run.remaining) if run.state == "running" else "–"),
         Text(ends),
     ]
+
+
+def _short(steps: int) -> str:
+    """A number of steps in short: 950, 50k, 1.25M."""
+    for size, letter in ((1_000_000, "M"), (1000, "k")):
+        if steps >= size:
+            return f"{steps / size:.4g}{letter}"
+    return str(steps)

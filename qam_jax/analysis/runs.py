@@ -102,10 +102,8 @@ def collect(folders: Sequence[str | os.PathLike]) -> Collection:
     for folder in folders:
         folder = Path(folder).expanduser()
         found = list(find_run_folders(folder))
-        if not folder.exists():
-            notes.append(f"{folder}: there is no such folder.")
-        elif not found:
-            notes.append(f"{folder}: no runs yet.")
+        if not found:
+            notes.append(f"{folder}: {why_empty(folder)}.")
         for path in found:
             try:
                 runs.append(read_run(path))
@@ -122,6 +120,13 @@ def find_run_folders(folder: Path) -> Iterable[Path]:
         if _MARKS & set(files) or (not inner and not files and Path(path) != folder):
             inner.clear()
             yield Path(path)
+
+
+def why_empty(folder: Path) -> str:
+    """Why there are no runs in a folder, in words."""
+    if not folder.exists():
+        return "there is no such folder"
+    return "no runs yet" if folder.is_dir() else "a file, not a folder of runs"
 
 
 def read_run(folder: Path) -> Run:

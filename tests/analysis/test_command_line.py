@@ -38,7 +38,7 @@ def test_watching_once(make_run, tmp_path):
     result = _run("watch.py", tmp_path / "exp", "--once")
     assert result.returncode == 0, result.stderr
     assert "1 done; nothing is running." in result.stdout
-    assert "40% at 1,000" in result.stdout
+    assert "40% at 1k" in result.stdout
     nothing = _run("watch.py")
     assert nothing.returncode == 1
     assert "give at least one folder of runs" in nothing.stdout + nothing.stderr

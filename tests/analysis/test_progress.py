@@ -29,7 +29,7 @@ def _set_times(folder, *, started, written, checkpoints=()):
 
 def _shown(runs, notes=(), **options):
     console = Console(file=io.StringIO(), width=170)
-    console.print(progress_view(runs, notes, _NOW, **options))
+    console.print(progress_view(runs, notes, _NOW, **{"width": 170, **options}))
     return console.file.getvalue()
 
 
@@ -103,6 +103,9 @@ def test_folders_that_tell_little(make_run, tmp_path):
     assert by_name["broken"].state == "damaged" and "is damaged" in by_name["broken"].note
     assert by_name["empty"].note == "no config.json"
     assert notes == [f"{tmp_path / 'nowhere'}: there is no such folder."]
+    assert watch_folders([broken / "config.json"], _NOW)[1] == [
+        f"{broken / 'config.json'}: a file, not a folder of runs."
+    ]
     text = _shown(runs, notes)
     assert "there is no such folder" in text and "1 running, 2 damaged" in text
     (broken / "config.json").write_text('{"agent": {}}')
@@ -132,6 +135,22 @@ def test_returns_are_shown_as_such(make_run):
     folder = make_run((nan,), returns=(-900.0,), env_name="Pendulum-v1")
     _set_times(folder, started=100, written=1)
     assert "return -900.0 at 500" in _shown([read_progress(folder, _NOW)])
+
+
+def test_a_narrow_terminal_has_fewer_columns(make_run):
+    folder = make_run((0.1, 0.4), offline_steps=1_250_000, interval=500_000)
+    _set_times(folder, started=100_000, written=1)
+    run = read_progress(folder, _NOW)
+    wide, narrow = _shown([run]), _shown([run], width=80)
+    assert "1M of 1.25M" in wide and "offline" in wide
+    assert "of 1.25M" not in narrow
+    assert "40% at 1M" in narrow and "running" in narrow
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(make_run):
+    runs = [read_progress(make_run((0.1,), run_id=name), _NOW) for name in ("first", "second")]
+    text = _shown(runs)
+    assert "(first)" in text and "(second)" in text
 
 
 def test_durations():

@@ -5,6 +5,7 @@ The paper's settings are the defaults of each algorithm's config, of `RunSetting
 """
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -59,8 +60,8 @@ def departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[D
     flat = {**config, **config["agent"]}
     found = []
     for name, expected in paper.items():
-        given = _plain(flat.get(name, expected))
-        if given != _plain(expected):
+        given = flat.get(name, expected)
+        if not _same(given, expected):
             kind = _kind(name)
             text = f"{name} = {setting_words(given)} (paper: {setting_words(expected)})"
             found.append(Departure(kind, name, text))
@@ -113,7 +114,7 @@ def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
         return None
     paper = paper_settings("QAM-E", config["env_name"])
     names = ("clip_grad_norm", "num_qs", "flow_steps", "inv_temp")
-    changed = [name for name in names if agent.get(name, paper[name]) != paper[name]]
+    changed = [name for name in names if not _same(agent.get(name, paper[name]), paper[name])]
     if len(changed) != 1:
         return None
     value = agent[changed[0]]
@@ -122,7 +123,7 @@ def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
             return label
     if changed[0] == "inv_temp":
         for factor in _TEMPERATURES:
-            if abs(value / (factor * paper["inv_temp"]) - 1) < 1e-6:
+            if _same(value, factor * paper["inv_temp"]):
                 return f"QAM-E ({factor}x tau)"
     return None
 
@@ -178,6 +179,13 @@ def _data_departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> 
     if config.get("run"):
         found.append(Departure("budget", "run", "started from another run's checkpoint"))
     return found
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two settings are equal, but for the last digits of a product."""
+    if isinstance(value, float) or isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-9)
+    return _plain(value) == _plain(other)
 
 
 def _plain(value: Any) -> Any:

@@ -92,6 +92,7 @@ def test_domains_have_their_own_settings():
         ({"num_qs": 2}, "QAM-E (K=2)"),
         ({"clip_grad_norm": 0.0}, "QAM-E-NOCLIP"),
         ({"inv_temp": 1.0}, "QAM-E (0.1x tau)"),  # 10 in antmaze-giant
+        ({"inv_temp": 0.1 * 10.0 * (1 + 1e-12)}, "QAM-E (0.1x tau)"),
         ({"inv_temp": 2.0}, None),
         ({"flow_steps": 3, "num_qs": 2}, None),
     ],

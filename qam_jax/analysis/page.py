@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from qam_jax.analysis import panels
-from qam_jax.analysis.compare import FISHER, PREDICTION, WELCH
+from qam_jax.analysis.compare import FISHER, PREDICTION, STUDENT, WELCH
 from qam_jax.analysis.figures import Draw, inline_svg, lines
 from qam_jax.analysis.names import method_order, parse_task
 from qam_jax.analysis.report import Report
@@ -17,7 +17,7 @@ from qam_jax.analysis.standings import Standing
 from qam_jax.analysis.statistics import Estimate
 
 _MAX_LINES = 40  # of missing runs; all are in missing.csv
-TESTS = {WELCH: "Welch", PREDICTION: "prediction", FISHER: "Fisher"}
+TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
 """The tests in short."""
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -7,6 +7,7 @@ from scipy import stats
 from qam_jax.analysis.compare import (
     FISHER,
     PREDICTION,
+    STUDENT,
     UNTESTED,
     WELCH,
     Sample,
@@ -18,15 +19,28 @@ from qam_jax.analysis.compare import (
 _PUBLISHED = Sample(50.0, 6.0, 12, 50)
 
 
-def test_welch_agrees_with_scipy_on_the_runs_themselves():
+@pytest.mark.parametrize(("num_runs", "test"), [(2, STUDENT), (4, STUDENT), (5, WELCH)])
+def test_it_agrees_with_scipy_on_the_runs_themselves(num_runs, test):
     rng = np.random.default_rng(0)
-    ours, theirs = rng.normal(60, 4, 3), rng.normal(50, 9, 12)
+    ours, theirs = rng.normal(60, 4, num_runs), rng.normal(50, 9, 12)
     verdict = compare(summarize_runs(ours), summarize_runs(theirs))
-    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    expected = stats.ttest_ind(ours, theirs, equal_var=test == STUDENT)
     interval = expected.confidence_interval()
-    assert verdict.test == WELCH
+    assert verdict.test == test
     assert verdict.p_value == pytest.approx(expected.pvalue)
     assert (verdict.low, verdict.high) == pytest.approx((interval.low, interval.high))
+    other_way = compare(summarize_runs(theirs), summarize_runs(ours))
+    assert other_way.p_value == pytest.approx(verdict.p_value)
+    assert other_way.difference == -verdict.difference
+
+
+def test_few_seeds_of_the_same_distribution_are_outside_in_a_twentieth_of_cases():
+    rng = np.random.default_rng(0)
+    rates = rng.beta(0.9 * 35, 0.1 * 35, size=(1500, 14))  # 90%, standard deviation 5%
+    scores = 100 * rng.binomial(50, rates) / 50
+    verdicts = [compare(summarize_runs(row[:2]), summarize_runs(row[2:])) for row in scores]
+    outside = np.mean([verdict.standing != "within" for verdict in verdicts])
+    assert outside == pytest.approx(0.05, abs=0.02)  # Welch's test: 0.12
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Flax modules: multi-layer perceptrons for critics, flows, diffusion and Gaussian policies."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qam_jax.types import Array
+from qam_jax.products import product
+from qam_jax.types import Array, Params
 
+_MEMBERS = "VmapMLP_0"  # where the parameters of an ensemble stand
 _LOG_STD_RANGE = (-5.0, 2.0)
 _ACTION_LIMIT = 1 - 1e-5  # as of the datasets
 
@@ -22,6 +24,8 @@ class MLP(nn.Module):
       layer_norm: whether a LayerNorm follows every activation.
       output_scale: scale of the initial output weights; 1 is plain Xavier-uniform.
       activation: after every hidden layer.
+      compute_dtype: of the operands of the products; see `products.product`.
+      precision: of the products in float32.
     """
 
     hidden_dims: Sequence[int]
@@ -29,16 +33,24 @@ class MLP(nn.Module):
     layer_norm: bool = False
     output_scale: float = 1.0
     activation: Callable[[Array], Array] = nn.gelu
+    compute_dtype: str = "float32"
+    precision: str = "default"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for width in self.hidden_dims:
-            x = nn.Dense(width, kernel_init=nn.initializers.xavier_uniform())(x)
+            x = self._dense(width, nn.initializers.xavier_uniform())(x)
             x = self.activation(x)
             if self.layer_norm:
                 x = nn.LayerNorm()(x)
         output_init = nn.initializers.variance_scaling(self.output_scale, "fan_avg", "uniform")
-        return nn.Dense(self.output_dim, kernel_init=output_init)(x)
+        return self._dense(self.output_dim, output_init)(x)
+
+    def _dense(self, width: int, kernel_init: nn.initializers.Initializer) -> nn.Dense:
+        def dot_general(x, kernel, *_, **__):
+            return product(x, kernel, self.compute_dtype, self.precision)
+
+        return nn.Dense(width, kernel_init=kernel_init, dot_general=dot_general)
 
 
 class CriticEnsemble(nn.Module):
@@ -47,6 +59,8 @@ class CriticEnsemble(nn.Module):
     hidden_dims: Sequence[int]
     num_qs: int
     layer_norm: bool = True
+    compute_dtype: str = "float32"
+    precision: str = "default"
 
     @nn.compact
     def __call__(self, observations: Array, actions: Array) -> Array:
@@ -60,7 +74,22 @@ class CriticEnsemble(nn.Module):
             axis_size=self.num_qs,
         )
         inputs = jnp.concatenate([observations, actions], axis=-1)
-        return ensemble(self.hidden_dims, 1, self.layer_norm)(inputs).squeeze(-1)
+        return ensemble(**self._member_fields(), name=_MEMBERS)(inputs).squeeze(-1)
+
+    def member(self, params: Params, observations: Array, actions: Array) -> Array:
+        """Values [...] by one member, whose parameters are a slice of the ensemble's."""
+        inputs = jnp.concatenate([observations, actions], axis=-1)
+        mlp = MLP(**self._member_fields(), parent=None)
+        return mlp.apply({"params": params[_MEMBERS]}, inputs).squeeze(-1)
+
+    def _member_fields(self) -> dict[str, Any]:
+        return {
+            "hidden_dims": self.hidden_dims,
+            "output_dim": 1,
+            "layer_norm": self.layer_norm,
+            "compute_dtype": self.compute_dtype,
+            "precision": self.precision,
+        }
 
 
 class TimedCriticEnsemble(nn.Module):

@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from qam_jax import critic as critic_math
+from qam_jax.agents import ensemble
 from qam_jax.flow import flow_matching_loss, sample_flow
 from qam_jax.networks import CriticEnsemble, StateValue, VectorField
 from qam_jax.types import Array, Batch, Metrics, Params, QFn, VelocityFn
@@ -226,8 +227,9 @@ def critic_loss(
     critic: CriticEnsemble, params: Params, batch: Batch, actions: Array, targets: Array
 ) -> tuple[Array, Metrics]:
     """TD loss of the ensemble, with its metrics."""
-    q_values = critic.apply({"params": params}, batch.observations, actions)
-    loss = critic_math.td_loss(q_values, targets, batch.weights)
+    loss, q_values = ensemble.mean_td_loss(
+        critic, params, batch.observations, actions, targets, batch.weights
+    )
     return loss, {
         "critic_loss": loss,
         "q_mean": jnp.mean(q_values),
@@ -240,7 +242,7 @@ def critic_target(
     config: ConfigDict, critic: CriticEnsemble, target_params: Params, batch: Batch, actions: Array
 ) -> Array:
     """TD targets [B] for the policy's `actions` [B, D] at the next observations."""
-    next_q_values = critic.apply({"params": target_params}, batch.next_observations, actions)
+    next_q_values = ensemble.values(critic, target_params, batch.next_observations, actions)
     return bootstrap(config, batch, next_q_values)
 
 
@@ -260,7 +262,7 @@ def mean_value(
     critic: CriticEnsemble, params: Params, observations: Array, actions: Array
 ) -> Array:
     """`mean_k Q_k` [...] of actions [..., D] in observations [..., O]."""
-    return jnp.mean(critic.apply({"params": params}, observations, actions), axis=0)
+    return ensemble.mean_value(critic, params, observations, actions)
 
 
 def action_gradient(value_fn: QFn, actions: Array) -> Array:

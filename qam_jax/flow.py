@@ -114,8 +114,7 @@ def sample_memoryless_sde(
     def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         index, noise_scale, noise = inputs
         time = _time_like(x, index, num_steps)
-        drift = 2 * velocity_fn(x, time) - x / (time + step_size)
-        x = x + step_size * drift + step_size**0.5 * noise_scale * noise
+        x = _sde_step(x, velocity_fn(x, time), time, step_size, noise_scale * noise)
         return x, x
 
     last, states = jax.lax.scan(
@@ -124,6 +123,53 @@ def sample_memoryless_sde(
     final_time = _time_like(last, num_steps - 1, num_steps)
     final = last + step_size * final_velocity_fn(last, final_time)
     return jnp.concatenate([initial_noise[None], states, final[None]])
+
+
+def trace_memoryless_sde(
+    velocity_fn: VelocityFn, initial_noise: Array, step_noise: Array
+) -> tuple[Array, Array]:
+    """The states of `sample_memoryless_sde` but the last, with the velocities that led there.
+
+    One pass serves simulation and regression: the states are held fixed, and the velocities can
+    be differentiated in the parameters of `velocity_fn`, as if they were computed again at the
+    states. The last state is left to the caller, who knows the velocity of the base flow there.
+
+    Args:
+      velocity_fn: the flow.
+      initial_noise: [..., D], `x_0`.
+      step_noise: [T - 1, ..., D], as for `sample_memoryless_sde`.
+
+    Returns:
+      States `x_0 .. x_{T-1}` and velocities there, both [T, ..., D].
+
+    Raises:
+      ValueError: if `step_noise` does not fit `initial_noise`.
+    """
+    num_steps = step_noise.shape[0] + 1
+    check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
+    noise_scales = memoryless_noise_scale(num_steps)[:-1].astype(initial_noise.dtype)
+
+    def velocity_at(x: Array, index: Array | int) -> Array:
+        return velocity_fn(x, _time_like(x, index, num_steps))
+
+    def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        index, noise_scale, noise = inputs
+        velocity = velocity_at(x, index)
+        time = _time_like(x, index, num_steps)
+        after = _sde_step(x, velocity, time, 1 / num_steps, noise_scale * noise)
+        return jax.lax.stop_gradient(after), (x, velocity)
+
+    last, (states, velocities) = jax.lax.scan(
+        step, initial_noise, (jnp.arange(num_steps - 1), noise_scales, step_noise)
+    )
+    final = velocity_at(last, num_steps - 1)
+    return jnp.concatenate([states, last[None]]), jnp.concatenate([velocities, final[None]])
+
+
+def _sde_step(x: Array, velocity: Array, time: Array, step_size: float, noise: Array) -> Array:
+    """One step of Euler-Maruyama; the noise has the scale `sigma_i`."""
+    drift = 2 * velocity - x / (time + step_size)
+    return x + step_size * drift + step_size**0.5 * noise
 
 
 def _time_like(x: Array, index: Array | int, num_steps: int) -> Array:

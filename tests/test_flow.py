@@ -139,3 +139,38 @@ def test_keeps_the_dtype_of_its_inputs(dtype):
 def test_errors_name_the_argument(name, call):
     with pytest.raises(ValueError, match=f"^{name} must"):
         call()
+
+
+def test_traced_sde_is_the_sampled_one_with_its_velocities():
+    """States, velocities, and the gradient of a regression on fixed states."""
+    initial = jax.random.normal(jax.random.PRNGKey(0), (5, 2))
+    noise = jax.random.normal(jax.random.PRNGKey(1), (3, 5, 2))
+
+    def velocity(scale):
+        return lambda x, t: scale * jnp.sin(x) + t
+
+    states = flow.sample_memoryless_sde(velocity(0.5), velocity(9.0), initial, noise)[:-1]
+
+    def velocities_there(scale):
+        return jnp.stack(
+            [velocity(scale)(x, jnp.full((5, 1), i / 4)) for i, x in enumerate(states)]
+        )
+
+    traced = flow.trace_memoryless_sde(velocity(0.5), initial, noise)
+    np.testing.assert_allclose(traced[0], states, rtol=1e-5)
+    np.testing.assert_allclose(traced[1], velocities_there(0.5), rtol=1e-5)
+
+    def by_trace(scale):
+        return jnp.sum(flow.trace_memoryless_sde(velocity(scale), initial, noise)[1] ** 3)
+
+    expected = jax.grad(lambda scale: jnp.sum(velocities_there(scale) ** 3))(0.5)
+    np.testing.assert_allclose(jax.grad(by_trace)(0.5), expected, rtol=1e-4)
+    states_gradient = jax.grad(
+        lambda s: flow.trace_memoryless_sde(velocity(s), initial, noise)[0].sum()
+    )
+    assert states_gradient(0.5) == 0
+
+
+def test_traced_sde_names_noise_that_does_not_fit():
+    with pytest.raises(ValueError, match="step_noise"):
+        flow.trace_memoryless_sde(_linear_velocity, jnp.zeros((2, 1)), jnp.zeros((3, 4, 1)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import chex
 import jax
@@ -10,7 +11,11 @@ from ml_collections import ConfigDict
 
 from qam_jax import adjoint
 from qam_jax.agents import base, parts
-from qam_jax.flow import memoryless_noise_scale, sample_memoryless_sde
+from qam_jax.flow import (
+    memoryless_noise_scale,
+    sample_memoryless_sde,
+    trace_memoryless_sde,
+)
 from qam_jax.networks import CriticEnsemble, VectorField
 from qam_jax.types import Array, Metrics, Params, VelocityFn
 
@@ -49,16 +54,35 @@ def simulate_paths(
     key: chex.PRNGKey,
 ) -> Array:
     """States [T + 1, *shape] of the memoryless SDE, whose last step is the base flow's."""
+    return sample_memoryless_sde(velocity_fn, base_velocity_fn, *path_noise(config, shape, key))
+
+
+def path_noise(
+    config: ConfigDict, shape: tuple[int, ...], key: chex.PRNGKey
+) -> tuple[Array, Array]:
+    """Noise of paths: where they start, [*shape], and of their steps, [T - 1, *shape]."""
     initial_key, step_key = jax.random.split(key)
-    return sample_memoryless_sde(
-        velocity_fn,
-        base_velocity_fn,
-        jax.random.normal(initial_key, shape),
-        jax.random.normal(step_key, (config.flow_steps - 1, *shape)),
-    )
+    steps = jax.random.normal(step_key, (config.flow_steps - 1, *shape))
+    return jax.random.normal(initial_key, shape), steps
 
 
-def matching_targets(
+class Matching(NamedTuple):
+    """What adjoint matching regresses, and on what: each [T, B, D], along simulated paths.
+
+    Attributes:
+      velocities: of the fine-tuned flow; alone can be differentiated.
+      base_velocities: of the base flow.
+      adjoints: lean adjoints.
+      metrics: of the adjoints' size.
+    """
+
+    velocities: Array
+    base_velocities: Array
+    adjoints: Array
+    metrics: Metrics
+
+
+def match_adjoints(
     config: ConfigDict,
     flow: VectorField,
     critic: CriticEnsemble,
@@ -67,8 +91,8 @@ def matching_targets(
     observations: Array,
     key: chex.PRNGKey,
     inv_temp: float,
-) -> tuple[Array, Array, Metrics]:
-    """What adjoint matching regresses on: simulated paths and their lean adjoints.
+) -> Matching:
+    """Simulates paths and solves for their lean adjoints.
 
     Args:
       config: the algorithm's.
@@ -79,20 +103,21 @@ def matching_targets(
       observations: [B, O].
       key: source of the paths' noise.
       inv_temp: inverse temperature.
-
-    Returns:
-      States [T + 1, B, D], adjoints [T, B, D], and metrics of the adjoints' size.
     """
-    base_velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
+    base_of = partial(base.flow_velocity, flow, state.target_params["behavior"])
     value_fn = partial(base.mean_value, critic, state.target_params["critic"], observations)
-    shape = (len(observations), state.action_dim)
-    states = simulate_paths(config, velocity_fn, base_velocity, shape, key)
-    terminal = adjoint.terminal_adjoint(value_fn, states[-1], inv_temp)
-    adjoints = adjoint.solve_lean_adjoint(base_velocity, states, terminal)
-    return states, adjoints, {
+    noise = path_noise(config, (len(observations), state.action_dim), key)
+    states, velocities = trace_memoryless_sde(velocity_fn, *noise)
+    base_velocities = path_velocities(base_of, observations, states)
+    final = states[-1] + base_velocities[-1] / config.flow_steps
+    terminal = adjoint.terminal_adjoint(value_fn, final, inv_temp)
+    path = jnp.concatenate([states, final[None]])
+    adjoints = adjoint.solve_lean_adjoint(base_of(observations), path, terminal)
+    metrics = {
         "adjoint_norm_start": jnp.mean(jnp.linalg.norm(adjoints[0], axis=-1)),
         "adjoint_norm_end": jnp.mean(jnp.linalg.norm(terminal, axis=-1)),
-    }  # fmt: skip
+    }
+    return Matching(velocities, base_velocities, adjoints, metrics)
 
 
 def path_velocities(
@@ -103,9 +128,9 @@ def path_velocities(
     Args:
       velocity_of: `(observations [T, B, O]) -> velocity function`.
       observations: [B, O], of each path.
-      states: [T + 1, B, D].
+      states: [T, B, D].
     """
-    num_steps, states = states.shape[0] - 1, states[:-1]
+    num_steps = len(states)
     times = jnp.arange(num_steps)[:, None, None] / num_steps
     times = jnp.broadcast_to(times, (*states.shape[:-1], 1))
     observations = jnp.broadcast_to(observations, (*states.shape[:-1], observations.shape[-1]))

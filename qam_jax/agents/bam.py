@@ -46,8 +46,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
         q_values = critic.apply({"params": state.params["critic"]}, observations, states[-1])
         value = jnp.mean(pessimistic_value(q_values, config.rho))
         costs = adjoint_parts.deviation_costs(
-            adjoint_parts.path_velocities(flow_of, observations, states),
-            adjoint_parts.path_velocities(base_of, observations, states),
+            adjoint_parts.path_velocities(flow_of, observations, states[:-1]),
+            adjoint_parts.path_velocities(base_of, observations, states[:-1]),
         )
         deviation = jnp.mean(jnp.sum(costs[:-1], axis=0))
         loss = -config.inv_temp * value + deviation

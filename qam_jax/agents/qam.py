@@ -94,15 +94,15 @@ def make_agent(config: ConfigDict) -> base.Agent:
             params["log_edit_temp"] = jnp.zeros(())
         return base.init_state(optimizer, params, ("critic", "behavior"), key, action_shape)
 
-    def adjoint_loss(state, params, observations, states, adjoints):
-        base_flow = state.target_params["behavior"]
-        velocities = adjoint_parts.path_velocities(
-            partial(velocity_fn, params, base_flow), observations, states
+    def adjoint_loss(state, params, observations, key):
+        velocity = velocity_fn(params, state.target_params["behavior"], observations)
+        matching = adjoint_parts.match_adjoints(
+            config, flow, critic, state, velocity, observations, key, config.inv_temp
         )
-        base_velocities = adjoint_parts.path_velocities(
-            partial(base.flow_velocity, flow, base_flow), observations, states
+        losses = adjoint.adjoint_matching_loss(
+            matching.velocities, matching.base_velocities, matching.adjoints
         )
-        return jnp.mean(adjoint.adjoint_matching_loss(velocities, base_velocities, adjoints))
+        return jnp.mean(losses), matching.metrics
 
     def actor_loss(state, params, observations, noise_key, edit_key):
         """Of the network that acts on top of `f_theta`: QAM-F's actor or QAM-E's edit."""
@@ -125,23 +125,18 @@ def make_agent(config: ConfigDict) -> base.Agent:
         key, next_key, bc_key, adjoint_key, noise_key, edit_key = keys
         observations, actions = batch.observations, base.flat_actions(config, batch)
         targets = parts.policy_targets(config, critic, policy, state, batch, next_key)
-        velocity = velocity_fn(state.params, state.target_params["behavior"], observations)
-        states, adjoints, norms = adjoint_parts.matching_targets(
-            config, flow, critic, state, velocity, observations, adjoint_key, config.inv_temp
-        )
 
         def loss_fn(params):
             loss, metrics = base.critic_loss(critic, params["critic"], batch, actions, targets)
             bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-            am_loss = adjoint_loss(state, params, observations, states, adjoints)
+            am_loss, norms = adjoint_loss(state, params, observations, adjoint_key)
             loss += bc_loss + am_loss
-            metrics |= {"bc_loss": bc_loss, "adjoint_matching_loss": am_loss}
+            metrics |= {"bc_loss": bc_loss, "adjoint_matching_loss": am_loss, **norms}
             if config.fql_alpha > 0 or config.edit_scale > 0:
                 extra, more = actor_loss(state, params, observations, noise_key, edit_key)
                 loss, metrics = loss + extra, metrics | more
             return loss, metrics
 
-        state, metrics = base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
-        return state, metrics | norms
+        return base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
 
     return base.Agent(init, update, parts.make_sampler(config, critic, policy))

@@ -76,19 +76,16 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     def matching_loss(params, state, observations, key):
         """The matching loss, with the divergence of the paths that it is computed on."""
-        velocity = velocity_fn(state.params["flow"], observations)
-        states, adjoints, metrics = adjoint_parts.matching_targets(
-            config, flow, critic, state, velocity, observations, key, inv_temp=1.0
-        )
-        flow_of = partial(velocity_fn, params["flow"])
-        base_of = partial(velocity_fn, state.target_params["behavior"])
-        velocities = adjoint_parts.path_velocities(flow_of, observations, states)
-        base_velocities = adjoint_parts.path_velocities(base_of, observations, states)
+        matching = adjoint_parts.match_adjoints(
+            config, flow, critic, state, velocity_fn(params["flow"], observations),
+            observations, key, inv_temp=1.0,
+        )  # fmt: skip
+        velocities, base_velocities = matching.velocities, matching.base_velocities
         temp = config.lam_scale * state.lam
-        loss = jnp.mean(scaled_matching_loss(velocities, base_velocities, adjoints, temp))
+        loss = jnp.mean(scaled_matching_loss(velocities, base_velocities, matching.adjoints, temp))
         costs = adjoint_parts.deviation_costs(velocities, base_velocities)
         kl = jnp.mean(jnp.sum(costs, axis=0)) / config.flow_steps / state.action_shape[0]
-        return loss, {"adjoint_matching_loss": loss, "kl": kl, **metrics}
+        return loss, {"adjoint_matching_loss": loss, "kl": kl, **matching.metrics}
 
     def actor_loss(state, params, batch, actions, key):
         bc_key, path_key = jax.random.split(key)

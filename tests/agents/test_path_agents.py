@@ -1,5 +1,7 @@
 """TRQAM and BAM."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,12 +134,20 @@ def test_trqam_at_a_fixed_lambda_is_qam_at_its_inverse(linear):
             lambda s, p=p: base.flow_velocity(flow_net, p, s)
             for p in (params, state.target_params["behavior"])
         ]
-        states, adjoints, norms = adjoint_parts.matching_targets(
-            config, flow_net, critic, state, base.flow_velocity(
-                flow_net, state.params["flow"], observations
-            ), observations, _path_key(state), 1 / temp,
-        )  # fmt: skip
-        velocities = [adjoint_parts.path_velocities(f, observations, states) for f in flows]
+        base_of = flows[1]
+        noise = adjoint_parts.path_noise(config, (32, 2), _path_key(state))
+        states = flow.sample_memoryless_sde(
+            base.flow_velocity(flow_net, state.params["flow"], observations),
+            base_of(observations),
+            *noise,
+        )
+        value_fn = functools.partial(
+            base.mean_value, critic, state.target_params["critic"], observations
+        )
+        terminal = adjoint.terminal_adjoint(value_fn, states[-1], 1 / temp)
+        adjoints = adjoint.solve_lean_adjoint(base_of(observations), states, terminal)
+        norms = {"adjoint_norm_end": jnp.mean(jnp.linalg.norm(terminal, axis=-1))}
+        velocities = [adjoint_parts.path_velocities(f, observations, states[:-1]) for f in flows]
         return adjoint.adjoint_matching_loss(*velocities, adjoints).mean(), norms
 
     (loss, norms), gradient = jax.jit(jax.value_and_grad(qam_loss, has_aux=True))(

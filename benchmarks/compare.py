@@ -1,0 +1,69 @@
+"""What got slower between two runs: `python benchmarks/compare.py before.json after.json`.
+
+A figure counts as slower or faster if its median moved by more than both runs' quartile spreads
+together, and by more than `--least`. Ends with status 1 if anything got slower.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("before")
+    parser.add_argument("after")
+    parser.add_argument("--least", type=float, default=0.05, help="relative change that counts")
+    arguments = parser.parse_args()
+    before, after = (_read(path) for path in (arguments.before, arguments.after))
+    differing = [
+        name for name in ("processor", "usable_cpus", "jax", "backend")
+        if before["machine"].get(name) != after["machine"].get(name)
+    ]  # fmt: skip
+    if differing:
+        print(f"The two were not taken under the same conditions: {', '.join(differing)} differ.")
+    slower = compare(before["rows"], after["rows"], arguments.least)
+    sys.exit(1 if slower else 0)
+
+
+def compare(before: list[dict[str, Any]], after: list[dict[str, Any]], least: float) -> list[str]:
+    """Prints what changed; returns the names of what got slower."""
+    earlier, slower, compared = {row["name"]: row for row in before}, [], 0
+    for row in after:
+        old = earlier.get(row["name"])
+        if old is None or not row["unit"]:
+            continue
+        compared += 1
+        verdict = judge(old, row, least)
+        if verdict:
+            change = row["median"] / old["median"]
+            print(
+                f"{verdict}: {row['name']}, {old['median']:.4g} to {row['median']:.4g} "
+                f"{row['unit']} (times {change:.2f})"
+            )
+        if verdict == "slower":
+            slower.append(row["name"])
+    print(f"{compared} figures compared, {len(slower)} got slower by more than the noise.")
+    return slower
+
+
+def judge(old: dict[str, Any], new: dict[str, Any], least: float) -> str:
+    """`slower`, `faster`, or nothing where the change may be noise."""
+    change = new["median"] - old["median"]
+    noise = (old["high"] - old["low"]) + (new["high"] - new["low"])
+    if abs(change) <= max(noise, least * abs(old["median"])):
+        return ""
+    return "faster" if (change > 0) == new["higher_is_better"] else "slower"
+
+
+def _read(path: str) -> dict[str, Any]:
+    report = json.loads(Path(path).read_text())
+    if "rows" not in report:
+        sys.exit(f"{path} is not a report of benchmarks/run.py: it has no rows.")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -16,8 +16,9 @@ from qam_jax.agents import Agent, AgentState, get_config, make_agent
 from qam_jax.data.dataset import make_dataset, sample_windows
 from qam_jax.data.sources import InMemory
 from qam_jax.training.checkpoints import init_state
+from qam_jax.training.lanes import Lanes
 from qam_jax.training.offline import OfflineStage
-from qam_jax.training.updates import UpdateBlock
+from qam_jax.training.updates import UpdateBlock, empty_tally, metric_names
 from qam_jax.types import Batch, TransitionDataset
 
 _SIZES = {  # changes of the config, observation, action
@@ -67,27 +68,30 @@ def loop(repeats: int, fast: bool) -> list[dict[str, Any]]:
     agent, dataset = make_agent(config), make_synthetic(28, 5)
     key = jax.random.PRNGKey(1)
     source = InMemory(dataset, "synthetic", Path())
-    stage = OfflineStage("offline", agent, config, key, source, 0, 10**9, 0)
+    lanes = Lanes([0])
+    stage = OfflineStage("offline", agent, config, [key], source, lanes, 0, 10**9)
     block = UpdateBlock(
         agent,
         key,
         lambda data, key: sample_windows(
             data, key, config.batch_size, config.horizon_length, config.discount
         ),
+        lanes,
     )
     state = init_state(agent, jax.random.PRNGKey(0), 28, 5)
-    carry = {"stage": [state, stage.empty_tally(state), 0]}
-    carry["block"] = [jax.tree.map(jnp.copy, state), block.empty_tally(state, dataset)]
+    tally = partial(empty_tally, metric_names(agent, state, config, 28))
+    carry = {"stage": [state, tally(), [0]]}
+    carry["block"] = [jax.tree.map(jnp.copy, state), tally()]
 
     def run_stage():
-        state, tally, step = carry["stage"]
-        end = step + count
-        while step < end:
-            state, tally, step = stage.advance(state, tally, step, end)
-        carry["stage"] = [state, tally, step]
+        state, tally, steps = carry["stage"]
+        ends = [steps[0] + count]
+        while steps < ends:
+            state, tally, steps = stage.advance(state, tally, steps, ends)
+        carry["stage"] = [state, tally, steps]
 
     def run_block():
-        carry["block"] = list(jax.block_until_ready(block(*carry["block"], dataset, count)))
+        carry["block"] = list(jax.block_until_ready(block(*carry["block"], dataset, [count])))
 
     times = interleave({"stage": run_stage, "block": run_block}, repeats)
     per_update = {name: 1e3 * spent.wall / count for name, spent in times.items()}

@@ -1,20 +1,20 @@
 """Where a run's settings depart from the paper's, so that a comparison is not misread.
 
-The paper's settings are the defaults of each algorithm's config, of `RunSettings`, and what
-`paper_settings` puts in their place by domain (arXiv 2601.14234, appendix).
+The paper's settings are those of `qam_jax.presets.paper`, and for all that it leaves alone the
+defaults of each algorithm's config and of `RunSettings`.
 """
 
+import dataclasses
 import functools
 import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from qam_jax import presets
 from qam_jax.analysis.names import agent_name, method_name, parse_task
-from qam_jax.analysis.published import published_hyperparameters, sparse_domains
-
-_LARGE_DATA = ("cube-quadruple", "puzzle-4x4")  # domains with 100 files of a million transitions
-_QUALITY = {"stitch": "navigate", "noisy": "play"}  # whose hyperparameters the study takes over
+from qam_jax.analysis.published import published_results
+from qam_jax.training.settings import RunSettings
 
 # Which settings count, by kind. Of the agent's, all others are hyperparameters.
 _BUDGET = ("bc_steps", "offline_steps", "batch_size")
@@ -57,6 +57,7 @@ def departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[D
     sensitivity = sensitivity_variant(config)
     if sensitivity:
         paper |= _varied(sensitivity, paper)
+    large = bool(paper.pop("ogbench_dataset_dir", ""))
     flat = {**config, **config["agent"]}
     found = []
     for name, expected in paper.items():
@@ -65,52 +66,49 @@ def departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[D
             kind = _kind(name)
             text = f"{name} = {setting_words(given)} (paper: {setting_words(expected)})"
             found.append(Departure(kind, name, text))
-    return [*found, *_data_departures(config, metadata)]
+    return [*found, *_data_departures(config, metadata, large)]
 
 
 def paper_settings(method: str, env_name: str) -> dict[str, Any]:
-    """What the paper sets for a method on a task, beside its schedule of evaluations."""
-    return dict(_paper_settings(method, parse_task(env_name).domain))
+    """What the paper sets for a method on a task, beside its schedule of evaluations.
+
+    On a task that the paper does not have these are the defaults, and of a method that is no
+    algorithm here there are none.
+
+    Args:
+      method: its published name, such as `QAM-E`.
+      env_name: the task's name.
+    """
+    return dict(_paper_settings(agent_name(method), env_name))
 
 
 @functools.cache
-def _paper_settings(method: str, domain: str) -> dict[str, Any]:
-    from qam_jax.agents import algorithm_names, get_config
+def _paper_settings(name: str | None, env_name: str) -> dict[str, Any]:
+    from qam_jax.agents import algorithm_names, get_config  # slow, so only where it is needed
 
-    name = agent_name(method)
     if name not in algorithm_names():
-        name = "qam"  # QAM-E and QAM-F, where they are told by their fields
+        return {}
     agent = get_config(name).to_dict()
     agent.pop("agent_name")
-    agent |= {"edit_scale": 0.0, "fql_alpha": 0.0} if name.startswith("qam") else {}
-    locomotion = domain.startswith(("antmaze", "humanoidmaze", "pointmaze", "antsoccer"))
-    agent["horizon_length"], agent["action_chunking"] = (1 if locomotion else 5), True
-    if locomotion:
+    if name in ("qam_e", "qam_f"):  # which plain QAM becomes by one of these fields, the other at 0
+        agent = {"edit_scale": 0.0, "fql_alpha": 0.0} | agent
+    run = {field.name: field.default for field in dataclasses.fields(RunSettings)}
+    common = {name: value for name, value in run.items() if _kind(name) != "hyperparameters"}
+    try:
+        settings, fields = presets.paper(name, env_name)
+    except ValueError:
+        return agent | common
+    agent |= fields
+    if agent["horizon_length"] == 1:
         agent.pop("action_chunking")  # makes no difference to chunks of one action
-    long = domain.startswith(("antmaze-giant", "humanoidmaze"))
-    agent["discount"] = 0.995 if long else 0.99
-    if "rho" in agent:
-        agent["rho"] = 0.0 if domain.startswith("humanoidmaze") else 0.5
-    agent |= published_hyperparameters().get((method, _tuned_domain(domain)), {})
-    return agent | {
-        "bc_steps": 0,
-        "offline_steps": 0 if method == "RLPD" else 1_000_000,
-        "online_steps": 500_000,
-        "start_training": 5000,
-        "utd_ratio": 1,
-        "balanced_sampling": method == "RLPD",
-        "dataset": "",
-        "dataset_proportion": 1.0,
-        "dataset_replace_interval": 1000,
-        "sparse": _tuned_domain(domain) in sparse_domains(),
-        "eval_episodes": 50,
-    }
+    settings.pop("eval_interval")
+    return agent | common | settings
 
 
 def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
     """The name in the sensitivity study of a run of QAM-E with just that setting changed."""
     agent, domain = config["agent"], parse_task(config["env_name"]).domain
-    if method_name(agent) != "QAM-E" or ("QAM-E", domain) not in published_hyperparameters():
+    if method_name(agent) != "QAM-E" or domain not in _sensitivity_domains():
         return None
     paper = paper_settings("QAM-E", config["env_name"])
     names = ("clip_grad_norm", "num_qs", "flow_steps", "inv_temp")
@@ -149,10 +147,11 @@ def _varied(label: str, paper: Mapping[str, Any]) -> dict[str, Any]:
     return {"inv_temp": factor * paper["inv_temp"]}
 
 
-def _tuned_domain(domain: str) -> str:
-    """The domain whose hyperparameters are used on this one."""
-    base, _, kind = domain.rpartition("-")
-    return f"{base}-{_QUALITY[kind]}" if kind in _QUALITY else domain
+@functools.cache
+def _sensitivity_domains() -> frozenset[str]:
+    return frozenset(
+        parse_task(result.env_name).domain for result in published_results("sensitivity")
+    )
 
 
 def _kind(name: str) -> str:
@@ -161,15 +160,22 @@ def _kind(name: str) -> str:
     return next((kind for kind, names in kinds.items() if name in names), "hyperparameters")
 
 
-def _data_departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Departure]:
-    """Data that are not the paper's, of which the settings alone do not tell."""
+def _data_departures(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], large: bool
+) -> list[Departure]:
+    """Data that are not the paper's, of which the settings alone do not tell.
+
+    Args:
+      config: the run's config.json.
+      metadata: its metadata.json.
+      large: whether the paper trains on a folder of files.
+    """
     found = []
     source = metadata.get("dataset_source") or ""
     simulated = _SIMULATED.search(source)
     if simulated:
         text = f"data simulated here ({simulated[1]} episodes), not OGBench's file"
         found.append(Departure("data", "dataset_source", text))
-    large = parse_task(config["env_name"]).domain.startswith(_LARGE_DATA)
     if large and not config.get("ogbench_dataset_dir"):
         text = "one file of data (paper: 100 files of a million transitions)"
         found.append(Departure("data", "ogbench_dataset_dir", text))

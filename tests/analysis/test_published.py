@@ -1,16 +1,16 @@
-import math
+import dataclasses
 
 import pytest
 
-from qam_jax import agents
+from qam_jax import agents, presets
 from qam_jax.analysis.departures import departures, paper_settings, sensitivity_variant
+from qam_jax.analysis.names import method_name, parse_task
 from qam_jax.analysis.published import (
     STUDIES,
-    published_hyperparameters,
     published_result,
     published_results,
-    sparse_domains,
 )
+from qam_jax.sweeps.studies import load_study
 from qam_jax.training.settings import RunSettings, resolved
 
 _TASK = "cube-double-play-singletask-task2-v0"
@@ -44,19 +44,55 @@ def test_a_figure_is_found_by_task_and_method():
     assert published_result("cube-single-play-singletask-task1-v0", "QAM") is None
 
 
-def test_every_published_domain_has_its_hyperparameters():
-    domains = {domain for _, domain in published_hyperparameters()}
-    assert len(domains) == 10
-    assert sparse_domains() == {"scene-play", "puzzle-3x3-play", "puzzle-4x4-play"}
-    assert all(
-        not math.isnan(value)
-        for values in published_hyperparameters().values()
-        for value in values.values()
-    )
+def _preset_run(method, env_name, variant):
+    """The config.json of a run of a study, whose variant changes the agent's config."""
+    preset = presets.paper(method, env_name)
+    agent = agents.get_config(method)
+    agent.update(preset.config)
+    for flag, value in variant.flags.items():
+        agent[flag.removeprefix("config.")] = value
+    for flag, factor in variant.scale.items():
+        agent[flag.removeprefix("config.")] *= factor
+    settings = dataclasses.replace(RunSettings(env_name=env_name), **preset.settings)
+    return resolved(settings, agent)
 
 
-def test_the_papers_own_settings_do_not_depart():
+@pytest.mark.parametrize("name", ["main", "data_quality", "sensitivity"])
+def test_the_runs_of_the_studies_do_not_depart(name):
+    study = load_study(name)
+    by_domain = {parse_task(env_name).domain: env_name for env_name in study.env_names}
+    methods = set()
+    for method in study.methods:
+        for env_name in by_domain.values():
+            for variant in study.variants:
+                config = _preset_run(method, env_name, variant)
+                assert departures(config, {}) == [], (method, env_name, variant)
+                label = sensitivity_variant(config) or method_name(config["agent"])
+                methods.add(label)
+                if label not in ("BC", "TRQAM"):
+                    assert published_result(env_name, label).study == name
+    assert methods - {"BC", "TRQAM"} == {result.method for result in published_results(name)}
+
+
+def test_downloaded_data_do_not_depart():
     assert departures(_config(), {"dataset_source": "downloaded from https://…"}) == []
+
+
+@pytest.mark.parametrize(("method", "label"), [("qam_e", "QAM-E"), ("qam_f", "QAM-F")])
+def test_a_variant_of_qam_is_told_by_its_name_or_its_field(method, label):
+    env_name = "antmaze-giant-navigate-singletask-task1-v0"
+    fields = presets.paper(method, env_name).config
+    for agent_name in (method, "qam"):
+        config = _config(agent_name, env_name, **fields)
+        assert method_name(config["agent"]) == label
+        assert departures(config, {}) == []
+        config["agent"]["inv_temp"] = 7.0
+        assert [part.name for part in departures(config, {})] == ["inv_temp"]
+
+
+def test_both_fields_of_the_variants_of_qam_are_a_departure():
+    config = _config(edit_scale=0.1, fql_alpha=300.0)
+    assert "fql_alpha = 300 (paper: 0)" in [part.text for part in departures(config, {})]
 
 
 def test_departures_are_named_by_kind():
@@ -79,6 +115,8 @@ def test_domains_have_their_own_settings():
     assert (noisy["sparse"], noisy["edit_scale"], noisy["horizon_length"]) == (True, 0.1, 5)
     assert paper_settings("QAM", "humanoidmaze-large-navigate-singletask-task1-v0")["rho"] == 0
     assert paper_settings("RLPD", _TASK)["offline_steps"] == 0
+    assert paper_settings("QAM", "Pendulum-v1")["horizon_length"] == 5
+    assert paper_settings("mine", _TASK) == {}
     large = _config(env_name="puzzle-4x4-play-singletask-task1-v0", inv_temp=30.0)
     large["sparse"] = True
     assert [part.name for part in departures(large, {})] == ["ogbench_dataset_dir"]

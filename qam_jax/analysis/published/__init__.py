@@ -58,25 +58,6 @@ def published_results(study: str) -> tuple[PublishedResult, ...]:
 
 
 @functools.cache
-def published_hyperparameters() -> dict[tuple[str, str], dict[str, float]]:
-    """The hyperparameters by (method, domain); the domain as in OGBench's names."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for row in _rows("hyperparameters.csv"):
-        key = row["method"], row["domain"].removesuffix("-sparse")
-        found.setdefault(key, {})[row["parameter"]] = float(row["value"])
-    return found
-
-
-@functools.cache
-def sparse_domains() -> frozenset[str]:
-    """The domains that the paper trains on with sparse rewards."""
-    domains = {row["domain"] for row in _rows("hyperparameters.csv")}
-    return frozenset(
-        domain.removesuffix("-sparse") for domain in domains if domain.endswith("-sparse")
-    )
-
-
-@functools.cache
 def _by_run() -> dict[tuple[str, str], PublishedResult]:
     results = [result for study in STUDIES for result in published_results(study)]
     return {(result.env_name, result.method): result for result in results}

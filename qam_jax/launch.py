@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from qam_jax import presets
+from qam_jax.agents import get_config
 from qam_jax.analysis.plots import plot_run
 from qam_jax.data.download import MIRRORS
 from qam_jax.envs import find_render_backend
@@ -106,6 +107,13 @@ def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> 
             notes.append(f"  --{name}={value} (without it: {now})")
         else:
             notes.append(f"  --{name}={now} is given and stays; the preset has {value}")
+    defaults = get_config(method)
+    for name in sorted(set(defaults) - set(preset.config)):
+        if config[name] != defaults[name] and f"config.{name}" not in given:
+            notes.append(
+                f"  not the paper's: --config holds {name}={config[name]}, by default "
+                f"{defaults[name]}"
+            )
     record = " ".join([settings.preset, *(f"--{name}={value}" for name, value in taken.items())])
     changes = {name: value for name, value in taken.items() if name in preset.settings}
     fields = {name: preset.config[name] for name in preset.config if f"config.{name}" in taken}

@@ -33,6 +33,15 @@ def test_what_is_given_stays():
     assert "  --config.bc_alpha=0.7 is given and stays; the preset has 0.1" in notes
 
 
+def test_what_a_config_file_changes_is_said_not_to_be_the_papers():
+    config = get_config("qam")
+    config.update({"lr": 1e-3, "num_qs": 2})
+    _, after, notes = apply_preset(_settings(), config, {"config.num_qs"})
+    assert after.lr == 1e-3
+    said = [note for note in notes if "not the paper's" in note]
+    assert said == ["  not the paper's: --config holds lr=0.001, by default 0.0003"]
+
+
 def test_the_large_datasets_have_to_be_there(tmp_path):
     settings = _settings(_QUADRUPLE, dataset_dir=str(tmp_path))
     folder = tmp_path / "cube-quadruple-play-100m-v0"

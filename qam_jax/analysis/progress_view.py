@@ -59,6 +59,7 @@ def progress_view(
     counts = Counter(run.state for run in runs)
     summary = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     text = f"{summary or 'no runs'}; {finish_line(runs, now)}."
+    notes = [*notes, *(f"{run.name}: {run.note}" for run in runs if run.state == "damaged")]
     lines = [Text(f"Note: {note}", style="yellow") for note in notes]
     return Group(*lines, Text(text), *([table] if table.rows else []))
 
@@ -67,7 +68,8 @@ def _progress_cells(run: Progress, now: float) -> list:
     colors = {"running": "green", "silent": "yellow", "done": "dim", "damaged": "red"}
     state = run.state if run.state != "silent" else f"silent for {duration(run.age)}"
     if run.note:
-        return [Text(run.name), Text(run.state, style=colors[run.state]), Text(run.note)]
+        note = "see above" if run.state == "damaged" else run.note
+        return [Text(run.name), Text(run.state, style=colors[run.state]), Text(note)]
     share = run.step / run.end if run.end else 0.0
     score = "–" if math.isnan(run.score) else f"{run.score:.0f}%"
     if run.unit == "return" and not math.isnan(run.score):

@@ -206,8 +206,12 @@ def parse_numbers(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None:
             raise ValueError(f"expected numbers such as 0-3,7, got {text!r}.")
-        first = int(match[1])
-        numbers += range(first, int(match[2] or first) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(
+                f"expected numbers such as 0-3,7, got {text!r}: {part} runs backwards."
+            )
+        numbers += range(first, last + 1)
     return numbers
 
 

@@ -75,11 +75,17 @@ def take_flag(arguments: list[str], name: str) -> str | None:
 
 def _parse_flags(arguments: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(arguments)
-    except FileNotFoundError as error:  # from --config=<file>:<run>
+        return flags.FLAGS(arguments)
+    except OSError as error:  # from --config=<file>:<run>, or --config.<field> without a file
         sys.exit(f"Error: {error}")
     except AttributeError as error:  # from --config.<field>
         names = [argument for argument in arguments if argument.startswith("--config.")]
         _, marker, hint = str(error).partition("Did you mean")
         hint = f" {marker}{hint}".rstrip("'") if marker else ""
         sys.exit(f"Error: no such config field, see {' '.join(names)}.{hint}")
+    except flags.Error as error:
+        _, in_config, details = str(error).partition("whilst parsing config file:")
+        if in_config:
+            given = next(each for each in arguments if each.startswith("--config="))
+            sys.exit(f"Error: {given} cannot be read: {details.strip().splitlines()[-1]}")
+        return app.parse_flags_with_usage(arguments)  # which says the same, and how to get help

@@ -88,14 +88,25 @@ def lock_folder(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if [entry.name for entry in folder.iterdir()] == ["lock"]:
-                    path.unlink()
-                    folder.rmdir()
+                _remove_empty(folder)
     except BlockingIOError as error:
         raise OSError(
             f"another process is at work in the run folder {folder} ({error.strerror}). Wait until "
             "it ends, or give another --run_id."
         ) from None
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a run's folder if it holds nothing, and those above it that then hold nothing."""
+    checkpoints = folder / "checkpoints"
+    if {entry.name for entry in folder.iterdir()} - {"lock", checkpoints.name}:
+        return
+    with contextlib.suppress(OSError):  # raised where one of them is not empty
+        if checkpoints.exists():
+            checkpoints.rmdir()
+        (folder / "lock").unlink()
+        for each in (folder, folder.parent, folder.parent.parent):
+            each.rmdir()
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:

@@ -150,6 +150,11 @@ def check_settings(settings: RunSettings) -> None:
         value = getattr(settings, name)
         if value in (".", "..") or "/" in value or "\\" in value:
             raise ValueError(f"--{name} must be the name of one folder, got {value!r}.")
+    if settings.seed + settings.num_seeds - 1 > _RANGES["seed"][1]:
+        raise ValueError(
+            f"the last of the {settings.num_seeds} seeds (--num_seeds) from --seed="
+            f"{settings.seed} on would be above {_RANGES['seed'][1]}: give a smaller --seed."
+        )
     if settings.num_seeds > 1 and settings.wandb_project:
         raise ValueError(
             "--wandb_project logs one run per process: leave it out, or start the "

@@ -107,6 +107,7 @@ def test_folders_that_tell_little(make_run, tmp_path):
         f"{broken / 'config.json'}: a file, not a folder of runs."
     ]
     text = _shown(runs, notes)
+    assert "broken: " in text and "see above" in text and "is damaged" in text
     assert "there is no such folder" in text and "1 running, 2 damaged" in text
     (broken / "config.json").write_text('{"agent": {}}')
     assert "'bc_steps' is missing" in read_progress(broken, _NOW).note

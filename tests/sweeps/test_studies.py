@@ -137,6 +137,8 @@ def test_numbers_and_values_as_they_are_written():
     assert parse_numbers("") == []
     with pytest.raises(ValueError, match=r"such as 0-3,7, got '1-x'"):
         parse_numbers("1-x")
+    with pytest.raises(ValueError, match=r"got '0,5-2': 5-2 runs backwards"):
+        parse_numbers("0,5-2")
     values = {True: "true", 3: "3", 0.1: "0.1", (16, 16): "(16, 16,)", (8,): "(8,)", "a b": "a b"}
     assert {value: flag_text(value) for value in values} == values
 

@@ -208,6 +208,8 @@ def test_a_horizon_longer_than_every_episode_is_refused(settings):
         ({"eval_episodes": 0}, r"--eval_episodes must be in \[1"),
         ({"eval_envs": -3}, "--eval_envs must be"),
         ({"seed": 2**31}, "--seed must be"),
+        ({"seed": 2**31 - 1, "num_seeds": 2}, "the last of the 2 seeds .*: give a smaller --seed"),
+        ({"num_seeds": 2, "wandb_project": "p"}, "--wandb_project logs one run per process"),
         ({"run_id": "../other"}, "--run_id must be the name of one folder"),
         ({"video_episodes": -1}, "--video_episodes must be"),
         ({"dataset": "mine.npz"}, "give one or the other"),

@@ -45,3 +45,15 @@ def test_the_default_folder_depends_on_what_is_computed(tmp_path):
     other = {"seed": 1, "sparse": True, "dataset_proportion": 0.5, "run": "exp/other"}
     for change in other.items():
         assert find_folder(dataclasses.replace(settings, **dict([change])), config) != folder
+
+
+def test_a_start_that_is_refused_leaves_no_folder(tmp_path):
+    folder = tmp_path / "exp" / "group" / "env" / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    with lock_folder(folder):
+        pass
+    assert not (tmp_path / "exp" / "group").exists() and (tmp_path / "exp").exists()
+    (folder / "checkpoints" / "10").mkdir(parents=True)
+    with lock_folder(folder):
+        pass
+    assert (folder / "checkpoints" / "10").exists()

@@ -95,7 +95,8 @@ def test_a_signal_stops_all_and_starts_no_more(make_shell_jobs, tmp_path):
 def test_a_second_signal_ends_the_runs_at_once(make_shell_jobs):
     """Which is what a run does that is asked twice."""
     (job,) = make_shell_jobs(
-        "mkdir -p $folder; n=0; trap 'n=$((n + 1)); touch $folder/$n; test $n = 2 && exit 75' TERM;"
+        "mkdir -p $folder; n=0;"
+        "trap 'n=$((n + 1)); touch $folder/$n; test $n -ge 2 && exit 75' TERM;"
         "touch $folder/0; while :; do :; done"
     )
 
@@ -108,11 +109,16 @@ def test_a_second_signal_ends_the_runs_at_once(make_shell_jobs):
             wait_for(name)
             os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=stop_twice)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_local([job])
-    thread.join()
+    # A process that was started in the background may have been told to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread = threading.Thread(target=stop_twice)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_local([job])
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_for("2")
 
 

@@ -25,7 +25,6 @@ class MLP(nn.Module):
       output_scale: scale of the initial output weights; 1 is plain Xavier-uniform.
       activation: after every hidden layer.
       compute_dtype: of the operands of the products; see `products.product`.
-      precision: of the products in float32.
     """
 
     hidden_dims: Sequence[int]
@@ -34,7 +33,6 @@ class MLP(nn.Module):
     output_scale: float = 1.0
     activation: Callable[[Array], Array] = nn.gelu
     compute_dtype: str = "float32"
-    precision: str = "default"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -48,9 +46,21 @@ class MLP(nn.Module):
 
     def _dense(self, width: int, kernel_init: nn.initializers.Initializer) -> nn.Dense:
         def dot_general(x, kernel, *_, **__):
-            return product(x, kernel, self.compute_dtype, self.precision)
+            return product(x, kernel, self.compute_dtype)
 
         return nn.Dense(width, kernel_init=kernel_init, dot_general=dot_general)
+
+
+class _Network(nn.Module):
+    """What networks of a single MLP have in common; see `MLP` for the fields."""
+
+    hidden_dims: Sequence[int]
+    layer_norm: bool = False
+    compute_dtype: str = "float32"
+
+    def _mlp(self, output_dim: int, **fields: Any) -> MLP:
+        shared = {"layer_norm": self.layer_norm, "compute_dtype": self.compute_dtype}
+        return MLP(self.hidden_dims, output_dim, **shared, **fields)
 
 
 class CriticEnsemble(nn.Module):
@@ -60,7 +70,6 @@ class CriticEnsemble(nn.Module):
     num_qs: int
     layer_norm: bool = True
     compute_dtype: str = "float32"
-    precision: str = "default"
 
     @nn.compact
     def __call__(self, observations: Array, actions: Array) -> Array:
@@ -88,7 +97,6 @@ class CriticEnsemble(nn.Module):
             "output_dim": 1,
             "layer_norm": self.layer_norm,
             "compute_dtype": self.compute_dtype,
-            "precision": self.precision,
         }
 
 
@@ -98,36 +106,35 @@ class TimedCriticEnsemble(nn.Module):
     hidden_dims: Sequence[int]
     num_qs: int
     layer_norm: bool = True
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, observations: Array, actions: Array, times: Array | None = None) -> Array:
         """Values [K, ...] of actions [..., D] at flow times [..., 1]; None is `t = 1`."""
         times = jnp.ones_like(actions[..., :1]) if times is None else times
-        ensemble = CriticEnsemble(self.hidden_dims, self.num_qs, self.layer_norm)
+        ensemble = CriticEnsemble(
+            self.hidden_dims, self.num_qs, self.layer_norm, self.compute_dtype
+        )
         return ensemble(observations, jnp.concatenate([actions, times], axis=-1))
 
 
-class StateValue(nn.Module):
+class StateValue(_Network):
     """Value [...] of observations [..., O]."""
 
-    hidden_dims: Sequence[int]
     layer_norm: bool = True
 
     @nn.compact
     def __call__(self, observations: Array) -> Array:
-        return MLP(self.hidden_dims, 1, self.layer_norm)(observations).squeeze(-1)
+        return self._mlp(1)(observations).squeeze(-1)
 
 
-class VectorField(nn.Module):
+class VectorField(_Network):
     """Velocity [..., D] of a flow over actions, from `[s, x, t]`."""
-
-    hidden_dims: Sequence[int]
-    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observations: Array, actions: Array, times: Array) -> Array:
         inputs = jnp.concatenate([observations, actions, times], axis=-1)
-        return MLP(self.hidden_dims, actions.shape[-1], self.layer_norm)(inputs)
+        return self._mlp(actions.shape[-1])(inputs)
 
 
 class FourierFeatures(nn.Module):
@@ -151,40 +158,30 @@ class FourierFeatures(nn.Module):
         return jnp.concatenate([jnp.cos(phases), jnp.sin(phases)], axis=-1)
 
 
-class NoisePredictor(nn.Module):
+class NoisePredictor(_Network):
     """Noise [..., D] in noisy actions at diffusion steps [..., 1], from `[s, x, features of t]`."""
-
-    hidden_dims: Sequence[int]
-    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observations: Array, actions: Array, times: Array) -> Array:
         inputs = jnp.concatenate([observations, actions, FourierFeatures()(times)], axis=-1)
-        mlp = MLP(self.hidden_dims, actions.shape[-1], self.layer_norm, activation=jax.nn.mish)
-        return mlp(inputs)
+        return self._mlp(actions.shape[-1], activation=jax.nn.mish)(inputs)
 
 
-class OneStepActor(nn.Module):
+class OneStepActor(_Network):
     """Maps noise [..., D] to actions [..., D] at once (FQL, arXiv 2502.02538); not clipped."""
-
-    hidden_dims: Sequence[int]
-    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observations: Array, noise: Array) -> Array:
         inputs = jnp.concatenate([observations, noise], axis=-1)
-        return MLP(self.hidden_dims, noise.shape[-1], self.layer_norm)(inputs)
+        return self._mlp(noise.shape[-1])(inputs)
 
 
-class TanhActor(nn.Module):
+class TanhActor(_Network):
     """Deterministic policy [..., dim] in (-1, 1) of observations [..., O]; starts near 0."""
-
-    hidden_dims: Sequence[int]
-    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observations: Array, dim: int) -> Array:
-        return jnp.tanh(MLP(self.hidden_dims, dim, self.layer_norm, 0.01)(observations))
+        return jnp.tanh(self._mlp(dim, output_scale=0.01)(observations))
 
 
 class TanhGaussianSample(NamedTuple):
@@ -194,11 +191,8 @@ class TanhGaussianSample(NamedTuple):
     log_prob: Array
 
 
-class TanhGaussian(nn.Module):
+class TanhGaussian(_Network):
     """Gaussian squashed by tanh, sampled by reparameterisation (SAC, arXiv 1801.01290, app. C)."""
-
-    hidden_dims: Sequence[int]
-    layer_norm: bool = False
 
     def __call__(self, inputs: Array, noise: Array) -> TanhGaussianSample:
         """Sample for inputs [..., I] made from noise [..., D] ~ N(0, I)."""
@@ -221,6 +215,6 @@ class TanhGaussian(nn.Module):
     @nn.compact
     def _gaussian(self, inputs: Array, dim: int) -> tuple[Array, Array]:
         """Mean and log standard deviation [..., dim] before the tanh."""
-        outputs = MLP(self.hidden_dims, 2 * dim, self.layer_norm, 0.01)(inputs)
+        outputs = self._mlp(2 * dim, output_scale=0.01)(inputs)
         mean, log_std = jnp.split(outputs, 2, axis=-1)
         return mean, jnp.clip(log_std, *_LOG_STD_RANGE)

@@ -34,8 +34,9 @@ def test_product_of_several_seeds_at_once():
             np.testing.assert_allclose(mine[seed], alone, rtol=1e-5, atol=1e-4)
 
 
-def test_bfloat16_rounds_operands_and_sums_in_float32():
-    x, kernel, cotangent = _operands()
+@pytest.mark.parametrize("sizes", [{}, {"rows": (15,), "inputs": 6, "outputs": 1}])
+def test_bfloat16_rounds_operands_and_sums_in_float32(sizes):
+    x, kernel, cotangent = _operands(**sizes)
     value, vjp_fn = jax.vjp(lambda x, kernel: product(x, kernel, "bfloat16"), x, kernel)
 
     def rounded(array):
@@ -51,8 +52,9 @@ def test_bfloat16_rounds_operands_and_sums_in_float32():
     np.testing.assert_allclose(by_kernel, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_precision_reaches_the_compiled_products():
-    x, kernel, _ = _operands()
-    for precision in ("default", "highest"):
-        lowered = jax.jit(lambda x, w, p=precision: product(x, w, "float32", p)).lower(x, kernel)
-        assert f"precision = [{precision.upper()}, {precision.upper()}]" in lowered.as_text()
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_precision_reaches_the_compiled_products(precision):
+    x, kernel, cotangent = _operands()
+    with jax.default_matmul_precision(precision):
+        lowered = jax.jit(lambda x, w: jax.vjp(product, x, w)[1](cotangent)).lower(x, kernel)
+    assert lowered.as_text().count(f"precision = [{precision.upper()}, {precision.upper()}]") == 2

@@ -1,8 +1,12 @@
 """Algorithms, by name. Each file holds one: its config, its losses, its policy."""
 
 import difflib
+import functools
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
+from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import (
@@ -23,6 +27,7 @@ from qam_jax.agents import (
     trqam,
 )
 from qam_jax.agents.base import Agent, AgentState, parameter_count
+from qam_jax.products import COMPUTE_DTYPES
 
 
 def _qam_variant(agent_name: str, field: str, default: float, other_field: str) -> SimpleNamespace:
@@ -60,7 +65,19 @@ _ALGORITHMS = {
     "trqam": trqam,
 }
 
-__all__ = ["Agent", "AgentState", "algorithm_names", "get_config", "make_agent", "parameter_count"]
+# Fields that came after runs had been made; their defaults are what those runs did.
+LATER_FIELDS = ("compute_dtype", "matmul_precision")
+
+__all__ = [
+    "LATER_FIELDS",
+    "Agent",
+    "AgentState",
+    "algorithm_names",
+    "complete_config",
+    "get_config",
+    "make_agent",
+    "parameter_count",
+]
 
 
 def algorithm_names() -> list[str]:
@@ -96,7 +113,27 @@ def make_agent(config: ConfigDict) -> Agent:
         the fields contradict each other. The message says which and why.
     """
     _check_config(config)
-    return _ALGORITHMS[config.agent_name].make_agent(config)
+    agent = _ALGORITHMS[config.agent_name].make_agent(config)
+    return Agent(*(_with_precision(function, config.matmul_precision) for function in agent))
+
+
+def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an earlier version, with the fields that there have been since.
+
+    Args:
+      fields: of the config, with `agent_name`.
+    """
+    defaults = get_config(fields["agent_name"])
+    return {**{name: defaults[name] for name in LATER_FIELDS}, **fields}
+
+
+def _with_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return traced
 
 
 def _check_config(config: ConfigDict) -> None:
@@ -119,6 +156,11 @@ def _check_config(config: ConfigDict) -> None:
                 f"the config of {config.agent_name!r} lacks the field {name!r}; "
                 f"start from get_config({config.agent_name!r})."
             )
+    for name, choices in _CHOICES.items():
+        if config[name] not in choices:
+            raise ValueError(
+                f"config field {name!r} must be one of {', '.join(choices)}, got {config[name]!r}."
+            )
     for name in ("actor_hidden_dims", "critic_hidden_dims"):
         widths = config.get(name, ())
         if not all(isinstance(width, int) and width > 0 for width in widths):
@@ -132,6 +174,7 @@ def _check_config(config: ConfigDict) -> None:
             )
 
 
+_CHOICES = {"compute_dtype": COMPUTE_DTYPES, "matmul_precision": ("default", "high", "highest")}
 _INFINITY = float("inf")
 _RANGES = {
     "actor_interval": (1, _INFINITY),

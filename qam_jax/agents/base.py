@@ -1,7 +1,7 @@
 """What all algorithms share: the agent's shape, its state, and the parts that they combine."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax.struct
@@ -71,6 +71,8 @@ def base_config() -> ConfigDict:
             "flow_steps": 10,  # T
             "actor_hidden_dims": (512, 512, 512, 512),
             "actor_layer_norm": False,
+            "compute_dtype": "float32",  # or bfloat16: of products' operands; sums stay float32
+            "matmul_precision": "default",  # of float32 products, see jax.default_matmul_precision
         }
     )
 
@@ -89,9 +91,18 @@ def critic_config() -> ConfigDict:
     )
 
 
+def network_fields(config: ConfigDict, part: str) -> dict[str, Any]:
+    """The fields of a network of a part of the algorithm, `actor` or `critic`."""
+    return {
+        "hidden_dims": tuple(config[f"{part}_hidden_dims"]),
+        "layer_norm": config[f"{part}_layer_norm"],
+        "compute_dtype": config.compute_dtype,
+    }
+
+
 def make_flow(config: ConfigDict) -> VectorField:
     """The network of a flow policy."""
-    return VectorField(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+    return VectorField(**network_fields(config, "actor"))
 
 
 def flow_velocity(flow: VectorField, params: Params, observations: Array) -> VelocityFn:
@@ -110,12 +121,12 @@ def flow_actions(config: ConfigDict, velocity_fn: VelocityFn, noise: Array) -> A
 
 def make_critic(config: ConfigDict) -> CriticEnsemble:
     """The ensemble of critics."""
-    return CriticEnsemble(tuple(config.critic_hidden_dims), config.num_qs, config.critic_layer_norm)
+    return CriticEnsemble(num_qs=config.num_qs, **network_fields(config, "critic"))
 
 
 def make_state_value(config: ConfigDict) -> StateValue:
     """A value network, sized as the critics."""
-    return StateValue(tuple(config.critic_hidden_dims), config.critic_layer_norm)
+    return StateValue(**network_fields(config, "critic"))
 
 
 def chunk_shape(config: ConfigDict, example_action: Array) -> tuple[int, int]:

@@ -68,9 +68,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         )
     noisy = config.noisy_loss != "none"
     flow = base.make_flow(config)
-    critic = TimedCriticEnsemble(
-        tuple(config.critic_hidden_dims), config.num_qs, config.critic_layer_norm
-    )
+    critic = TimedCriticEnsemble(num_qs=config.num_qs, **base.network_fields(config, "critic"))
 
     def policy(state, observations, key):
         behavior = base.flow_velocity(flow, state.target_params["behavior"], observations)

@@ -28,7 +28,7 @@ def make_agent(config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn)
       sample_fn: how actions are drawn.
       guidance_fn: how the target critics' gradient at noisy actions trains the noise predictor.
     """
-    actor = NoisePredictor(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+    actor = NoisePredictor(**base.network_fields(config, "actor"))
     critic = base.make_critic(config)
     schedule = diffusion.vp_schedule(config.flow_steps)
 

@@ -25,12 +25,12 @@ TargetFn = Callable[[base.AgentState, Batch, chex.PRNGKey], Array]
 
 def make_one_step_actor(config: ConfigDict) -> OneStepActor:
     """The network of a one-step actor, sized as the flow."""
-    return OneStepActor(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+    return OneStepActor(**base.network_fields(config, "actor"))
 
 
 def make_tanh_gaussian(config: ConfigDict) -> TanhGaussian:
     """The network of a tanh-Gaussian policy, sized as the flow."""
-    return TanhGaussian(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+    return TanhGaussian(**base.network_fields(config, "actor"))
 
 
 def draw_noise(state: base.AgentState, observations: Array, key: chex.PRNGKey) -> Array:

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by its actor, with noise."""
     critic = base.make_critic(config)
-    actor = TanhActor(tuple(config.actor_hidden_dims), config.actor_layer_norm)
+    actor = TanhActor(**base.network_fields(config, "actor"))
 
     def noisy_actions(params, state, observations, key):
         actions = actor.apply({"params": params}, observations, state.action_dim)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from qam_jax.agents import LATER_FIELDS, complete_config, get_config
 from qam_jax.files import ensure_writable_dir, hold_lock, read_json, write_json
 from qam_jax.training.settings import RunSettings, resolved
 
@@ -67,7 +68,7 @@ def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDi
     if not (folder / "config.json").exists():
         return []
     config = resolved(settings, agent_config)
-    earlier = {**_defaults(), **read_config(folder)}
+    earlier = read_config(folder)
     if not earlier["online_steps"]:
         earlier |= {name: config[name] for name in _ONLINE_SETTINGS}
     return _differences(earlier, config)
@@ -110,7 +111,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """Reads config.json of a run's folder.
+    """Reads config.json of a run's folder; what an earlier version did not know is filled in.
 
     Raises:
       FileNotFoundError: if the folder is not that of a run.
@@ -121,7 +122,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             f"there is no {path}: give the folder of a run, "
             "exp/<group>/<env_name>/<run id>, which holds config.json."
         )
-    return read_json(path)
+    config = {**_defaults(), **read_json(path)}
+    return {**config, "agent": complete_config(config["agent"])}
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
@@ -162,6 +164,12 @@ def record_start(
 def _default_run_id(config: dict[str, Any]) -> str:
     left_out = _FREE_SETTINGS | _ONLINE_SETTINGS
     identity = {name: value for name, value in config.items() if name not in left_out}
+    defaults = get_config(config["agent"]["agent_name"])
+    identity["agent"] = {
+        name: value
+        for name, value in config["agent"].items()
+        if name not in LATER_FIELDS or value != defaults[name]
+    }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"
 

@@ -372,6 +372,7 @@ def test_behavior_cloning_learns_two_modes():
         ({"fql_alpha": 1.0, "edit_scale": 0.1}, "exclude each other"),
         ({"discount": 1.5}, "'discount' must lie in"),
         ({"flow_steps": 0}, "'flow_steps' must lie in"),
+        ({"compute_dtype": "float16"}, "'compute_dtype' must be one of float32, bfloat16, got"),
         ({"num_qs": 0}, "'num_qs' must lie in"),
         ({"actor_hidden_dims": (16, 0)}, "'actor_hidden_dims' must hold whole numbers above 0"),
     ],

@@ -1,10 +1,18 @@
 import dataclasses
+import json
 
 import pytest
 
-from qam_jax.agents import get_config
-from qam_jax.training.run_folder import find_folder, lock_folder
-from qam_jax.training.settings import RunSettings
+from qam_jax.agents import LATER_FIELDS, get_config
+from qam_jax.files import write_json
+from qam_jax.training.run_folder import (
+    differences_from,
+    find_folder,
+    folder_of,
+    lock_folder,
+    read_config,
+)
+from qam_jax.training.settings import RunSettings, resolved
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
@@ -57,3 +65,21 @@ def test_a_start_that_is_refused_leaves_no_folder(tmp_path):
     with lock_folder(folder):
         pass
     assert (folder / "checkpoints" / "10").exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):
+    settings, config = RunSettings(save_dir=str(tmp_path)), get_config("qam")
+    folder = folder_of(settings, config)
+    assert folder.name == "qam-seed0-bf6a60fc"
+    saved = resolved(settings, config)
+    del saved["num_seeds"]
+    for name in LATER_FIELDS:
+        del saved["agent"][name]
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", saved)
+    assert differences_from(folder, settings, config) == []
+    assert read_config(folder) == json.loads(json.dumps(resolved(settings, config)))
+    config.compute_dtype = "bfloat16"
+    (difference,) = differences_from(folder, settings, config)
+    assert difference == "agent.compute_dtype is 'float32' there and 'bfloat16' here"
+    assert folder_of(settings, config) != folder

@@ -2,7 +2,7 @@
 
 All in one process, interleaved and repeated, so that ratios hold on a machine that is not quiet.
 Prints a table and writes a JSON for `compare.py`. Sections: update, loop, growth, seeds,
-evaluation, data. `--fast` tries everything in a small form, whose figures mean nothing.
+start, evaluation, data. `--fast` tries everything in a small form, whose figures mean nothing.
 """
 
 import argparse
@@ -13,12 +13,14 @@ from typing import Any
 import surroundings
 import training
 from measure import machine
+from start import start
 
 _SECTIONS = {
     "update": (training.update, 10),  # and rounds
     "loop": (training.loop, 10),
     "growth": (training.growth, 5),
     "seeds": (training.seeds, 20),
+    "start": (start, 3),
     "evaluation": (surroundings.evaluation, 3),
     "data": (surroundings.data, 5),
 }

@@ -23,6 +23,7 @@ from qam_jax.types import Batch, TransitionDataset
 
 _SIZES = {  # changes of the config, observation, action
     "paper": ({}, 28, 5),
+    "paper, bfloat16": ({"compute_dtype": "bfloat16"}, 28, 5),
     "small": ({"width": 128, "layers": 2, "num_qs": 2}, 28, 5),
     "humanoid": ({"action_chunking": False, "horizon_length": 1}, 69, 21),
 }

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict, config_flags
 
 from qam_jax import presets
 from qam_jax.agents import get_config
-from qam_jax.analysis.plots import plot_run
 from qam_jax.data.download import MIRRORS
 from qam_jax.envs import find_render_backend
+from qam_jax.machine import keep_programs
 from qam_jax.training.evaluation import describe, film_episodes
 from qam_jax.training.run import RunResult, train_seeds
 from qam_jax.training.settings import RunSettings, from_flags
@@ -140,6 +140,7 @@ def launch(settings: RunSettings, config: ConfigDict) -> None:
       settings: what the run is.
       config: the algorithm and its hyperparameters.
     """
+    keep_programs(settings.compilation_cache_dir)
     if settings.video_episodes:
         find_render_backend()  # fails now rather than at the end of the run
     for result in train_seeds(settings, config):
@@ -147,6 +148,8 @@ def launch(settings: RunSettings, config: ConfigDict) -> None:
 
 
 def _describe(result: RunResult, settings: RunSettings, name: str) -> None:
+    from qam_jax.analysis.plots import plot_run  # here, so that no start waits for matplotlib
+
     prefix = f"seed {result.seed}: " if settings.num_seeds > 1 else ""
     episodes = {name: result.episodes} if result.episodes else {}
     if result.behavior_episodes:

@@ -89,6 +89,9 @@ class RunSettings(DataSettings):
         "that are not given.",
     )
     run_id: str = _setting("", "Name of the run's folder; empty: made of algorithm, seed, config.")
+    compilation_cache_dir: str = _setting(
+        "~/.cache/qam_jax", "Folder of compiled programs, shared by all runs; empty: none."
+    )
     wandb_project: str = _setting("", "Weights & Biases project to log to; empty: none.")
 
     @property

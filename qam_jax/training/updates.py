@@ -1,5 +1,6 @@
 """Blocks of updates in one compiled program, and the metrics that they leave behind."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,15 +56,15 @@ class UpdateBlock:
     """
 
     def __init__(self, agent: Agent, keys: Array, sample_fn: SampleFn, lanes: Lanes):
-        def update(data: Any, state: AgentState) -> tuple[AgentState, Metrics]:
+        def update(data: Any, keys: Array, state: AgentState) -> tuple[AgentState, Metrics]:
             batch = sample_fn(data, lanes.map(jax.random.fold_in)(keys, state.step))
-            return lanes.map(agent.update)(state, lanes.spread(batch))
+            return lanes.map(_traced_update(agent))(state, lanes.spread(batch))
 
         @partial(jax.jit, donate_argnums=(0, 1))
-        def block(state: AgentState, tally: Tally, data: Any, num_updates: Array):
+        def block(state: AgentState, tally: Tally, data: Any, keys: Array, num_updates: Array):
             def body(index, carry):
                 state, tally = carry
-                new, metrics = update(data, state)
+                new, metrics = update(data, keys, state)
                 after = new, lanes.map(_add)(tally, metrics, new.step)
                 if num_updates.ndim == 0:
                     return after
@@ -72,7 +73,7 @@ class UpdateBlock:
 
             return jax.lax.fori_loop(0, jnp.max(num_updates), body, (state, tally))
 
-        self._block = block
+        self._block, self._keys = block, keys  # an argument, so that all seeds share a program
 
     def __call__(
         self, state: AgentState, tally: Tally, data: Any, num_updates: Sequence[int]
@@ -80,12 +81,22 @@ class UpdateBlock:
         """Makes so many updates of each run; the joined states and tallies are donated."""
         equal = len(set(num_updates)) == 1
         return self._block(
-            state, tally, data, jnp.asarray(num_updates[0] if equal else num_updates, jnp.int32)
+            state,
+            tally,
+            data,
+            self._keys,
+            jnp.asarray(num_updates[0] if equal else num_updates, jnp.int32),
         )
 
 
 def _choose(mask: Array, new: Array, old: Array) -> Array:
     return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+@functools.lru_cache(maxsize=4)
+def _traced_update(agent: Agent) -> Callable[..., Any]:
+    """The agent's update, which JAX traces once for all who use this: that takes seconds."""
+    return jax.jit(agent.update)
 
 
 def metric_names(
@@ -104,7 +115,7 @@ def metric_names(
     batch = Batch(
         **{name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     )
-    return sorted(jax.eval_shape(agent.update, state, batch)[1])
+    return sorted(_traced_update(agent).eval_shape(state, batch)[1])
 
 
 def empty_tally(names: Sequence[str]) -> Tally:

@@ -68,18 +68,19 @@ def main(argv: list[str]) -> None:
 
 
 def _sweep(extra_flags: list[str]) -> None:
+    from qam_jax.sweeps.estimate import parse_speeds
     from qam_jax.sweeps.jobs import State, make_jobs, read_state
     from qam_jax.sweeps.slurm import queued_jobs
 
-    study = _choose_study()
+    study, speeds = _choose_study(), parse_speeds(_SPEEDS.value)
     executor = None
     if _BACKEND.value == "slurm" and not _DRY_RUN.value:
         executor = _make_executor(study.group)
     jobs = make_jobs(study, _SCRIPT, _SAVE_DIR.value, extra_flags, _SEEDS_PER_RUN.value)
     queued = queued_jobs(Path(executor.folder)) if executor else ()
     states = {job.name: read_state(job, queued) for job in jobs}
-    busy = (State.FINISHED, State.RUNNING, State.QUEUED)
-    left = [job for job in jobs if states[job.name][0] not in busy]
+    to_do = (State.NEW, State.UNFINISHED, State.FAILED)
+    left = [job for job in jobs if states[job.name][0] in to_do]
     if _EXPLAIN.value:
         cases = {(job.method, *job.resolved.notes[1:]): job.resolved.notes for job in jobs[::-1]}
         print(*(line for notes in reversed(cases.values()) for line in notes), sep="\n")
@@ -96,16 +97,26 @@ def _sweep(extra_flags: list[str]) -> None:
     print(f"Study {study.name} in {_SAVE_DIR.value}/{study.group}: {runs} ({sizes}).")
     counts = Counter(state for state, _ in states.values())
     print(", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
-    _list_failed("Failed before:", {n: why for n, (s, why) in states.items() if s is State.FAILED})
-    _print_hours(jobs, left)
-    if not left or _DRY_RUN.value:
-        return
+    errors, damaged = (
+        {name: why for name, (state, why) in states.items() if state is wanted}
+        for wanted in (State.FAILED, State.DAMAGED)
+    )
+    _list_failed("Failed before:", errors)
+    _list_failed("Failed, and left alone until mended or removed:", damaged)
+    _print_hours(jobs, left, speeds)
+    if left and not _DRY_RUN.value:
+        _execute(left, executor)
+    if damaged and not _DRY_RUN.value:
+        sys.exit(1)
+
+
+def _execute(jobs, executor) -> None:
     if _BACKEND.value == "commands":
-        _write_commands(left)
+        _write_commands(jobs)
     elif executor:
-        _submit(left, executor)
+        _submit(jobs, executor)
     else:
-        _run_local(left)
+        _run_local(jobs)
 
 
 def _choose_study():
@@ -170,10 +181,10 @@ def _list_failed(title: str, errors: dict[str, str]) -> None:
             print(f"  and {len(errors) - _SHOWN} more")
 
 
-def _print_hours(jobs, left) -> None:
-    from qam_jax.sweeps.estimate import hours, measure_speeds, parse_speeds
+def _print_hours(jobs, left, given) -> None:
+    from qam_jax.sweeps.estimate import hours, measure_speeds
 
-    speeds = {**measure_speeds(jobs), **parse_speeds(_SPEEDS.value)}
+    speeds = {**measure_speeds(jobs), **given}
     total, unknown = hours(left, speeds)
     print(f"To do: {_count(len(left), 'job')}", end="")
     if len(unknown) < len({job.method for job in left}):

@@ -123,6 +123,13 @@ def test_a_sweep_trains_once_what_is_left(data, tmp_path):
     assert "1 failed, 1 finished\nFailed before:" in again.stdout
     commands = [line for line in again.stdout.splitlines() if "train_offline.py" in line]
     assert [names[1] in command for command in commands] == [True]
+    (folder / "config.json").write_text("{")
+    damaged = _run("sweep.py", "--backend=commands", f"--commands_file={tmp_path}/c", *arguments)
+    assert damaged.returncode == 1
+    assert "1 failed, 1 damaged" in damaged.stdout
+    assert f"{names[0]}: {folder / 'config.json'} is damaged" in damaged.stdout
+    assert names[1] in (tmp_path / "c").read_text()
+    assert names[0] not in (tmp_path / "c").read_text()
 
 
 def test_a_sweep_writes_commands(tmp_path):
@@ -147,6 +154,7 @@ def test_a_sweep_writes_commands(tmp_path):
         (["--offline_steps=3"], "Flags of the runs themselves come after --"),
         (["--study=main", "--grid=config.lr=1"], "--grid is for sweeps without --study"),
         (["--study=main", "--backend=slurm"], "--backend=commands"),
+        (["--study=main", "--updates_per_second=bq=3"], "unknown method 'bq': there are bam"),
         (["--methods=qam", "--grid=config.lr"], "--grid: expected <flag>=<value>,<value>"),
     ],
 )

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from qam_jax.sweeps.jobs import Job, last_step
-from qam_jax.training.metrics import read_csv
+from qam_jax.agents import algorithm_names
+from qam_jax.sweeps.jobs import Job, last_step, read_rows
 
 
 def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
@@ -24,6 +24,11 @@ def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
             raise ValueError(
                 f"--updates_per_second takes a number above 0, or <method>=<number>, got {text!r}."
             )
+        if method and method not in algorithm_names():
+            raise ValueError(
+                f"--updates_per_second: unknown method {method!r}: there are "
+                f"{', '.join(algorithm_names())}."
+            )
     return speeds
 
 
@@ -31,7 +36,7 @@ def measure_speeds(jobs: Iterable[Job]) -> dict[str, float]:
     """Updates per second of each method, as the median over the runs that there are of it."""
     measured: dict[str, list[float]] = {}
     for job in jobs:
-        rows = read_csv(job.folder / "train.csv")
+        rows = read_rows(job.folder / "train.csv")
         speeds = [row.get("updates_per_second", 0.0) for row in rows[1:]]  # the first compiles
         speeds = [speed for speed in speeds if speed > 0]  # nan, and nothing, of the online stage
         if speeds:

@@ -15,10 +15,11 @@ from ml_collections import config_flags
 
 from qam_jax import agents
 from qam_jax.envs import make_env
-from qam_jax.files import read_json
+from qam_jax.files import DamagedError, read_json
 from qam_jax.launch import Resolved, resolve_flags
 from qam_jax.sweeps.studies import Study, Variant, flag_text
 from qam_jax.sweeps.worker import Task
+from qam_jax.training.metrics import read_csv
 from qam_jax.training.run_folder import differences_from, folder_of
 from qam_jax.training.settings import RunSettings, check_settings, define_flags
 
@@ -35,6 +36,7 @@ class State(enum.Enum):
     NEW = "not started"
     UNFINISHED = "unfinished"  # stopped in good order, or killed; to be continued
     FAILED = "failed"
+    DAMAGED = "damaged"  # its folder cannot be read, so that it cannot be continued
     QUEUED = "queued"  # with SLURM
     RUNNING = "running"
     FINISHED = "finished"
@@ -129,7 +131,7 @@ def make_jobs(
 
 
 def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
-    """How a job stands, and why it failed if it did.
+    """How a job stands, and why it failed or is damaged, if it is.
 
     Args:
       job: one of a sweep.
@@ -138,24 +140,19 @@ def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
     Raises:
       ValueError: if the job's folder holds a run of another config; says what differs.
     """
-    settings, config, _ = job.resolved
-    for index, folder in enumerate(job.folders):
-        own = {"seed": settings.seed + index, "run_id": folder.name, "num_seeds": 1}
-        differences = differences_from(folder, dataclasses.replace(settings, **own), config)
-        if differences:
-            raise ValueError(
-                f"{folder} holds a run of another config: {'; '.join(differences)}. Give another "
-                "--group, or what it was started with."
-            )
+    try:
+        _check_folders(job)
+    except (DamagedError, OSError) as error:
+        return State.DAMAGED, str(error)
     if last_step(job) >= job.total_steps:
         return State.FINISHED, ""
     if any(map(_is_locked, job.folders)):
         return State.RUNNING, ""
     if job.name in queued:
         return State.QUEUED, ""
-    record = read_json(job.task.record) if job.task.record.exists() else {}
-    if record.get("error"):
-        return State.FAILED, record["error"]
+    error = _recorded_error(job.task.record)
+    if error:
+        return State.FAILED, error
     begun = any(folder.exists() for folder in job.folders)
     return (State.UNFINISHED if begun else State.NEW), ""
 
@@ -163,6 +160,14 @@ def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
 def last_step(job: Job) -> int:
     """The step of the newest checkpoint, of the run that is least far; 0 if there is none."""
     return min(map(_last_step, job.folders))
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's file of metrics; none if there is no such file, or it is damaged."""
+    try:
+        return read_csv(path)
+    except (ValueError, TypeError, OSError):
+        return []
 
 
 def resolve(method: str, options: Sequence[str]) -> Resolved:
@@ -192,6 +197,28 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
     check_settings(resolved.settings)
     agents.make_agent(resolved.config)
     return resolved
+
+
+def _check_folders(job: Job) -> None:
+    """Raises ValueError if a folder of the job holds another run."""
+    settings, config, _ = job.resolved
+    for index, folder in enumerate(job.folders):
+        own = {"seed": settings.seed + index, "run_id": folder.name, "num_seeds": 1}
+        differences = differences_from(folder, dataclasses.replace(settings, **own), config)
+        if differences:
+            raise ValueError(
+                f"{folder} holds a run of another config: {'; '.join(differences)}. Give another "
+                "--group, or what it was started with."
+            )
+
+
+def _recorded_error(path: Path) -> str:
+    """Why the job failed when it was last executed; empty if it did not, or nothing tells."""
+    try:
+        record = read_json(path)
+    except (DamagedError, OSError):
+        return ""
+    return record.get("error", "") if isinstance(record, dict) else ""
 
 
 def _make_jobs_of_seeds(

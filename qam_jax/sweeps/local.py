@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from qam_jax.sweeps.jobs import Job, last_step
+from qam_jax.sweeps.jobs import Job, last_step, read_rows
 from qam_jax.sweeps.worker import Outcome, end_task, start_task
-from qam_jax.training.metrics import read_csv
 from qam_jax.training.stopping import Stopped, stop_signals
 
 _logger = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class _Pool:
     def show(self) -> None:
         """Refreshes the bars of those that run."""
         for job, _, bar, _ in self.running.values():
-            rows = [] if bar.disable else read_csv(job.folder / "train.csv")
+            rows = [] if bar.disable else read_rows(job.folder / "train.csv")
             if rows:
                 bar.n = int(rows[-1]["step"])
                 bar.set_postfix_str(_score(job))
@@ -127,7 +126,7 @@ class _Pool:
 
 def _score(job: Job) -> str:
     """The last evaluation of a run, in words."""
-    rows = read_csv(job.folder / "eval.csv")
+    rows = read_rows(job.folder / "eval.csv")
     if not rows:
         return ""
     if "success" in rows[-1]:

@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import LATER_FIELDS, complete_config, get_config
-from qam_jax.files import ensure_writable_dir, hold_lock, read_json, write_json
+from qam_jax.files import DamagedError, ensure_writable_dir, hold_lock, read_json, write_json
 from qam_jax.training.settings import RunSettings, resolved
 
 _PACKAGES = (
@@ -115,6 +115,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if the folder is not that of a run.
+      DamagedError: if it cannot be read.
     """
     path = Path(folder).expanduser() / "config.json"
     if not path.exists():
@@ -122,7 +123,13 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             f"there is no {path}: give the folder of a run, "
             "exp/<group>/<env_name>/<run id>, which holds config.json."
         )
-    config = {**_defaults(), **read_json(path)}
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise DamagedError(
+            f"{path} is damaged (not the settings of a run). Restore it from a copy, or start a "
+            "new run."
+        )
+    config = {**_defaults(), **config}
     return {**config, "agent": complete_config(config["agent"])}
 
 

@@ -27,8 +27,9 @@ def test_updates_that_are_left(make_shell_jobs, done, expected):
 
 
 def test_speeds_are_measured_without_the_first_row_and_the_online_stage(make_shell_jobs):
-    jobs = make_shell_jobs("", "", "")
-    for job, rows in zip(jobs, ([1, 100, 140, ""], [2, 300]), strict=False):
+    jobs = make_shell_jobs("", "", "", "")
+    cases = [1, 100, 140, ""], [2, 300], [1, "damaged"]
+    for job, rows in zip(jobs, cases, strict=False):
         job.folder.mkdir(parents=True)
         lines = [f"{10 * row},{speed}" for row, speed in enumerate(rows)]
         text = "\n".join(["step,updates_per_second", *lines, ""])
@@ -48,3 +49,5 @@ def test_speeds_as_they_are_given():
     for text in ("fast", "qam=0", "qam=-3"):
         with pytest.raises(ValueError, match=f"above 0, or .*got '{text}'"):
             parse_speeds([text])
+    with pytest.raises(ValueError, match=r"unknown method 'qamm': there are .*qam_e"):
+        parse_speeds(["100", "qamm=3"])

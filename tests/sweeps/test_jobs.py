@@ -131,6 +131,26 @@ def test_how_a_job_stands(tmp_path):
     assert read_state(job) == (State.FINISHED, "")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_config_says_so_of_its_own_job_alone(tmp_path, content):
+    damaged, whole = _jobs(tmp_path, seeds=2)
+    for job in (damaged, whole):
+        _start(job)
+    path = damaged.folder / "config.json"
+    path.write_text(content)
+    state, why = read_state(damaged)
+    assert state is State.DAMAGED
+    assert f"{path} is damaged" in why
+    assert read_state(whole) == (State.UNFINISHED, "")
+
+
+def test_a_damaged_record_tells_nothing(tmp_path):
+    job = _jobs(tmp_path)[0]
+    job.task.record.parent.mkdir(parents=True)
+    job.task.record.write_text("{")
+    assert read_state(job) == (State.NEW, "")
+
+
 def test_a_folder_of_another_config_is_not_taken_for_the_job(tmp_path):
     _start(_jobs(tmp_path)[0])
     with pytest.raises(ValueError, match=r"bc-seed0 holds a run of another config: agent.lr is"):

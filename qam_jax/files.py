@@ -7,12 +7,17 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 _logger = logging.getLogger(__name__)
+
+_GLANCE_SECONDS = 0.1  # in which a look at a lock is over
+_HOLDER = re.compile(r"^process \d+ on ")  # of the note in a lock's file
 
 
 class DamagedError(ValueError):
@@ -112,16 +117,39 @@ def hold_lock(path: str | os.PathLike, doing: str, *, wait: bool = True) -> Iter
         yield held
 
 
+def is_held(path: str | os.PathLike) -> bool | None:
+    """Whether a process holds the lock of `hold_lock`.
+
+    Locks of other machines may not be seen over a shared file system, so only the machine that
+    held it last is sure that nobody does.
+
+    Args:
+      path: the lock's file, which is not changed.
+
+    Returns:
+      None if that cannot be told from here.
+    """
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            holder = file.read()
+    except BlockingIOError:
+        return True
+    except (OSError, ValueError):
+        return None
+    return False if _HOLDER.sub("", holder) == platform.node() else None
+
+
 def _lock(file: TextIO, doing: str, wait: bool) -> bool:
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if not wait:
-                file.seek(0)
-                raise BlockingIOError(error.errno, file.read()) from None
-            _logger.warning("another process is %s; waiting for it", doing)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        except BlockingIOError:
+            if wait:
+                _logger.warning("another process is %s; waiting for it", doing)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                _try_again(file)
     except BlockingIOError:
         raise
     except OSError as error:
@@ -130,6 +158,20 @@ def _lock(file: TextIO, doing: str, wait: bool) -> bool:
         _logger.warning("%s cannot be locked: let one process at a time be %s", file.name, doing)
         return False
     return True
+
+
+def _try_again(file: TextIO) -> None:
+    """Takes a lock that was held a moment ago, if only by `is_held`, which looks just then.
+
+    Raises:
+      BlockingIOError: if it is still held; says by whom.
+    """
+    time.sleep(_GLANCE_SECONDS)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise BlockingIOError(error.errno, file.read()) from None
 
 
 def _umask() -> int:

@@ -11,12 +11,21 @@ from qam_jax.analysis.names import method_name, parse_task
 from qam_jax.analysis.runs import find_run_folders, why_empty
 from qam_jax.files import read_json
 from qam_jax.training.metrics import read_csv
+from qam_jax.training.run_lock import (
+    FAILED,
+    FINISHED,
+    LOCK,
+    RUNNING,
+    STOPPED,
+    UNKNOWN,
+    read_status,
+)
 
 # A run that writes nothing for so many times its usual pause is not at work.
 _PATIENCE = 3.0
 _MIN_PATIENCE = 300.0  # seconds; an evaluation may take longer than many updates
 
-STATES = ("running", "silent", "done", "damaged")
+STATES = ("running", "silent", "failed", "stopped", "done", "damaged")
 
 
 class Progress(NamedTuple):
@@ -25,7 +34,8 @@ class Progress(NamedTuple):
     Attributes:
       folder: its folder.
       name: method, task and seed; the folder's name if these cannot be read.
-      state: one of `STATES`. `silent` has written nothing for long: stopped, killed, or waiting.
+      state: one of `STATES`. `silent` has written nothing for long: hanging, evaluating, or killed
+        on another machine.
       step: of the last row of metrics.
       end: the last step.
       stage: `cloning`, `offline` or `online`; empty before the first row.
@@ -36,7 +46,7 @@ class Progress(NamedTuple):
       age: seconds since it last wrote.
       remaining: seconds until its end, evaluations included; nan if unknown.
       open_ended: whether a stage that it has not reached yet may be slower than this one.
-      note: what is wrong with its folder.
+      note: what is wrong with its folder, or why it failed.
     """
 
     folder: Path
@@ -89,8 +99,10 @@ def read_progress(folder: Path, now: float) -> Progress:
 
 def _read(folder: Path, now: float) -> Progress:
     age = max(0.0, now - _newest(folder))
+    status, why = read_status(folder)
     if not (folder / "config.json").exists():
-        state = "running" if age < _MIN_PATIENCE and (folder / "lock").exists() else "damaged"
+        recent = status == UNKNOWN and age < _MIN_PATIENCE and (folder / LOCK).exists()
+        state = "running" if status == RUNNING or recent else "damaged"
         note = "starting: no config.json yet" if state == "running" else "no config.json"
         return Progress(folder, folder.name, state, age=age, note=note)
     config = read_json(folder / "config.json")
@@ -108,8 +120,10 @@ def _read(folder: Path, now: float) -> Progress:
     rate = _overall_rate(folder, step, now - age, ends, stage)
     rate = speed if math.isnan(rate) else rate
     pause = config["log_interval"] / speed if speed > 0 else 0.0
-    if step >= end:
+    if status != RUNNING and (step >= end or status == FINISHED):
         state = "done"
+    elif status in (STOPPED, FAILED):
+        state = status
     elif age > max(_MIN_PATIENCE, _PATIENCE * pause):
         state = "silent"
     else:
@@ -119,7 +133,7 @@ def _read(folder: Path, now: float) -> Progress:
         remaining = max(0.0, (end - step) / rate - age)
     return Progress(
         folder, name, state, step, end, stage if rows else "", speed, score, score_step, unit,
-        age, remaining, ends[stage] < end and state == "running",
+        age, remaining, ends[stage] < end and state == "running", why if state == FAILED else "",
     )  # fmt: skip
 
 
@@ -195,7 +209,7 @@ def _last_score(path: Path) -> tuple[float, int, str]:
 
 def _newest(folder: Path) -> float:
     """When the run last wrote one of its files."""
-    names = ("train.csv", "eval.csv", "env.csv", "config.json", "metadata.json", "lock")
+    names = ("train.csv", "eval.csv", "env.csv", "config.json", "metadata.json", LOCK)
     files = [folder / name for name in names]
     times = [path.stat().st_mtime for path in (*files, folder / "checkpoints") if path.exists()]
     return max(times, default=folder.stat().st_mtime)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from qam_jax.analysis.progress import STATES, Progress, duration, finish_line
 
+_WRONG = ("failed", "damaged")  # states whose reasons are shown
 _WIDE = 120  # characters, for all columns
 _COLUMNS = (
     ("run", "left"),
@@ -59,15 +60,20 @@ def progress_view(
     counts = Counter(run.state for run in runs)
     summary = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     text = f"{summary or 'no runs'}; {finish_line(runs, now)}."
-    notes = [*notes, *(f"{run.name}: {run.note}" for run in runs if run.state == "damaged")]
+    notes = [*notes, *(f"{run.name}: {run.note}" for run in runs if run.state in _WRONG)]
     lines = [Text(f"Note: {note}", style="yellow") for note in notes]
     return Group(*lines, Text(text), *([table] if table.rows else []))
 
 
 def _progress_cells(run: Progress, now: float) -> list:
-    colors = {"running": "green", "silent": "yellow", "done": "dim", "damaged": "red"}
-    state = run.state if run.state != "silent" else f"silent for {duration(run.age)}"
-    if run.note:
+    colors = {
+        "running": "green", "silent": "yellow", "failed": "red", "stopped": "yellow",
+        "done": "dim", "damaged": "red",
+    }  # fmt: skip
+    state = f"silent for {duration(run.age)}" if run.state == "silent" else run.state
+    if run.state in ("failed", "stopped"):
+        state += f" {duration(run.age)} ago"
+    if run.note and run.state != "failed":
         note = "see above" if run.state == "damaged" else run.note
         return [Text(run.name), Text(run.state, style=colors[run.state]), Text(note)]
     share = run.step / run.end if run.end else 0.0

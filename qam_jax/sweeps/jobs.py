@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import fcntl
 import functools
 import shlex
 import sys
@@ -15,12 +14,13 @@ from ml_collections import config_flags
 
 from qam_jax import agents
 from qam_jax.envs import make_env
-from qam_jax.files import DamagedError, read_json
+from qam_jax.files import DamagedError, is_held, read_json
 from qam_jax.launch import Resolved, resolve_flags
 from qam_jax.sweeps.studies import Study, Variant, flag_text
 from qam_jax.sweeps.worker import Task
 from qam_jax.training.metrics import read_csv
 from qam_jax.training.run_folder import differences_from, folder_of
+from qam_jax.training.run_lock import LOCK
 from qam_jax.training.settings import RunSettings, check_settings, define_flags
 
 _OF_THE_SWEEP = {
@@ -146,7 +146,7 @@ def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
         return State.DAMAGED, str(error)
     if last_step(job) >= job.total_steps:
         return State.FINISHED, ""
-    if any(map(_is_locked, job.folders)):
+    if any(is_held(folder / LOCK) for folder in job.folders):
         return State.RUNNING, ""
     if job.name in queued:
         return State.QUEUED, ""
@@ -324,15 +324,3 @@ def _check_names(study: Study, extra: dict[str, Any]) -> None:
             )
         if name in extra and name in varied:
             raise ValueError(f"--{name} is what the study's variants differ in: leave it out.")
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process is at work in a run's folder, as far as its file system tells."""
-    try:
-        with open(folder / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

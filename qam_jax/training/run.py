@@ -22,7 +22,8 @@ from qam_jax.training.loop import Stage, run_stage
 from qam_jax.training.member import Member, Plan
 from qam_jax.training.offline import OfflineStage
 from qam_jax.training.online import OnlineStage
-from qam_jax.training.run_folder import find_folder, lock_folder
+from qam_jax.training.run_folder import find_folder
+from qam_jax.training.run_lock import lock_folder
 from qam_jax.training.settings import RunSettings, check_settings
 from qam_jax.training.stopping import StopRequest, stop_signals
 from qam_jax.types import TransitionDataset

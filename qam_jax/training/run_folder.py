@@ -1,6 +1,5 @@
 """A run's folder: what the run is, where it ran, and whether it is this run's to continue."""
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -10,7 +9,6 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import LATER_FIELDS, complete_config, get_config
-from qam_jax.files import DamagedError, ensure_writable_dir, hold_lock, read_json, write_json
+from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
 from qam_jax.training.settings import RunSettings, resolved
 
 _PACKAGES = (
@@ -74,42 +72,6 @@ def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDi
     return _differences(earlier, config)
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keeps other processes from working in a run's folder; the lock ends with the process.
-
-    A folder in which nothing was written is removed in the end.
-
-    Raises:
-      OSError: if another process works in it; says which.
-    """
-    path = folder / "lock"
-    try:
-        with hold_lock(path, f"at work in {folder}", wait=False):
-            try:
-                yield
-            finally:
-                _remove_empty(folder)
-    except BlockingIOError as error:
-        raise OSError(
-            f"another process is at work in the run folder {folder} ({error.strerror}). Wait until "
-            "it ends, or give another --run_id."
-        ) from None
-
-
-def _remove_empty(folder: Path) -> None:
-    """Removes a run's folder if it holds nothing, and those above it that then hold nothing."""
-    checkpoints = folder / "checkpoints"
-    if {entry.name for entry in folder.iterdir()} - {"lock", checkpoints.name}:
-        return
-    with contextlib.suppress(OSError):  # raised where one of them is not empty
-        if checkpoints.exists():
-            checkpoints.rmdir()
-        (folder / "lock").unlink()
-        for each in (folder, folder.parent, folder.parent.parent):
-            each.rmdir()
-
-
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads config.json of a run's folder; what an earlier version did not know is filled in.
 
@@ -124,7 +86,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             "exp/<group>/<env_name>/<run id>, which holds config.json."
         )
     config = read_json(path)
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or "agent_name" not in config.get("agent", ()):
         raise DamagedError(
             f"{path} is damaged (not the settings of a run). Restore it from a copy, or start a "
             "new run."

@@ -1,14 +1,19 @@
+import contextlib
 import datetime
 import io
 import json
 import math
 import os
+import platform
 
 import pytest
 from rich.console import Console
 
 from qam_jax.analysis.progress import duration, finish_line, read_progress, watch_folders
 from qam_jax.analysis.progress_view import progress_view
+from qam_jax.files import hold_lock
+from qam_jax.training.run_lock import lock_folder
+from qam_jax.training.stopping import Stopped
 
 _NOW = 1_800_000_000.0
 
@@ -80,6 +85,39 @@ def test_a_run_that_went_silent_and_one_that_is_done(make_run):
     assert "silent for 2 h 0 min" in text
     assert "1 silent, 1 done; nothing is running." in text
     assert "seed 1" not in _shown(runs, show_done=False)
+
+
+def test_how_a_run_ended_is_known_at_once(make_run):
+    ends = {"failed": ValueError("the loss is nan"), "stopped": Stopped("SIGTERM")}
+    for seed, error in enumerate(ends.values()):
+        folder = make_run((0.1,), seed=seed)
+        with contextlib.suppress(ValueError, Stopped), lock_folder(folder):
+            raise error
+        _set_times(folder, started=100, written=7)
+    killed = make_run((0.1,), seed=2)
+    (killed / "lock").write_text(f"process 1 on {platform.node()}")
+    _set_times(killed, started=100, written=7)
+    runs, _ = watch_folders([folder.parent], _NOW)
+    assert [run.state for run in runs] == ["failed", "stopped", "stopped"]
+    text = _shown(runs)
+    assert "Note: QAM cube-double-play task 2 seed 0: the loss is nan" in text
+    assert "failed 7 s ago" in text and "stopped 7 s ago" in text
+    assert "1 failed, 2 stopped; nothing is running." in text
+
+
+def test_a_run_is_done_when_its_process_has_ended(make_run):
+    folder = make_run((0.1, 0.9))
+    with lock_folder(folder):
+        _set_times(folder, started=100, written=1)
+        assert read_progress(folder, _NOW).state == "running"  # evaluates, say
+    assert read_progress(folder, _NOW).state == "done"
+
+
+def test_a_start_that_was_broken_off_here_is_not_waited_for(tmp_path):
+    path = tmp_path / "lock"
+    with hold_lock(path, "at work"):
+        assert read_progress(tmp_path, path.stat().st_mtime).note.startswith("starting")
+    assert read_progress(tmp_path, path.stat().st_mtime).state == "damaged"
 
 
 def test_slow_runs_are_waited_for(make_run):

@@ -6,7 +6,8 @@ import pytest
 
 from qam_jax.sweeps.jobs import State, make_jobs, read_state, resolve
 from qam_jax.sweeps.studies import choose, load_study, make_study, parse_study
-from qam_jax.training.run_folder import lock_folder, record_start
+from qam_jax.training.run_folder import record_start
+from qam_jax.training.run_lock import lock_folder
 
 _SCRIPT = Path("experiments/train_offline.py")
 _MAZE = "pointmaze-medium-navigate-singletask-v0"

@@ -5,34 +5,8 @@ import pytest
 
 from qam_jax.agents import LATER_FIELDS, get_config
 from qam_jax.files import write_json
-from qam_jax.training.run_folder import (
-    differences_from,
-    find_folder,
-    folder_of,
-    lock_folder,
-    read_config,
-)
+from qam_jax.training.run_folder import differences_from, find_folder, folder_of, read_config
 from qam_jax.training.settings import RunSettings, resolved
-
-
-def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with lock_folder(tmp_path):
-        with pytest.raises(
-            OSError, match=r"another process is at work .*process \d+ on .*--run_id"
-        ):
-            with lock_folder(tmp_path):
-                pass
-    with lock_folder(tmp_path):
-        pass
-
-
-def test_a_folder_in_which_nothing_was_written_goes_with_its_lock(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with lock_folder(folder):
-        assert folder.exists()
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -53,18 +27,6 @@ def test_the_default_folder_depends_on_what_is_computed(tmp_path):
     other = {"seed": 1, "sparse": True, "dataset_proportion": 0.5, "run": "exp/other"}
     for change in other.items():
         assert find_folder(dataclasses.replace(settings, **dict([change])), config) != folder
-
-
-def test_a_start_that_is_refused_leaves_no_folder(tmp_path):
-    folder = tmp_path / "exp" / "group" / "env" / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    with lock_folder(folder):
-        pass
-    assert not (tmp_path / "exp" / "group").exists() and (tmp_path / "exp").exists()
-    (folder / "checkpoints" / "10").mkdir(parents=True)
-    with lock_folder(folder):
-        pass
-    assert (folder / "checkpoints" / "10").exists()
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):

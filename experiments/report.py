@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.training.console import plain_errors, run_main, start_logging
+from qam_jax.training.console import plain_errors, run_main, start_logging, until_closed
 
 _OUT = flags.DEFINE_string("out", "report", "Folder for the page, the tables and the figures.")
 _COMPARE = flags.DEFINE_string(
@@ -60,7 +60,8 @@ def main(argv: list[str]) -> None:
             study=_EXPECT.value,
             at=_AT.value,
         )
-        print_report(report, make_console())
+        with until_closed():
+            print_report(report, make_console())
         if not report.runs:
             raise ValueError(f"there are no runs in {', '.join(folders)} to report on.")
         out = Path(_OUT.value).expanduser()
@@ -70,8 +71,9 @@ def main(argv: list[str]) -> None:
         with atomic_write(out / "report.html") as temporary:
             page = render_page(report, _TITLE.value or ", ".join(folders), command)
             temporary.write_text(page, encoding="utf-8")
-        print(f"\nReport: {out / 'report.html'}")
-        print(f"{len(tables)} tables and {len(figures)} figures (PNG, SVG) are beside it.")
+        with until_closed():
+            print(f"\nReport: {out / 'report.html'}")
+            print(f"{len(tables)} tables and {len(figures)} figures (PNG, SVG) are beside it.")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ it skips what is finished and continues what is not.
 """
 
 import ast
+import contextlib
 import dataclasses
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.training.console import plain_errors, start_logging
+from qam_jax.training.console import plain_errors, start_logging, until_closed
 
 _SCRIPT = Path(__file__).resolve().parent / "train_offline.py"
 _SHOWN = 20  # failed runs that are listed
@@ -60,7 +61,8 @@ _COMMANDS_FILE = flags.DEFINE_string("commands_file", "commands.txt", "commands:
 
 def main(argv: list[str]) -> None:
     start_logging()
-    with plain_errors():
+    only_tells = _LIST.value or _DRY_RUN.value
+    with plain_errors(), until_closed() if only_tells else contextlib.nullcontext():
         if _LIST.value:
             _print_studies()
         else:

@@ -4,11 +4,13 @@ Reads the runs' folders and nothing else, so it works from any machine that sees
 """
 
 import contextlib
+import sys
 import time
+from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.training.console import run_main
+from qam_jax.training.console import run_main, until_closed
 
 _ONCE = flags.DEFINE_bool("once", False, "Show it once and end, instead of refreshing.")
 _INTERVAL = flags.DEFINE_float("interval", 10.0, "Seconds between refreshes.", lower_bound=0.5)
@@ -33,9 +35,14 @@ def main(argv: list[str]) -> None:
         return progress_view(runs, notes, now, width=console.width, show_done=_DONE.value)
 
     if _ONCE.value:
-        console.print(view())
+        with until_closed():
+            console.print(view())
+        missing = [folder for folder in folders if not Path(folder).expanduser().exists()]
+        if missing:
+            sys.exit(f"Error: there is no folder {', '.join(missing)}.")
         return
     with (
+        until_closed(),
         contextlib.suppress(KeyboardInterrupt),
         Live(view(), console=console, auto_refresh=False) as live,
     ):

@@ -8,5 +8,13 @@ _WIDTH = 140  # where the output is no terminal
 
 
 def make_console() -> Console:
-    """A console that is wide enough for tables when redirected."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    """A console that is wide enough for tables when redirected.
+
+    It raises BrokenPipeError where nobody reads what it prints, see `until_closed`.
+    """
+    return _Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # rich would end the process with status 1
+        raise BrokenPipeError

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -49,6 +50,21 @@ def plain_errors() -> Iterator[None]:
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit("Interrupted. The same command continues from the last checkpoint.")
+
+
+@contextlib.contextmanager
+def until_closed() -> Iterator[None]:
+    """Ends the block without a word where nobody reads what it prints any more, as after `head`.
+
+    What is printed later goes nowhere, so that the program can finish the rest of its work.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:

@@ -13,9 +13,17 @@ from qam_jax.analysis.standings import Standing
 from qam_jax.analysis.statistics import Estimate
 from qam_jax.files import atomic_write
 
+_TABLES = (
+    "runs", "results", "aggregates", "improvements", "sensitivity", "missing", "published",
+    "comparison",
+)  # fmt: skip
+
 
 def write_tables(report: Report, folder: Path) -> list[Path]:
-    """Writes everything that the report says as CSV; returns the files."""
+    """Writes everything that the report says as CSV; returns the files.
+
+    A table without rows has no file; that of an earlier report is removed.
+    """
     tables = {
         "runs": [
             {
@@ -55,7 +63,12 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
     }  # fmt: skip
     if report.comparison:
         tables["comparison"] = list(map(_standing_row, report.comparison.standings))
-    return [_write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
+    for name in _TABLES:
+        if not tables.get(name):
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+    return [
+        _write_csv(folder / f"{name}.csv", tables[name]) for name in _TABLES if tables.get(name)
+    ]
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:

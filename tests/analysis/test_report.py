@@ -122,6 +122,16 @@ def test_tables_can_be_read_back(study, tmp_path):
     assert "offline_steps = 1,000" in row["differences"]
 
 
+def test_a_table_without_rows_leaves_none_of_an_earlier_report(make_run, tmp_path):
+    make_run((0.2,))
+    before = write_tables(make_report([str(tmp_path / "exp")]), tmp_path / "out")
+    assert "missing.csv" in {path.name for path in before}
+    make_run((0.2, 0.4))
+    after = write_tables(make_report([str(tmp_path / "exp")]), tmp_path / "out")
+    assert "missing.csv" not in {path.name for path in after}
+    assert sorted(after) == sorted((tmp_path / "out").iterdir())
+
+
 def test_figures_are_drawn_in_both_formats(study, tmp_path):
     files = write_figures(make_report([study]), tmp_path)
     names = {path.name for path in files}

@@ -24,12 +24,12 @@ _REFERENCE = flags.DEFINE_string(
     "",
     "Method that the probability of improvement is over; empty: QAM, or the first there is.",
 )
-_EXPECT = flags.DEFINE_enum(
+_EXPECT = flags.DEFINE_string(
     "expect",
     "",
-    ["", "main", "data_quality", "sensitivity"],
-    "Published study, all runs of which are expected, so that the missing ones are named; empty: "
-    "each method, task and seed of a domain of which there is any run.",
+    "Study as sweep.py takes it, all runs of which are expected, so that the missing ones are "
+    "named: main, data_quality, sensitivity, rlpd, or a .toml file; empty: each method, task and "
+    "seed of a domain of which there is any run.",
 )
 _AT = flags.DEFINE_integer(
     "at",

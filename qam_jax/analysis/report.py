@@ -86,13 +86,15 @@ def make_report(
       folders: of runs, or above them.
       compare: a folder of other runs, or a method among these runs, to compare the others with.
       reference: the method that the probability of improvement is over; QAM, if there is any.
-      study: a published study, all runs of which are expected.
+      study: all runs of which are expected, see `missing_runs`.
       at: the step to take results at, in place of the ends of the offline and online stages.
 
     Raises:
-      ValueError: if `compare` or `reference` is nothing that was found; says what was.
+      ValueError: if `compare` or `reference` is nothing that was found, or there is no such study;
+        says what there is.
     """
     runs, notes = collect(folders)
+    missing = missing_runs(runs, study or None, at)
     results = task_results(runs, at)
     if reference and reference not in {run.method for run in runs}:
         raise ValueError(
@@ -112,7 +114,7 @@ def make_report(
         reference=reference,
         published=published_standings(runs, results) if at is None else [],
         comparison=comparison,
-        missing=missing_runs(runs, study or None, at),
+        missing=missing,
     )
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qam_jax.analysis.expected import Key, absent_runs
 from qam_jax.analysis.names import method_order, parse_task
-from qam_jax.analysis.published import published_results
 from qam_jax.analysis.runs import Run, ranges
 from qam_jax.analysis.statistics import (
     Estimate,
@@ -165,12 +165,16 @@ def missing_runs(
 
     Args:
       runs: those that were found.
-      study: a published study, all runs of which are expected. Without one, expected are each
-        method, task and seed of a domain of which there is any run.
+      study: a published or named study, or a file of one, all runs of which are expected. Without
+        one, expected are each method, task and seed of a domain of which there is any run.
       at: the step they have to reach, in place of their end.
+
+    Raises:
+      ValueError: if there is no such study.
     """
     known = {(run.method, run.env_name, run.seed): run for run in runs}
-    expected = dict.fromkeys(known) | dict.fromkeys(_expected(runs, study))
+    others = absent_runs(study, runs) if study else _alike(runs)
+    expected = dict.fromkeys(known) | dict.fromkeys(others)
     found = []
     for method, env_name, seed in expected:
         run = known.get((method, env_name, seed))
@@ -266,12 +270,8 @@ def _improvement(tasks: dict[str, np.ndarray], others: dict[str, np.ndarray]) ->
     return estimate(probability_of_improvement, ours, theirs)
 
 
-def _expected(runs: Sequence[Run], study: str | None) -> Iterable[tuple[str, str, int]]:
-    if study:
-        for result in published_results(study):
-            for seed in range(result.num_seeds):
-                yield result.method, result.env_name, seed
-        return
+def _alike(runs: Sequence[Run]) -> Iterable[Key]:
+    """Each method, task and seed of a domain of which there is any run."""
     domains: dict[str, list[Run]] = {}
     for run in runs:
         domains.setdefault(run.task.domain, []).append(run)

@@ -37,6 +37,12 @@ _AT = flags.DEFINE_integer(
     "Step to take results at, for runs that are not done; by default the end of each stage.",
     lower_bound=1,
 )
+_SENSITIVITY = flags.DEFINE_list(
+    "sensitivity",
+    [],
+    "Settings in which runs of a method differ, with numbers as values, such as config.inv_temp: "
+    "results are shown against each.",
+)
 _TITLE = flags.DEFINE_string("title", "", "Heading of the page; empty: the folders.")
 
 
@@ -59,6 +65,7 @@ def main(argv: list[str]) -> None:
             reference=_REFERENCE.value,
             study=_EXPECT.value,
             at=_AT.value,
+            settings=_SENSITIVITY.value,
         )
         with until_closed():
             print_report(report, make_console())

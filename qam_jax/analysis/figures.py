@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 
 from qam_jax.analysis.curves import Curve
+from qam_jax.analysis.sensitivity import Point
 from qam_jax.analysis.statistics import Estimate
 from qam_jax.files import atomic_write
 
@@ -119,6 +120,45 @@ def draw_intervals(
     axes.grid(color="#808080", alpha=0.2, axis="x")
 
 
+def draw_sensitivity(
+    axes: Any,
+    rows: Sequence[Sequence[Point]],
+    line_of: Mapping[str, Line],
+    *,
+    title: str,
+    unit: str = "%",
+) -> None:
+    """A line for each method against the values of a setting, with 95% intervals.
+
+    The axis is logarithmic if the values, all above 0, span more than a factor 10.
+    """
+    for points in rows:
+        line = line_of[points[0].method]
+        values = np.array([point.value for point in points])
+        mean, low, high = np.array([point.mean for point in points]).T
+        axes.plot(
+            values, mean, color=line.color, linestyle=line.dash, linewidth=1.7,
+            marker="o", markersize=3.5,
+        )  # fmt: skip
+        known = ~np.isnan(low)
+        axes.vlines(
+            values[known], low[known], high[known], color=line.color, linewidth=4, alpha=0.35
+        )
+    values = sorted({point.value for points in rows for point in points})
+    if values[0] > 0 and values[-1] > 10 * values[0]:
+        axes.set_xscale("log")
+    places = np.log(values) if axes.get_xscale() == "log" else np.array(values)
+    if len(values) > 1 and np.diff(places).min() > (places[-1] - places[0]) / 10:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set_xticks([], minor=True)
+    if unit == "%":
+        axes.set(ylabel="success rate (%)", ylim=(-3, 103), yticks=range(0, 101, 25))
+    else:
+        axes.set(ylabel="return")
+    axes.set(title=title, xlabel=rows[0][0].field)
+    axes.grid(color="#808080", alpha=0.2)
+
+
 def wrapped(label: str) -> list[str]:
     """A label in lines that fit beside a panel."""
     return textwrap.wrap(label, 28) or [""]
@@ -187,7 +227,7 @@ def inline_svg(draw: Draw, name: str, *, size: tuple[float, float] = (3.5, 2.7))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         draw(axes)
-        title = axes.get_title() or name
+        title = axes.get_title().replace("\n", ", ") or name
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         plt.close(figure)

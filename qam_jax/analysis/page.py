@@ -9,10 +9,11 @@ import jinja2
 
 from qam_jax.analysis import panels
 from qam_jax.analysis.compare import FISHER, PREDICTION, STUDENT, WELCH
-from qam_jax.analysis.figures import Draw, inline_svg, lines
+from qam_jax.analysis.figures import Draw, inline_svg
 from qam_jax.analysis.names import method_order, parse_task
 from qam_jax.analysis.report import Report
 from qam_jax.analysis.results import OVERALL, Aggregate, Result, describe_missing
+from qam_jax.analysis.sensitivity import sensitivity_tables
 from qam_jax.analysis.standings import Standing
 from qam_jax.analysis.statistics import Estimate
 
@@ -47,12 +48,16 @@ def render_page(report: Report, title: str, command: str = "") -> str:
         made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         report=report,
         facts=_facts(report),
-        line_of=lines(report.methods),
+        line_of=panels.line_styles(report),
         overall=_aggregate_table(report, panels.overall_rows(report)),
         overall_name=_overall_name(report),
         intervals=figures.draw(panels.interval_panels(report), panels.interval_size(report)),
         profiles=figures.draw(panels.profile_panels(report), (4.4, 3.0)),
         matrices=_matrices(report),
+        sensitivities=[
+            {"table": table, "figures": figures.draw(panels.sensitivity_panels(report, table))}
+            for table in sensitivity_tables(report.sensitivity)
+        ],
         domains=[_domain(report, domain, figures) for domain in report.domains],
         published=standings_view(report.published),
         comparison=report.comparison and standings_view(report.comparison.standings),

@@ -8,14 +8,21 @@ from qam_jax.analysis.names import parse_task
 from qam_jax.analysis.report import Report
 from qam_jax.analysis.results import OVERALL, Aggregate
 from qam_jax.analysis.runs import Run
+from qam_jax.analysis.sensitivity import Point, Table
 
 Panel = tuple[str, figures.Draw]
 """A title, and what draws the panel."""
 
 
+def line_styles(report: Report) -> dict[str, figures.Line]:
+    """How the line of each method is drawn in all figures of a report."""
+    others = [point.method for point in report.sensitivity]
+    return figures.lines(list(dict.fromkeys([*report.methods, *others])))
+
+
 def curve_panels(report: Report, domain: str) -> list[Panel]:
     """A panel of learning curves for each task of a domain, and one of their mean."""
-    line_of = figures.lines(report.methods)
+    line_of = line_styles(report)
     runs = [run for run in report.runs if run.task.domain == domain]
     names = list(dict.fromkeys(run.env_name for run in runs))
     parts = [
@@ -41,7 +48,7 @@ def curve_panels(report: Report, domain: str) -> list[Panel]:
 
 def profile_panels(report: Report) -> list[Panel]:
     """A panel of performance profiles for each stage."""
-    line_of = figures.lines(report.methods)
+    line_of = line_styles(report)
     panels = []
     for stage in report.stages:
         curves = profiles(report.results, stage)
@@ -54,7 +61,7 @@ def profile_panels(report: Report) -> list[Panel]:
 
 def interval_panels(report: Report) -> list[Panel]:
     """For each stage a panel of the means and one of the IQMs, over all tasks."""
-    line_of = figures.lines(report.methods)
+    line_of = line_styles(report)
     rows = overall_rows(report)
     panels = []
     for stage in report.stages:
@@ -65,6 +72,28 @@ def interval_panels(report: Report) -> list[Panel]:
                 title = f"{words}, {stage}"
                 drawer = partial(figures.draw_intervals, rows=entries, line_of=line_of, title=title)
                 panels.append((title, drawer))
+    return panels
+
+
+def sensitivity_panels(report: Report, table: Table) -> list[Panel]:
+    """A panel for each task and stage, of the results against the values of a setting."""
+    line_of = line_styles(report)
+    groups: dict[tuple[str, str, str], list[dict[float, Point]]] = {}
+    for row in table.rows:
+        point = next(iter(row.values()))
+        groups.setdefault((point.env_name, point.stage, point.unit), []).append(row)
+    panels = []
+    for (env_name, stage, unit), rows in groups.items():
+        task = parse_task(env_name)
+        name = task.domain if task.label == task.domain else f"{task.domain}\n{task.label}"
+        drawer = partial(
+            figures.draw_sensitivity,
+            rows=[list(row.values()) for row in rows],
+            line_of=line_of,
+            title=f"{name}, {stage}",
+            unit=unit,
+        )
+        panels.append((name, drawer))
     return panels
 
 

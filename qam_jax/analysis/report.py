@@ -18,6 +18,7 @@ from qam_jax.analysis.results import (
     task_results,
 )
 from qam_jax.analysis.runs import Run, collect
+from qam_jax.analysis.sensitivity import Point, sensitivity
 from qam_jax.analysis.standings import (
     Comparison,
     Standing,
@@ -41,6 +42,7 @@ class Report(NamedTuple):
       published: standings against the paper's figures.
       comparison: with another group of runs; None without one.
       missing: runs that are expected and not done.
+      sensitivity: results by the values of settings that were asked for.
     """
 
     folders: tuple[str, ...]
@@ -53,6 +55,7 @@ class Report(NamedTuple):
     published: list[Standing]
     comparison: Comparison | None
     missing: list[Missing]
+    sensitivity: list[Point]
 
     @property
     def stages(self) -> list[str]:
@@ -79,6 +82,7 @@ def make_report(
     reference: str = "",
     study: str = "",
     at: int | None = None,
+    settings: Sequence[str] = (),
 ) -> Report:
     """Reads runs and works out everything that the report says.
 
@@ -88,12 +92,14 @@ def make_report(
       reference: the method that the probability of improvement is over; QAM, if there is any.
       study: all runs of which are expected, see `missing_runs`.
       at: the step to take results at, in place of the ends of the offline and online stages.
+      settings: that results are shown against, see `sensitivity`.
 
     Raises:
       ValueError: if `compare` or `reference` is nothing that was found, or there is no such study;
         says what there is.
     """
-    runs, notes = collect(folders)
+    apart = [setting for setting in settings if setting != "seed"]
+    runs, notes = collect(folders, apart)
     missing = missing_runs(runs, study or None, at)
     results = task_results(runs, at)
     if reference and reference not in {run.method for run in runs}:
@@ -102,12 +108,17 @@ def make_report(
             f"{_names(runs)}."
         )
     reference = reference or default_reference(results)
+    points, lines = [], []
+    for setting in dict.fromkeys(settings):
+        found, why = sensitivity(runs, setting, at)
+        points += found
+        lines += why
     comparison = _compare(folders, runs, compare, at) if compare else None
     stages = dict.fromkeys(result.stage for result in results)
     return Report(
         folders=tuple(map(str, folders)),
         runs=runs,
-        notes=[*notes, *seed_notes(runs), *left_out(runs)],
+        notes=[*notes, *lines, *seed_notes(runs), *left_out(runs)],
         results=results,
         aggregates=aggregates(results, reference),
         improvements={stage: improvements(results, stage) for stage in stages},
@@ -115,6 +126,7 @@ def make_report(
         published=published_standings(runs, results) if at is None else [],
         comparison=comparison,
         missing=missing,
+        sensitivity=points,
     )
 
 

@@ -99,7 +99,7 @@ def task_results(runs: Iterable[Run], at: int | None = None) -> list[Result]:
     """
     groups: dict[tuple, list[tuple[int, float]]] = {}
     for run in runs:
-        for stage, step in _stage_steps(run, at):
+        for stage, step in stage_steps(run, at):
             score = run.score_at(step)
             if not math.isnan(score):
                 key = (run.env_name, run.method, stage, run.unit, step)
@@ -110,6 +110,19 @@ def task_results(runs: Iterable[Run], at: int | None = None) -> list[Result]:
         values = np.array(scores)
         found.append(Result(*key, seeds, values, estimate(mean_score, [values])))
     return sorted(found, key=lambda result: (result.env_name, method_order(result.method)))
+
+
+def stage_steps(run: Run, at: int | None) -> list[tuple[str, int]]:
+    """The stages of a run, each with the step at which its result is taken.
+
+    Args:
+      run: of one stage or two.
+      at: a step to take it at, in place of the ends of the offline and online stages.
+    """
+    if at is not None:
+        return [(f"step {at:,}", at)]
+    steps = [("offline", run.border)] if run.border else []
+    return [*steps, ("online", run.end)] if run.end > run.border else steps
 
 
 def aggregates(results: Sequence[Result], reference: str | None) -> list[Aggregate]:
@@ -223,13 +236,6 @@ def seed_notes(runs: Iterable[Run]) -> list[str]:
             )
             notes.append(f"{domain}: the methods have different seeds ({each}).")
     return notes
-
-
-def _stage_steps(run: Run, at: int | None) -> list[tuple[str, int]]:
-    if at is not None:
-        return [(f"step {at:,}", at)]
-    steps = [("offline", run.border)] if run.border else []
-    return [*steps, ("online", run.end)] if run.end > run.border else steps
 
 
 def _aggregate(

@@ -91,12 +91,16 @@ class Collection(NamedTuple):
     notes: list[str]
 
 
-def collect(folders: Sequence[str | os.PathLike]) -> Collection:
+def collect(folders: Sequence[str | os.PathLike], apart: Sequence[str] = ()) -> Collection:
     """Reads all runs in and below these folders.
 
     Runs of several configurations under one method's name are told apart by a suffix, and a seed
     that was run twice counts once. Each such case, and each folder that could not be read, is a
     line of `notes`.
+
+    Args:
+      folders: of runs, or above them.
+      apart: settings that tell runs apart, although they would not by themselves.
     """
     runs, notes = [], []
     for folder in folders:
@@ -109,7 +113,7 @@ def collect(folders: Sequence[str | os.PathLike]) -> Collection:
                 runs.append(read_run(path))
             except ValueError as error:
                 notes.append(f"{path}: left out, {error}")
-    runs, lines = _sorted_out(runs)
+    runs, lines = _sorted_out(runs, apart)
     return Collection(sorted(runs, key=_order), [*notes, *lines])
 
 
@@ -156,9 +160,15 @@ def read_run(folder: Path) -> Run:
     return Run(folder, full_env_name(env_name), method, config, metadata, steps, scores, unit)
 
 
-def configuration(config: dict[str, Any]) -> dict[str, str]:
-    """What makes two runs of a method on a task the same but for the seed, by setting."""
-    flat = {name: value for name, value in config.items() if name not in _INCIDENTAL}
+def configuration(config: dict[str, Any], apart: Sequence[str] = ()) -> dict[str, str]:
+    """What makes two runs of a method on a task the same but for the seed, by setting.
+
+    Args:
+      config: of a run.
+      apart: settings that count, although they would not by themselves.
+    """
+    left_out = _INCIDENTAL - set(apart)
+    flat = {name: value for name, value in config.items() if name not in left_out}
     flat |= flat.pop("agent")
     flat.pop("agent_name", None)
     flat["env_name"] = full_env_name(flat["env_name"])
@@ -188,7 +198,7 @@ def _read_evaluations(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     return steps[order], 100 * success[order], "%"
 
 
-def _sorted_out(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+def _sorted_out(runs: Iterable[Run], apart: Sequence[str]) -> tuple[list[Run], list[str]]:
     """One run for each seed and configuration, and a label for each configuration."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in {run.folder.resolve(): run for run in runs}.values():
@@ -196,20 +206,20 @@ def _sorted_out(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     found, notes = [], []
     for members in groups.values():
         kinds: dict[tuple, list[Run]] = {}
-        for run, identity in zip(members, _identities(members), strict=True):
+        for run, identity in zip(members, identities(members, apart), strict=True):
             kinds.setdefault(identity, []).append(run)
         for identity, same in kinds.items():
             kinds[identity], lines = _without_duplicates(same)
             notes += lines
-        named, lines = _told_apart(kinds)
+        named, lines = tell_apart(kinds)
         found += named
         notes += lines
     return found, notes
 
 
-def _identities(runs: Sequence[Run]) -> list[tuple]:
+def identities(runs: Sequence[Run], apart: Sequence[str] = ()) -> list[tuple]:
     """Each run's configuration, of the settings that all know: earlier code may have had fewer."""
-    settings = [configuration(run.config) for run in runs]
+    settings = [configuration(run.config, apart) for run in runs]
     common = sorted(set.intersection(*map(set, settings)))
     return [tuple((name, each[name]) for name in common) for each in settings]
 
@@ -232,7 +242,7 @@ def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return kept, notes
 
 
-def _told_apart(kinds: dict[tuple, list[Run]]) -> tuple[list[Run], list[str]]:
+def tell_apart(kinds: dict[tuple, list[Run]]) -> tuple[list[Run], list[str]]:
     """Gives runs of several configurations under one name a name of their own each."""
     if len(kinds) == 1:
         return next(iter(kinds.values())), []

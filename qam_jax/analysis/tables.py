@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qam_jax.analysis import panels
-from qam_jax.analysis.figures import lines, save_panels
+from qam_jax.analysis.figures import save_panels
 from qam_jax.analysis.report import Report
+from qam_jax.analysis.sensitivity import sensitivity_tables
 from qam_jax.analysis.standings import Standing
 from qam_jax.analysis.statistics import Estimate
 from qam_jax.files import atomic_write
@@ -58,6 +59,16 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
             for stage, pairs in report.improvements.items()
             for (method, other), value in pairs.items()
         ],
+        "sensitivity": [
+            {
+                "setting": point.field, "value": point.value, "env_name": point.env_name,
+                "method": point.method, "stage": point.stage, "unit": point.unit,
+                **_columns("mean", point.mean), "num_seeds": len(point.seeds),
+                "seeds": " ".join(map(str, point.seeds)),
+                "scores": " ".join(f"{score:g}" for score in point.scores),
+            }
+            for point in report.sensitivity
+        ],
         "missing": [run._asdict() for run in report.missing],
         "published": list(map(_standing_row, report.published)),
     }  # fmt: skip
@@ -72,8 +83,8 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
-    """Draws learning curves, profiles and intervals as PNG and SVG; returns the files."""
-    line_of = lines(report.methods)
+    """Draws all figures as PNG and SVG; returns the files."""
+    line_of = panels.line_styles(report)
     files = []
     for domain in report.domains:
         drawn = [draw for _, draw in panels.curve_panels(report, domain)]
@@ -90,6 +101,11 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
     if drawn:
         size = panels.interval_size(report)
         files += save_panels(folder / "intervals", drawn, line_of, columns=2, size=size)
+    for table in sensitivity_tables(report.sensitivity):
+        drawn = [draw for _, draw in panels.sensitivity_panels(report, table)]
+        name = folder / f"sensitivity_{table.field.replace('.', '_')}"
+        columns = 4 if len(report.stages) == 2 else 3  # so that a task's panels are in one row
+        files += save_panels(name, drawn, line_of, legend=table.methods, columns=columns)
     return files
 
 

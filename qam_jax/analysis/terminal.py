@@ -10,6 +10,8 @@ from rich.text import Text
 from qam_jax.analysis.page import interval, number, standings_view
 from qam_jax.analysis.report import Report
 from qam_jax.analysis.results import OVERALL, Aggregate, describe_missing
+from qam_jax.analysis.sensitivity import Table as SensitivityTable
+from qam_jax.analysis.sensitivity import sensitivity_tables
 from qam_jax.analysis.standings import Comparison, Standing
 from qam_jax.analysis.statistics import Estimate
 
@@ -30,6 +32,8 @@ def print_report(report: Report, console: Console) -> None:
         _print_standings("Against the published figures", "published", report.published, console)
     if report.comparison:
         _print_comparison(report.comparison, console)
+    for each in sensitivity_tables(report.sensitivity):
+        console.print(_sensitivity_table(each))
     lines = describe_missing(report.missing)
     if lines:
         count = len(report.missing)
@@ -57,6 +61,19 @@ def _aggregate_table(domain: str, rows: Sequence[Aggregate], report: Report) -> 
             cells += [f"{row.num_tasks} of {row.of_tasks}"]
             table.add_row(*map(escape, cells))
         table.add_section()
+    return table
+
+
+def _sensitivity_table(found: SensitivityTable) -> Table:
+    table = _table(f"Sensitivity to {found.field}, with 95% intervals")
+    for heading in ("task", "method", "stage", *(f"{value:g}" for value in found.values)):
+        table.add_column(escape(heading))
+    for task, rows in found.tasks.items():
+        for row in rows:
+            first = next(iter(row.values()))
+            cells = [task, first.method, first.stage]
+            cells += [_estimate(row[value].mean) if value in row else "–" for value in found.values]
+            table.add_row(*map(escape, cells))
     return table
 
 

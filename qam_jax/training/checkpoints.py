@@ -282,9 +282,11 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         )
         return SavedRun(config, agent, checkpoints.restore_agent(found, state), found)
     except DamagedError as error:
+        others = ", ".join(str(other) for other in checkpoints.steps if other != found)
+        advice = f"give another by its step: {others}" if others else "there is no other"
         raise DamagedError(
-            f"the checkpoint of step {found} in {checkpoints.folder} is damaged ({error}); give "
-            f"another, there are those of the steps {checkpoints.steps}."
+            f"the checkpoint of step {found} in {checkpoints.folder} is damaged ({error}); "
+            f"{advice}."
         ) from error
     finally:
         checkpoints.close()

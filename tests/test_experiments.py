@@ -68,7 +68,10 @@ def test_every_algorithm_has_a_config_file():
     ("arguments", "message"),
     [
         (["--env_name=cube-quintuple-play-singletask-v0"], "unknown environment 'cube-quintuple"),
-        (["--config.inv_tmp=3"], 'Did you mean "inv_temp" instead of "inv_tmp"?'),
+        (
+            ["--config.inv_tmp=3", "--config.lr=1"],
+            "no such config field: --config.inv_tmp=3. Did you mean --config.inv_temp?",
+        ),
         (["--config.agent_name=sac"], "unknown algorithm 'sac'"),
         (["--config.fql_alpha=1.0", "--config.edit_scale=0.1"], "exclude each other"),
         (["--dataset=/nowhere/mine.npz"], "there is no such file"),

@@ -18,6 +18,7 @@ from qam_jax.files import DamagedError, is_held, read_json
 from qam_jax.launch import Resolved, resolve_flags
 from qam_jax.sweeps.studies import Study, Variant, flag_text
 from qam_jax.sweeps.worker import Task
+from qam_jax.training.console import unknown_field
 from qam_jax.training.metrics import read_csv
 from qam_jax.training.run_folder import differences_from, folder_of
 from qam_jax.training.run_lock import LOCK
@@ -184,11 +185,8 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
             "config", agents.get_config(method), flag_values=values, sys_argv=arguments
         )
         rest = values(arguments)[1:]
-    except AttributeError as error:  # from ml_collections
-        _, marker, hint = str(error).partition("Did you mean")
-        hint = f" {marker}{hint}".rstrip("'") if marker else ""
-        fields = " ".join(option for option in options if option.startswith("--config."))
-        raise ValueError(f"no such config field, see {fields}.{hint}") from error
+    except (AttributeError, KeyError) as error:  # from ml_collections
+        raise ValueError(unknown_field(error, options) or str(error)) from error
     except flags.Error as error:
         raise ValueError(str(error)) from error
     if rest:

@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import absl.logging
 from absl import app, flags
@@ -72,6 +73,26 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     app.run(main, flags_parser=_parse_flags)
 
 
+def unknown_field(error: AttributeError | KeyError, arguments: Iterable[str]) -> str:
+    """Which argument is for a field that the config does not have, in words.
+
+    Args:
+      error: from ml_collections, whose message begins with the field's name or ends with it.
+      arguments: of the command line.
+
+    Returns:
+      Nothing if the error is another one, as in the file of a config.
+    """
+    text = str(error).replace("\\", "")
+    path = re.search(r"Attempting to lookup: ([\w.]+)", text) or re.search(r"(\w+)", text)
+    given = [each for each in arguments if path and each.split("=")[0] == f"--config.{path[1]}"]
+    if not given:
+        return ""
+    near = re.search(r'Did you mean "(\w+)"', text)
+    hint = f" Did you mean --config.{near[1]}?" if near else ""
+    return f"no such config field: {given[0]}.{hint}"
+
+
 def with_default_config(arguments: list[str], default: str) -> None:
     """Puts --config, or else its default, first: before the flags that change its fields."""
     arguments.insert(1, f"--config={take_flag(arguments, 'config') or default}")
@@ -94,11 +115,9 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except OSError as error:  # from --config=<file>:<run>, or --config.<field> without a file
         sys.exit(f"Error: {error}")
-    except AttributeError as error:  # from --config.<field>
-        names = [argument for argument in arguments if argument.startswith("--config.")]
-        _, marker, hint = str(error).partition("Did you mean")
-        hint = f" {marker}{hint}".rstrip("'") if marker else ""
-        sys.exit(f"Error: no such config field, see {' '.join(names)}.{hint}")
+    except (AttributeError, KeyError) as error:  # from --config.<field>
+        found = unknown_field(error, arguments)
+        sys.exit(f"Error: {found or f'--config cannot be read: {type(error).__name__}: {error}'}")
     except flags.Error as error:
         _, in_config, details = str(error).partition("whilst parsing config file:")
         if in_config:

@@ -12,7 +12,7 @@ LOCK = "lock"
 
 RUNNING, STOPPED, FAILED, FINISHED, UNKNOWN = "running", "stopped", "failed", "finished", ""
 
-_MAX_LENGTH = 300  # of an error's line
+_MAX_LENGTH = 1000  # of an error's line
 _PLAIN = (ValueError, OSError, ImportError, RuntimeError)  # whose messages speak for themselves
 
 

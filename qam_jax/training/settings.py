@@ -100,6 +100,23 @@ class RunSettings(DataSettings):
         return self.bc_steps + self.offline_steps + self.online_steps
 
 
+@dataclasses.dataclass(frozen=True)
+class HostSettings:
+    """The processes that train together; a process is alone unless a flag says otherwise."""
+
+    distributed: bool = _setting(
+        False,
+        "Train together with the processes of this TPU slice, SLURM job or other cluster that "
+        "JAX detects; takes --num_devices=0.",
+    )
+    coordinator_address: str = _setting(
+        "", "host:port of process 0, which all reach; with num_processes and process_id, by hand."
+    )
+    num_processes: int = _setting(0, "Processes that train together, where given by hand.")
+    process_id: int = _setting(-1, "Number of this process, from 0, where given by hand.")
+    start_timeout: int = _setting(300, "Seconds in which all processes have to come together.")
+
+
 _DEFINE = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,

@@ -20,11 +20,13 @@ from qam_jax.training.console import (
     take_flag,
     with_default_config,
 )
-from qam_jax.training.settings import RunSettings, define_flags
+from qam_jax.training.hosts import session
+from qam_jax.training.settings import HostSettings, RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 
 define_flags(RunSettings)
+define_flags(HostSettings)
 flags.FLAGS.set_default("offline_steps", 0)  # or those of --run
 flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings_module)
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
-    with plain_errors():
+    with plain_errors(), session(from_flags(HostSettings, flags.FLAGS)):
         from qam_jax.launch import config_file, launch, run_from_flags
         from qam_jax.training.warm_start import settings_of
 

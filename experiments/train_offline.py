@@ -20,7 +20,8 @@ from qam_jax.training.console import (
     take_flag,
     with_default_config,
 )
-from qam_jax.training.settings import RunSettings, define_flags
+from qam_jax.training.hosts import session
+from qam_jax.training.settings import HostSettings, RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 # Used where no --config is given, with this schedule for the flags that are not given either.
@@ -33,6 +34,7 @@ _QUICK_START_SCHEDULE = {
 }
 
 define_flags(RunSettings)
+define_flags(HostSettings)
 flags.adopt_module_key_flags(settings_module)
 config_flags.DEFINE_config_file(
     "config",
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
-    with plain_errors():
+    with plain_errors(), session(from_flags(HostSettings, flags.FLAGS)):
         from qam_jax.launch import config_file, launch, run_from_flags
 
         schedule = _QUICK_START_SCHEDULE if config_file() == _QUICK_START else {}

@@ -13,6 +13,7 @@ from qam_jax.agents import get_config
 from qam_jax.data.download import MIRRORS
 from qam_jax.envs import find_render_backend
 from qam_jax.machine import keep_programs
+from qam_jax.training import exchange
 from qam_jax.training.evaluation import describe, film_episodes
 from qam_jax.training.run import RunResult, train_seeds
 from qam_jax.training.settings import RunSettings, from_flags
@@ -143,7 +144,8 @@ def launch(settings: RunSettings, config: ConfigDict) -> None:
     keep_programs(settings.compilation_cache_dir)
     if settings.video_episodes:
         find_render_backend()  # fails now rather than at the end of the run
-    for result in train_seeds(settings, config):
+    results = train_seeds(settings, config)
+    for result in results if exchange.is_first() else ():
         _describe(result, settings, config.agent_name)
 
 

@@ -119,10 +119,19 @@ class Replay:
       observation_dim: `O`.
       action_dim: `A`.
       folder: of the log.
+      writes: whether `save` writes; otherwise another process, which is told the same, does.
     """
 
-    def __init__(self, capacity: int, observation_dim: int, action_dim: int, folder: Path):
-        self._folder, self._capacity = folder, capacity
+    def __init__(
+        self,
+        capacity: int,
+        observation_dim: int,
+        action_dim: int,
+        folder: Path,
+        *,
+        writes: bool = True,
+    ):
+        self._folder, self._capacity, self._writes = folder, capacity, writes
         self._unsaved: list[dict[str, np.ndarray]] = []
         self._newest: dict[int, int] = {}  # the newest row of each episode in progress
         self.num_added = 0
@@ -169,7 +178,8 @@ class Replay:
         Raises:
           OSError: if it cannot be written.
         """
-        if not self._unsaved:
+        if not self._unsaved or not self._writes:
+            self._unsaved = []
             return 0
         columns = _join(self._unsaved)
         path = self._folder / f"{self.num_added - len(columns['episodes']):012d}.npz"
@@ -199,9 +209,10 @@ class Replay:
         Raises:
           DamagedError: if files are missing or damaged; says which.
         """
-        for path in self._folder.glob("[0-9]*.npz"):
-            if int(path.stem) >= num_added:
-                path.unlink()
+        if self._writes:
+            for path in self._folder.glob("[0-9]*.npz"):
+                if int(path.stem) >= num_added:
+                    path.unlink()
         self.num_added, self._unsaved = num_added, []
         if num_added == 0:
             return {}
@@ -288,7 +299,8 @@ def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _read_log(folder: Path, num_added: int, capacity: int) -> dict[str, np.ndarray]:
     """The newest `capacity` of the first `num_added` transitions."""
     parts, following = [], num_added
-    for path in sorted(folder.glob("[0-9]*.npz"), reverse=True):
+    paths = [path for path in folder.glob("[0-9]*.npz") if int(path.stem) < num_added]
+    for path in sorted(paths, reverse=True):
         try:
             with np.load(path) as file:
                 parts.append(dict(file))

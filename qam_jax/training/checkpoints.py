@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.agents.bc import behavior_config
 from qam_jax.files import DamagedError
+from qam_jax.training import exchange
 from qam_jax.training.run_folder import read_config, read_metadata
 from qam_jax.training.updates import Tally
 from qam_jax.types import Array
@@ -36,7 +37,8 @@ class Checkpoints:
     """The checkpoints in a run's folder: the newest few, the best, and the end of each stage.
 
     Each holds the agent's state, the metrics since their last row, and `progress`, which is
-    whatever else it takes to continue, as JSON.
+    whatever else it takes to continue, as JSON. Where several processes train together all of them
+    call the same methods; each writes a part of the arrays, the first one all the rest.
 
     Args:
       folder: the run's folder.
@@ -58,6 +60,7 @@ class Checkpoints:
                 best_fn=_score,
                 preservation_policy=None if read_only else policy,
                 create=not read_only,
+                multiprocessing_options=_taking_part(Path(folder), read_only),
             ),
         )
 
@@ -110,7 +113,7 @@ class Checkpoints:
 
         Args:
           step: of the run.
-          state: the agent's.
+          state: the agent's; on the devices of all processes where there are several.
           tally: metrics since their last row.
           progress: anything else, for JSON.
           score: the higher, the better; None if it is not known.
@@ -127,7 +130,7 @@ class Checkpoints:
         items = jax.device_get((state, tally))
         self._check_space(step, items)
         arguments = ocp.args.Composite(
-            agent=ocp.args.StandardSave(items[0]),
+            agent=ocp.args.StandardSave(state if exchange.several() else items[0]),
             tally=ocp.args.StandardSave(items[1]),
             progress=ocp.args.JsonSave({**progress, "checksum": _checksum(items[0])}),
         )
@@ -154,8 +157,8 @@ class Checkpoints:
         """
         restored = self._read(
             step,
-            agent=ocp.args.StandardRestore(state),
-            tally=ocp.args.StandardRestore(tally),
+            agent=_restore_like(state),
+            tally=_restore_like(tally),
             progress=ocp.args.JsonRestore(),
         )
         _verify(restored)
@@ -163,9 +166,7 @@ class Checkpoints:
 
     def restore_agent(self, step: int, state: AgentState) -> AgentState:
         """Reads the agent's state alone; see `restore`."""
-        restored = self._read(
-            step, agent=ocp.args.StandardRestore(state), progress=ocp.args.JsonRestore()
-        )
+        restored = self._read(step, agent=_restore_like(state), progress=ocp.args.JsonRestore())
         _verify(restored)
         return restored["agent"]
 
@@ -189,10 +190,14 @@ class Checkpoints:
         """
         steps, damaged = self.steps, []
         for step in reversed(steps):
+            result, trouble = None, ""
             try:
                 result = restore_fn(step)
             except DamagedError as error:
-                damaged.append((step, error))
+                trouble = str(error)
+            trouble = next(filter(None, exchange.gather("restored", trouble)), "")
+            if trouble:
+                damaged.append((step, trouble))
                 continue
             for bad, error in damaged:
                 self._put_aside(bad, error)
@@ -220,10 +225,14 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def _put_aside(self, step: int, error: DamagedError) -> None:
+    def _put_aside(self, step: int, error: str) -> None:
         aside = self.folder / f"damaged-{step}"
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(self.folder / str(step), aside)
+
+        def move() -> None:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(self.folder / str(step), aside)
+
+        exchange.from_first("put aside", move)
         self._manager.reload()
         _logger.warning(
             "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is "
@@ -290,6 +299,24 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         ) from error
     finally:
         checkpoints.close()
+
+
+def _taking_part(folder: Path, read_only: bool) -> ocp.options.MultiprocessingOptions:
+    """Which processes a manager of checkpoints is at work in: a reader is one process's own."""
+    index = exchange.process_index()
+    if exchange.several() and read_only:
+        return ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
+        )
+    return ocp.options.MultiprocessingOptions(
+        barrier_sync_key_prefix=folder.name if exchange.several() else None
+    )
+
+
+def _restore_like(tree: chex.ArrayTree) -> ocp.args.StandardRestore:
+    """Arguments that read a tree of this structure: on the device, or, with several processes,
+    into the memory of each."""
+    return ocp.args.StandardRestore(jax.device_get(tree) if exchange.several() else tree)
 
 
 class _Milestones(checkpoint_managers.PreservationPolicy):

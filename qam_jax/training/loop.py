@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from qam_jax.agents import Agent, AgentState
+from qam_jax.training import exchange
 from qam_jax.training.evaluation import headline, score, summarize
 from qam_jax.training.lanes import Lanes
 from qam_jax.training.member import Member
@@ -69,7 +70,7 @@ def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:
                         _report(stage, runs[index], index, own, due, speed)
                         tally = lanes.put(tally, index, empty_tally(tally.sums))
                         clock, firsts[index] = time.perf_counter(), runs[index].step
-                stop.check()
+                _check_stop(stop)
             except Stopped:
                 for index, run in enumerate(runs):
                     _save(stage, run, index, (lanes.pick(state, index), lanes.pick(tally, index)))
@@ -86,7 +87,7 @@ def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:
             for run, step in zip(runs, steps, strict=True):
                 run.step = step
     for index, run in enumerate(runs):
-        run.state, run.tally = lanes.pick(state, index), lanes.pick(tally, index)
+        run.state, run.tally = lanes.local((lanes.pick(state, index), lanes.pick(tally, index)))
 
 
 def _progress_bar(stage: Stage, runs: Sequence[Member]) -> tqdm:
@@ -96,7 +97,19 @@ def _progress_bar(stage: Stage, runs: Sequence[Member]) -> tqdm:
         desc=stage.name,
         unit=stage.unit,
         smoothing=0.1,
+        disable=not exchange.is_first(),
     )
+
+
+def _check_stop(stop: StopRequest) -> None:
+    """Raises Stopped, in all processes, if one of them was asked to stop."""
+    name = ""
+    try:
+        stop.check()
+    except Stopped as stopped:
+        name = str(stopped)
+    for name in filter(None, exchange.gather("stop", name)):
+        raise Stopped(name)
 
 
 def _report(
@@ -106,12 +119,12 @@ def _report(
     settings = run.settings
     state, tally = own
     metrics = {**averages(tally), **stage.metrics(index), f"{stage.unit}s_per_second": speed}
-    run.log.write("train", due, metrics)
+    run.write("train", due, metrics)
     known = None
     eval_due = _last_due(stage, due, settings.eval_interval)
     if settings.env_name and eval_due > run.reported:
-        run.episodes = run.evaluate(stage.agent, state)
-        run.log.write("eval", eval_due, summarize(run.episodes))
+        run.episodes = run.evaluate(stage.agent, stage.lanes.local(state))
+        run.write("eval", eval_due, summarize(run.episodes))
         known = score(run.episodes)
     save_due = _last_due(stage, due, settings.save_interval) > run.reported
     run.reported = due

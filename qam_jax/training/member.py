@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
 from qam_jax.agents.base import check_has_behavior, with_behavior
 from qam_jax.agents.bc import behavior_config
 from qam_jax.data.sources import DataSource
+from qam_jax.training import exchange
 from qam_jax.training.checkpoints import Checkpoints, init_state
 from qam_jax.training.evaluation import Episode, Evaluator
 from qam_jax.training.keys import split_seed
@@ -92,7 +96,7 @@ class Member:
       folder: its folder.
       checkpoints: those in it.
       keys: its sources of randomness.
-      log: of its metrics, once its start is recorded.
+      log: of its metrics, once its start is recorded; in the first process alone.
       stage: the name of the stage that it is in.
       step: how far it is: updates of the earlier stages and environment steps of the online stage.
       reported: the step of its last row of metrics.
@@ -211,6 +215,8 @@ class Member:
         Raises:
           ValueError: if the run was trained on other data.
         """
+        if not exchange.is_first():
+            return
         plan, settings = self._plan, self.settings
         state = self.state
         if self.stage == "cloning":
@@ -234,8 +240,13 @@ class Member:
             self.folder, kept, settings.wandb_project, resolved(settings, plan.config)
         )
 
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a row of metrics; see `MetricLog.write`."""
+        if self.log is not None:
+            self.log.write(kind, step, metrics)
+
     def _log_episode(self, step: int, episode: Episode) -> None:
-        self.log.write(
+        self.write(
             "env",
             step,
             {
@@ -246,6 +257,14 @@ class Member:
         )
 
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the episodes of this run's evaluations; none without an environment."""
+        """Runs the episodes of this run's evaluations, in the first process, for all of them; none
+        without an environment. The positions are known to the first alone."""
         evaluator = self._plan.evaluator
-        return evaluator.evaluate(agent, state, self.settings.seed) if evaluator else []
+        if evaluator is None:
+            return []
+        return exchange.from_first(
+            "evaluation",
+            lambda: evaluator.evaluate(agent, state, self.settings.seed),
+            lambda episodes: json.dumps([episode[:3] for episode in episodes]).encode(),
+            lambda content: [Episode(*each, np.empty((0, 2))) for each in json.loads(content)],
+        )

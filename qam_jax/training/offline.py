@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.sources import DataSource
+from qam_jax.training import exchange
 from qam_jax.training.lanes import Lanes, SharedData
 from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
 from qam_jax.types import Array, Batch, TransitionDataset
@@ -84,7 +85,8 @@ class OfflineStage:
         started = time.perf_counter()
         state, tally = jax.block_until_ready(self._block(state, tally, self._data.at(step), counts))
         speed = count / (time.perf_counter() - started)
-        self._block_length = max(1, min(2 * self._block_length, int(speed * _BLOCK_SECONDS)))
+        length = max(1, min(2 * self._block_length, int(speed * _BLOCK_SECONDS)))
+        self._block_length = exchange.from_first("block length", lambda: length)
         check_all_finite(self.lanes, tally, state.params)
         return state, tally, [step + count for step, count in zip(steps, counts, strict=True)]
 

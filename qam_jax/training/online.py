@@ -13,16 +13,19 @@ from qam_jax.agents import Agent, AgentState
 from qam_jax.data.replay import Replay, ReplayBuffer, sample_balanced, sample_mixed
 from qam_jax.data.sources import DataSource
 from qam_jax.envs import EnvPool, make_env
+from qam_jax.training import exchange
 from qam_jax.training.collector import Collector, Experience, random_policy
 from qam_jax.training.evaluation import Episode, Policy, make_policy
 from qam_jax.training.lanes import Lanes, SharedData
 from qam_jax.training.settings import RunSettings
-from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
-from qam_jax.types import Array, Batch, TransitionDataset
+from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite, check_finite
+from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 
 
 class Acting:
     """What one run acts with: its environments, and what happened in them.
+
+    Where several processes train together the first one acts, and tells the others what happened.
 
     Args:
       settings: the run's.
@@ -44,15 +47,17 @@ class Acting:
         self.round_length = settings.num_envs * chunk_length  # environment steps at most
         self.random_policy = random_policy(settings.seed, (chunk_length, dims[1]))
         self.log_episode = log_episode
-        self.pool = EnvPool(
-            partial(make_env, settings.env_name, settings.env_module),
-            chunk_length,
-            settings.num_envs,
-            max_crashes=settings.max_env_crashes,
-        )
-        self.collector = Collector(self.pool, settings.seed, sparse=settings.sparse)
+        self.pool = self.collector = None
+        if exchange.is_first():
+            self.pool = EnvPool(
+                partial(make_env, settings.env_name, settings.env_module),
+                chunk_length,
+                settings.num_envs,
+                max_crashes=settings.max_env_crashes,
+            )
+            self.collector = Collector(self.pool, settings.seed, sparse=settings.sparse)
         capacity = settings.buffer_size or settings.online_steps + self.round_length
-        self.replay = Replay(capacity, *dims, folder / "replay")
+        self.replay = Replay(capacity, *dims, folder / "replay", writes=exchange.is_first())
 
     def restore(self, progress: dict[str, Any]) -> None:
         """Continues from what `OnlineStage.save` returned.
@@ -61,11 +66,26 @@ class Acting:
           DamagedError: if the experience that was saved is missing or damaged.
         """
         episodes = self.replay.load(progress["transitions"], progress["episodes"])
-        self.collector.restore(progress, episodes)
+        if self.collector is not None:
+            self.collector.restore(progress, episodes)
+
+    def save(self) -> dict[str, Any]:
+        """Saves the experience; returns what else it takes to continue."""
+        self.replay.save()
+        episodes = self.collector.save() if self.collector is not None else {}
+        return {"transitions": self.replay.num_added, **episodes}
+
+    @property
+    def crashes(self) -> int:
+        """How often environments crashed."""
+        return self.collector.crashes if self.collector is not None else 0
 
     def go_round(self, policy: Policy, step: int) -> int:
         """Executes a chunk of actions in every environment; returns the run's new step."""
-        experience: Experience = self.collector.gather(policy)
+        return self.add(self.collector.gather(policy), step)
+
+    def add(self, experience: Experience, step: int) -> int:
+        """Takes in what a round led to; returns the run's new step."""
         self.replay.add(experience.transitions, experience.episodes, self.round_length)
         step += len(experience.episodes)
         for _, episode in sorted(experience.finished.items()):
@@ -74,7 +94,8 @@ class Acting:
 
     def close(self) -> None:
         """Ends the environments' processes."""
-        self.pool.close()
+        if self.pool is not None:
+            self.pool.close()
 
 
 class OnlineStage:
@@ -112,9 +133,11 @@ class OnlineStage:
         batch_keys, self._policy_keys = zip(*keys, strict=True)
         self._acting = acting
         # The choice of the run is part of the program, so that nothing but its policy is copied.
+        # With several processes it is not, since only one of them acts.
+        choose = (lambda state, _: state) if exchange.several() else lanes.pick
         self._act = make_policy(
             agent._replace(
-                sample_actions=lambda state, *rest: agent.sample_actions(lanes.pick(*state), *rest)
+                sample_actions=lambda state, *rest: agent.sample_actions(choose(*state), *rest)
             )
         )
         self._threads = concurrent.futures.ThreadPoolExecutor(len(acting))
@@ -141,7 +164,8 @@ class OnlineStage:
         going = [index for index, step in enumerate(steps) if step < limits[index]]
         policies = [self._policy(index, state, tally, steps[index]) for index in going]
         after = list(steps)
-        for index, step in zip(going, self._go_rounds(going, policies, steps), strict=True):
+        go_rounds = self._go_rounds_of_first if exchange.several() else self._go_rounds
+        for index, step in zip(going, go_rounds(going, policies, steps), strict=True):
             after[index] = step
         counts = [self._num_updates(*step) for step in zip(steps, after, strict=True)]
         if any(counts):
@@ -167,6 +191,21 @@ class OnlineStage:
         futures = [self._threads.submit(*each) for each in rounds]
         return [future.result() for future in futures]
 
+    def _go_rounds_of_first(
+        self, going: list[int], policies: list[Policy], steps: list[int]
+    ) -> Iterable[int]:
+        """The same with several processes, of which one acts."""
+
+        def act() -> list[Experience]:
+            gathers = [self._acting[index].collector.gather for index in going]
+            return list(self._threads.map(lambda gather, policy: gather(policy), gathers, policies))
+
+        experiences = exchange.from_first("round", act, _pack, _unpack)
+        return [
+            self._acting[index].add(experience, steps[index])
+            for index, experience in zip(going, experiences, strict=True)
+        ]
+
     def _num_updates(self, before: int, after: int) -> int:
         waiting = self.start + self._settings.start_training
         return min(after - before, max(0, after - waiting)) * self._settings.utd_ratio
@@ -175,12 +214,16 @@ class OnlineStage:
         untrained = self.start == 0 and not self._settings.run
         if untrained and step < self._settings.start_training:
             return self._acting[index].random_policy
+        lanes, check = self.lanes, partial(check_all_finite, self.lanes)
+        if exchange.several():
+            state, tally = lanes.local((lanes.pick(state, index), lanes.pick(tally, index)))
+            check = check_finite  # of this run, and in the process that acts
         policy = self._act((state, index), self._policy_keys[index])
 
         def checked(*arguments: np.ndarray) -> np.ndarray:
             actions = policy(*arguments)
             if not np.isfinite(actions).all():
-                check_all_finite(self.lanes, tally, state.params)
+                check(tally, state.params)
             return actions
 
         return checked
@@ -191,15 +234,31 @@ class OnlineStage:
         return {
             **self._source.metrics(),
             "replay_size": int(acting.replay.buffer.size),
-            "env_crashes": acting.collector.crashes,
+            "env_crashes": acting.crashes,
         }
 
     def save(self, index: int) -> dict[str, Any]:
         """What it takes to continue a run, beside the state and the tally; saves the experience."""
-        acting = self._acting[index]
-        acting.replay.save()
-        return {"transitions": acting.replay.num_added, **acting.collector.save()}
+        return self._acting[index].save()
 
     def close(self) -> None:
         """Lets go of what the stage holds."""
         self._threads.shutdown()
+
+
+def _pack(experiences: Sequence[Experience]) -> bytes:
+    """What has to be known of rounds to train on them: not which episodes have ended."""
+    arrays = {}
+    for index, experience in enumerate(experiences):
+        named = {**vars(experience.transitions), "episodes": experience.episodes}
+        arrays |= {f"{index}/{name}": array for name, array in named.items()}
+    return exchange.pack_arrays(arrays)
+
+
+def _unpack(content: bytes) -> list[Experience]:
+    parts: dict[int, dict[str, np.ndarray]] = {}
+    for name, array in exchange.unpack_arrays(content).items():
+        index, _, field = name.partition("/")
+        parts.setdefault(int(index), {})[field] = array
+    episodes = {index: part.pop("episodes") for index, part in parts.items()}
+    return [Experience(Transitions(**parts[i]), episodes[i], {}) for i in sorted(parts)]

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -15,6 +15,7 @@ from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.data.shards import open_shards
 from qam_jax.data.sources import DataSource, load_ogbench, load_own
 from qam_jax.envs import make_env
+from qam_jax.training import exchange, hosts
 from qam_jax.training.checkpoints import Checkpoints
 from qam_jax.training.evaluation import Episode, Evaluator
 from qam_jax.training.lanes import Lanes
@@ -24,7 +25,7 @@ from qam_jax.training.offline import OfflineStage
 from qam_jax.training.online import OnlineStage
 from qam_jax.training.run_folder import find_folder
 from qam_jax.training.run_lock import lock_folder
-from qam_jax.training.settings import RunSettings, check_settings
+from qam_jax.training.settings import RunSettings, check_settings, resolved
 from qam_jax.training.stopping import StopRequest, stop_signals
 from qam_jax.types import TransitionDataset
 
@@ -65,6 +66,9 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     The runs share one program, data and processes for evaluation. Apart from that each is the run
     that it would be alone, in the folder that it would have alone, and can be continued alone.
 
+    Where several processes train together, see `qam_jax.training.hosts`, all make this call; the
+    first one acts, evaluates and writes, but for the checkpoints, which all write.
+
     Args:
       settings: what the runs are.
       agent_config: the algorithm and its hyperparameters.
@@ -75,18 +79,19 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     Raises:
       ValueError: if settings, config, environment, data or run folder do not fit together, or
         training goes wrong.
-      OSError: if a run's folder cannot be written to, or another process is at work in it.
+      OSError: if a run's folder cannot be written to, another process is at work in it, or one
+        of those that train together has failed.
       Stopped: if a signal asked the runs to stop; the same call continues them.
     """
     check_settings(settings)
     agent = make_agent(agent_config)
+    if exchange.several():
+        hosts.check_same("settings", _flat(settings, agent_config))
     each = [_settings_of(settings, index) for index in range(settings.num_seeds)]
     _make_lanes(settings, agent_config, [own.seed for own in each])  # may raise
     env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
-    folders = [find_folder(own, agent_config) for own in each]
     with contextlib.ExitStack() as stack:
-        for folder in folders:
-            stack.enter_context(lock_folder(folder))
+        folders = _claim_folders(each, agent_config, stack)
         source = stack.enter_context(contextlib.closing(_open_source(settings, env)))
         stop = stack.enter_context(stop_signals())
         checkpoints = [
@@ -109,12 +114,42 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
             stack.enter_context(contextlib.closing(Member(plan, *parts)))
             for parts in zip(each, folders, checkpoints, strict=True)
         ]
-        for run in runs:
-            run.begin()
-        _describe_data(plan, runs)
-        for run in runs:
-            run.record_start()
-        return _train(plan, runs, stop)
+        with hosts.guard(folders):
+            for run in runs:
+                run.begin()
+            _describe_data(plan, runs)
+            for run in runs:
+                run.record_start()
+            return _train(plan, runs, stop)
+
+
+def _flat(settings: RunSettings, config: ConfigDict) -> dict[str, Any]:
+    """All that a command line says, by the names of its flags."""
+    values = resolved(settings, config)
+    fields = values.pop("agent")
+    return {**values, **{f"config.{name}": value for name, value in fields.items()}}
+
+
+def _claim_folders(
+    each: list[RunSettings], config: ConfigDict, stack: contextlib.ExitStack
+) -> list[Path]:
+    """The folders of the runs, which belong to this program until the stack ends."""
+
+    def claim() -> list[str]:
+        folders = [find_folder(own, config) for own in each]
+        for folder in folders:
+            stack.enter_context(lock_folder(folder))
+        return [str(folder) for folder in folders]
+
+    folders = [Path(folder) for folder in exchange.from_first("folders", claim)]
+    for folder in folders:
+        if not (folder / "lock").exists():
+            raise FileNotFoundError(
+                f"process {exchange.process_index()} does not see the folder {folder} that process "
+                "0 made: all processes need one file system for --save_dir, and, unless that is an "
+                "absolute path, the same working directory."
+            )
+    return folders
 
 
 def _settings_of(settings: RunSettings, index: int) -> RunSettings:
@@ -190,6 +225,15 @@ def _result(plan: Plan, run: Member) -> RunResult:
 
 
 def _open_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
+    """The data that the settings name, the same in all processes."""
+    if not exchange.several():
+        return _read_source(settings, env)
+    source = hosts.take_turns(lambda: _read_source(settings, env))
+    hosts.check_same("data", {"the fingerprint": source.fingerprint()})
+    return source
+
+
+def _read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
     """The data that the settings name: shards, data of one's own, or OGBench's."""
     common = {"sparse": settings.sparse, "proportion": settings.dataset_proportion}
     if settings.ogbench_dataset_dir:

@@ -56,15 +56,15 @@ class UpdateBlock:
     """
 
     def __init__(self, agent: Agent, keys: Array, sample_fn: SampleFn, lanes: Lanes):
-        def update(data: Any, keys: Array, state: AgentState) -> tuple[AgentState, Metrics]:
+        def update(keys: Array, data: Any, state: AgentState) -> tuple[AgentState, Metrics]:
             batch = sample_fn(data, lanes.map(jax.random.fold_in)(keys, state.step))
             return lanes.map(_traced_update(agent))(state, lanes.spread(batch))
 
-        @partial(jax.jit, donate_argnums=(0, 1))
-        def block(state: AgentState, tally: Tally, data: Any, keys: Array, num_updates: Array):
+        @partial(jax.jit, donate_argnums=(0, 1), out_shardings=lanes.sharding)
+        def block(state: AgentState, tally: Tally, keys: Array, data: Any, num_updates: Array):
             def body(index, carry):
                 state, tally = carry
-                new, metrics = update(data, keys, state)
+                new, metrics = update(keys, data, state)
                 after = new, lanes.map(_add)(tally, metrics, new.step)
                 if num_updates.ndim == 0:
                     return after
@@ -80,13 +80,8 @@ class UpdateBlock:
     ) -> tuple[AgentState, Tally]:
         """Makes so many updates of each run; the joined states and tallies are donated."""
         equal = len(set(num_updates)) == 1
-        return self._block(
-            state,
-            tally,
-            data,
-            self._keys,
-            jnp.asarray(num_updates[0] if equal else num_updates, jnp.int32),
-        )
+        counts = np.asarray(num_updates[0] if equal else num_updates, np.int32)
+        return self._block(state, tally, self._keys, data, counts)
 
 
 def _choose(mask: Array, new: Array, old: Array) -> Array:
@@ -154,7 +149,7 @@ def check_finite(tally: Tally, params: chex.ArrayTree | None = None) -> None:
 
 def check_all_finite(lanes: Lanes, tally: Tally, params: chex.ArrayTree) -> None:
     """`check_finite` for each of the joined runs; names the seed if there are several."""
-    if np.max(jax.device_get(tally.bad_update)) < 0 and _all_finite(params):
+    if _none_bad(tally.bad_update) and _all_finite(params):
         return
     for index, seed in enumerate(lanes.seeds):
         try:
@@ -178,6 +173,11 @@ def _not_finite(what: str, update: int | None) -> NotFiniteError:
 @jax.jit
 def _all_finite(params: chex.ArrayTree) -> Array:
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+
+
+@jax.jit
+def _none_bad(updates: Array) -> Array:
+    return jnp.max(updates) < 0
 
 
 def _add(tally: Tally, metrics: Metrics, update: Array) -> Tally:

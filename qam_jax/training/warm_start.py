@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import AgentState
 from qam_jax.agents.base import with_behavior
+from qam_jax.training import exchange
 from qam_jax.training.checkpoints import SavedRun, load_run
 from qam_jax.training.metrics import read_csv, write_csv
 from qam_jax.training.settings import RunSettings
@@ -50,7 +51,7 @@ def start_from(
     else:
         _check_shapes(run, saved, saved.state, state, config)
         state = saved.state
-    for kind in ("train", "eval", "env"):
+    for kind in ("train", "eval", "env") if exchange.is_first() else ():
         rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]
         if rows:
             write_csv(folder / f"{kind}.csv", rows[0], rows)

@@ -108,8 +108,9 @@ def _check_stop(stop: StopRequest) -> None:
         stop.check()
     except Stopped as stopped:
         name = str(stopped)
-    for name in filter(None, exchange.gather("stop", name)):
-        raise Stopped(name)
+    names = exchange.gather("stop", name)
+    if any(names):
+        raise Stopped(next(filter(None, names)))
 
 
 def _report(

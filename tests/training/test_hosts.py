@@ -1,0 +1,288 @@
+"""Processes that train together: two real ones on this machine, over Gloo."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from qam_jax.agents import get_config
+from qam_jax.training import exchange
+from qam_jax.training.checkpoints import load_run
+from qam_jax.training.hosts import check_same, session
+from qam_jax.training.metrics import read_csv
+from qam_jax.training.run import train
+from qam_jax.training.settings import HostSettings, RunSettings
+
+_SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
+_SMALL = {
+    "actor_hidden_dims": (8,), "critic_hidden_dims": (8,), "num_qs": 2, "flow_steps": 2,
+    "batch_size": 8, "horizon_length": 2,
+}  # fmt: skip
+_TRAIN = """
+import json, sys
+from qam_jax.agents import get_config
+from qam_jax.training.hosts import session
+from qam_jax.training.run import train_seeds
+from qam_jax.training.settings import HostSettings, RunSettings
+hosts, config, runs = map(json.loads, sys.argv[1:])
+agent = get_config("qam")
+agent.update(config)
+with session(HostSettings(**hosts)):
+    for run in runs:
+        train_seeds(RunSettings(**run), agent)
+"""
+
+
+@pytest.fixture(name="base", scope="module")
+def _base(tmp_path_factory):
+    """A short run on random data."""
+    folder = tmp_path_factory.mktemp("own")
+    rng, rows = np.random.default_rng(0), 60
+    terminals = np.zeros(rows)
+    terminals[[29, 59]] = 1
+    np.savez(
+        folder / "pendulum.npz",
+        observations=rng.normal(size=(rows, 3)),
+        actions=rng.uniform(-1, 1, size=(rows, 1)),
+        rewards=rng.normal(size=rows),
+        terminals=terminals,
+    )
+    return RunSettings(
+        dataset=str(folder / "pendulum.npz"),
+        env_name="Pendulum-v1",
+        seed=3,
+        run_id="run",
+        num_devices=0,
+        offline_steps=8,
+        start_training=4,
+        log_interval=4,
+        eval_interval=8,
+        save_interval=4,
+        eval_episodes=1,
+        eval_envs=1,
+    )
+
+
+@pytest.fixture(name="start", scope="module")
+def _start(tmp_path_factory):
+    """Starts Python with arguments, on a number of virtual devices."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def start(*arguments, num_devices=1):
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            },
+        )
+
+    return start
+
+
+def _config():
+    config = get_config("qam")
+    config.update(_SMALL)
+    return config
+
+
+def _address():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+def _flags(settings):
+    values = dataclasses.asdict(settings)
+    config = [f"--config.{name}={value}".replace(" ", "") for name, value in _SMALL.items()]
+    return [*(f"--{name}={value}" for name, value in values.items()), *config]
+
+
+def _finish(process):
+    output, errors = (each.decode(errors="replace") for each in process.communicate())
+    return process.returncode, output, errors
+
+
+def _rows(folder, kind):
+    rows = read_csv(folder / f"{kind}.csv")
+    for row in rows:
+        row.pop("updates_per_second", None), row.pop("steps_per_second", None)
+    return rows
+
+
+def test_two_processes_agree_with_two_devices_of_one(base, start, tmp_path):
+    """One seed, whose batches they share, offline and online; and two seeds, one each."""
+    runs = {"one": {"online_steps": 8}, "two": {"num_seeds": 2, "env_name": ""}}
+    children = []
+    for where, count in (("together", 2), ("alone", 1)):
+        all_runs = [
+            dataclasses.asdict(
+                dataclasses.replace(base, save_dir=str(tmp_path / where), group=group, **changes)
+            )
+            for group, changes in runs.items()
+        ]
+        hosts = [{}]
+        if count == 2:
+            common = {"coordinator_address": _address(), "num_processes": 2}
+            hosts = [{**common, "process_id": index} for index in range(2)]
+        for each in hosts:
+            arguments = map(json.dumps, (each, _SMALL, all_runs))
+            children.append(start("-c", _TRAIN, *arguments, num_devices=3 - count))
+    for code, _, errors in map(_finish, children):
+        assert code == 0, errors
+    folders = sorted(path.parent for path in tmp_path.glob("alone/*/*/*/config.json"))
+    assert [folder.name for folder in folders] == ["run", "run-seed3", "run-seed4"]
+    for folder in folders:
+        together = tmp_path / "together" / folder.relative_to(tmp_path / "alone")
+        for kind in ("train", "eval") if folder.name == "run" else ("train",):
+            expected, rows = _rows(folder, kind), _rows(together, kind)
+            assert len(rows) == len(expected) > 0
+            for row, expected_row in zip(rows, expected, strict=True):
+                assert row.keys() == expected_row.keys()
+                for name in row:
+                    np.testing.assert_allclose(
+                        row[name], expected_row[name], rtol=5e-3, atol=1e-3, err_msg=name
+                    )
+        state, expected_state = load_run(together).state, load_run(folder).state
+        close = partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-4)
+        jax.tree.map(close, state, expected_state)
+        newest = max(together.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+        writers = {path.name for path in newest.glob("agent/ocdbt.process_*")}
+        assert writers == {"ocdbt.process_0", "ocdbt.process_1"}
+
+
+def _start_two(start, settings):
+    config = _SCRIPT.parent / "configs" / "qam.py"
+    common = [
+        _SCRIPT,
+        f"--config={config}",
+        *_flags(settings),
+        f"--coordinator_address={_address()}",
+    ]
+    return [start(*common, "--num_processes=2", f"--process_id={index}") for index in range(2)]
+
+
+def _wait_for(process, step):
+    """Reads the progress bar of the first process until training has come this far."""
+    seen = ""
+    while True:
+        text = os.read(process.stderr.fileno(), 4096).decode(errors="replace")
+        assert text, f"the run ended before step {step}:\n{seen}"
+        seen += text
+        steps = [int(match) for match in re.findall(r"offline: .*?(\d+)/", seen)]
+        if steps and steps[-1] >= step:
+            return
+
+
+@pytest.fixture(name="endless")
+def _endless(base, tmp_path):
+    """A run that is only ended from without, on data alone."""
+    return dataclasses.replace(base, save_dir=str(tmp_path), env_name="", offline_steps=10**6)
+
+
+def test_when_one_is_lost_the_first_says_so_and_the_run_can_be_continued(endless, start):
+    """By both again, of which then one is asked to stop; and by a single process."""
+    processes = _start_two(start, endless)
+    _wait_for(processes[0], 9)
+    processes[1].kill()
+    code, _, errors = _finish(processes[0])
+    assert code == 1, errors
+    assert "lost process 1" in errors
+    assert _finish(processes[1])[0] == -signal.SIGKILL
+    step = _last_checkpoint(errors)
+    processes = _start_two(start, endless)
+    _wait_for(processes[0], step + 1)
+    processes[1].terminate()
+    (code, output, errors), (other_code, other_output, other_errors) = map(_finish, processes)
+    assert (code, other_code) == (75, 75), errors + other_errors
+    assert f"Continuing from step {step} in" in output
+    assert "Continuing" not in other_output  # one talks for both
+    for each in (errors, other_errors):
+        assert "Stopped by SIGTERM. The same command continues." in each
+    folder = next(Path(endless.save_dir).glob("*/*/run"))
+    step = load_run(folder).step
+    end = step - step % 4 + 8
+    train(dataclasses.replace(endless, num_devices=1, offline_steps=end), _config())
+    assert load_run(folder).step == end
+    assert [row["step"] for row in _rows(folder, "train")] == list(range(4, end + 1, 4))
+
+
+def test_when_the_first_is_lost_the_other_says_so(endless, start):
+    processes = _start_two(start, endless)
+    _wait_for(processes[0], 9)
+    processes[0].kill()
+    code, _, errors = _finish(processes[1])
+    assert code not in (0, 75)
+    assert "process 1 (of 2) was ended amid its work: JAX ends it when process 0 is lost" in errors
+    assert _last_checkpoint(errors) >= 8
+    _finish(processes[0])
+
+
+def _last_checkpoint(errors):
+    return int(re.search(r"Last checkpoint: step (\d+) in .*\. The same command", errors)[1])
+
+
+def test_commands_that_differ_are_refused(monkeypatch):
+    theirs = {"seed": 0, "config.lr": 0.1}
+    monkeypatch.setattr(exchange, "gather", lambda label, value: [theirs, value])
+    check_same("settings", theirs)
+    with pytest.raises(
+        ValueError,
+        match=r"differ in their settings: config.lr is 0.1 in process 0 and 0.2 in process 1\.",
+    ):
+        check_same("settings", {**theirs, "config.lr": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_processes": 2}, "--num_processes without --coordinator_address and --process_id"),
+        (
+            {"num_processes": 2, "distributed": True},
+            "--distributed detects what --num_processes says by hand",
+        ),
+        (
+            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 2},
+            "--process_id=2 is none of the 2 of --num_processes: number them from 0 to 1",
+        ),
+        (
+            {"coordinator_address": "a", "num_processes": 2, "process_id": 1},
+            "--coordinator_address must be <host>:<port>",
+        ),
+        (
+            {"coordinator_address": "a:1", "num_processes": -1, "process_id": 1},
+            "--num_processes must be at least 1",
+        ),
+        ({"start_timeout": 0}, "--start_timeout must be at least 1"),
+    ],
+)
+def test_flags_that_make_no_sense(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)), session(HostSettings(**given)):
+        pass
+
+
+def test_a_first_process_that_is_not_there():
+    hosts = HostSettings(
+        coordinator_address=_address(), num_processes=2, process_id=1, start_timeout=1
+    )
+    with (
+        pytest.raises(OSError, match=r"process 0 cannot be reached at --coordinator_address=127"),
+        session(hosts),
+    ):
+        pass

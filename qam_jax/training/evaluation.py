@@ -1,9 +1,11 @@
 """Runs a policy in several environments at once and reports how it does."""
 
 import collections
+import concurrent.futures
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -242,6 +244,8 @@ class Evaluator:
         self._seed = seed
         self._max_crashes = max_crashes
         self._on_step = on_step
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._busy, self._closed = threading.Lock(), threading.Event()
         self._envs: EnvPool | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
 
@@ -251,21 +255,36 @@ class Evaluator:
         Raises:
           EnvFailure: if the environments cannot be made or crash too often.
         """
-        if self._envs is None:
-            self._envs = EnvPool(
-                self._env_fn,
-                state.action_shape[0],
-                self._num_envs,
-                max_crashes=self._max_crashes,
-            )
-        if agent not in self._bind_policies:
-            self._bind_policies[agent] = make_policy(agent)
-        seed = self._seed if seed is None else seed
-        policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
-        return run_episodes(policy, self._envs, self._num_episodes, seed, self._on_step)
+        with self._busy:  # one at a time in these environments
+            if self._envs is None:
+                self._envs = EnvPool(
+                    self._env_fn,
+                    state.action_shape[0],
+                    self._num_envs,
+                    max_crashes=self._max_crashes,
+                )
+            if agent not in self._bind_policies:
+                self._bind_policies[agent] = make_policy(agent)
+            seed = self._seed if seed is None else seed
+            policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
+            return run_episodes(policy, self._envs, self._num_episodes, seed, self._before_step)
+
+    def start(
+        self, agent: Agent, state: AgentState, seed: int | None = None
+    ) -> concurrent.futures.Future[list[Episode]]:
+        """`evaluate` in a thread, after those that were started before; see there."""
+        return self._thread.submit(self.evaluate, agent, state, seed)
+
+    def _before_step(self) -> None:
+        if self._closed.is_set():
+            raise concurrent.futures.CancelledError
+        if self._on_step is not None:
+            self._on_step()
 
     def close(self) -> None:
-        """Ends the environments' processes."""
+        """Ends the environments' processes, and what was started with them."""
+        self._closed.set()
+        self._thread.shutdown(cancel_futures=True)
         if self._envs is not None:
             self._envs.close()
 

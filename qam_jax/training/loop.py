@@ -4,13 +4,15 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 from tqdm import tqdm
 
 from qam_jax.agents import Agent, AgentState
 from qam_jax.training import exchange
 from qam_jax.training.evaluation import headline, score, summarize
 from qam_jax.training.lanes import Lanes
-from qam_jax.training.member import Member
+from qam_jax.training.member import Member, Pending, Snapshot
 from qam_jax.training.stopping import Stopped, StopRequest
 from qam_jax.training.updates import Tally, averages, empty_tally
 
@@ -24,6 +26,8 @@ class Stage(Protocol):
     lanes: Lanes
     start: int
     end: int
+    overlaps: bool
+    brief: bool
 
     def advance(
         self, state: AgentState, tally: Tally, steps: list[int], limits: list[int]
@@ -46,7 +50,7 @@ def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:
     Args:
       stage: what to run.
       runs: in the stage; they change.
-      stop: asks whether to stop.
+      stop: asks whether to stop. A run then goes back to an evaluation that is still at work.
 
     Raises:
       Stopped: if it was asked to stop; checkpoints have been saved.
@@ -70,10 +74,14 @@ def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:
                         _report(stage, runs[index], index, own, due, speed)
                         tally = lanes.put(tally, index, empty_tally(tally.sums))
                         clock, firsts[index] = time.perf_counter(), runs[index].step
+                    if runs[index].pending and runs[index].pending.episodes.done():
+                        _settle(stage, runs[index], index)
                 _check_stop(stop)
             except Stopped:
                 for index, run in enumerate(runs):
-                    _save(stage, run, index, (lanes.pick(state, index), lanes.pick(tally, index)))
+                    own = lanes.pick(state, index), lanes.pick(tally, index)
+                    now = Snapshot(*own, run.step, run.reported)
+                    _save(stage, run, index, run.pending.before if run.pending else now)
                 raise
             bar.n = min(run.step for run in runs) - stage.start
             bar.set_postfix_str(", ".join(headline(run.episodes) for run in runs if run.episodes))
@@ -83,6 +91,7 @@ def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:
                 min(stage.end, due + interval) if due == min(dues) else run.step
                 for run, due in zip(runs, dues, strict=True)
             ]
+            stage.brief = any(run.pending for run in runs)
             state, tally, steps = stage.advance(state, tally, [run.step for run in runs], limits)
             for run, step in zip(runs, steps, strict=True):
                 run.step = step
@@ -123,14 +132,37 @@ def _report(
     run.write("train", due, metrics)
     known = None
     eval_due = _last_due(stage, due, settings.eval_interval)
-    if settings.env_name and eval_due > run.reported:
+    evaluates = settings.env_name and eval_due > run.reported
+    saves = _last_due(stage, due, settings.save_interval) > run.reported
+    if evaluates or saves:
+        _settle(stage, run, index)
+    overlaps = settings.overlap_evaluation and stage.overlaps and due < stage.end
+    if evaluates and overlaps and not exchange.several():
+        before = Snapshot(*jax.tree.map(jnp.copy, own), run.step, run.reported)  # own is donated
+        episodes = run.start_evaluation(stage.agent, before.state)
+        run.pending = Pending(episodes, before, due, eval_due, saves)
+        run.reported = due
+        return
+    if evaluates:
         run.episodes = run.evaluate(stage.agent, stage.lanes.local(state))
         run.write("eval", eval_due, summarize(run.episodes))
         known = score(run.episodes)
-    save_due = _last_due(stage, due, settings.save_interval) > run.reported
     run.reported = due
-    if save_due:
-        _save(stage, run, index, (state, empty_tally(tally.sums)), known)
+    if saves:
+        now = Snapshot(state, empty_tally(tally.sums), run.step, due)
+        _save(stage, run, index, now, known)
+
+
+def _settle(stage: Stage, run: Member, index: int) -> None:
+    """Waits for the evaluation that is at work, and writes what was due with it."""
+    if run.pending is None:
+        return
+    run.episodes = run.pending.episodes.result()
+    (_, before, row, due, save), run.pending = run.pending, None
+    run.write("eval", due, summarize(run.episodes))
+    if save:
+        then = before._replace(tally=empty_tally(before.tally.sums), reported=row)
+        _save(stage, run, index, then, score(run.episodes))
 
 
 def _last_due(stage: Stage, step: int, interval: int) -> int:
@@ -138,13 +170,8 @@ def _last_due(stage: Stage, step: int, interval: int) -> int:
     return stage.end if step >= stage.end else step - step % interval
 
 
-def _save(
-    stage: Stage,
-    run: Member,
-    index: int,
-    own: tuple[AgentState, Tally],
-    score: float | None = None,
-) -> None:
-    progress = {"stage": stage.name, "stage_start": stage.start, "step": run.step}
-    progress |= {"reported": run.reported, **stage.save(index)}
-    run.checkpoints.save(run.step, *own, progress, score, milestone=run.reported == stage.end)
+def _save(stage: Stage, run: Member, index: int, at: Snapshot, score: float | None = None) -> None:
+    progress = {"stage": stage.name, "stage_start": stage.start, "step": at.step}
+    progress |= {"reported": at.reported, **stage.save(index)}
+    milestone = at.reported == stage.end
+    run.checkpoints.save(at.step, at.state, at.tally, progress, score, milestone=milestone)

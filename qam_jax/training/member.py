@@ -5,8 +5,9 @@ import functools
 import json
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -88,6 +89,33 @@ class Plan:
         return empty_tally(self._metric_names[stage])
 
 
+class Snapshot(NamedTuple):
+    """A run at one step: the agent's state, its metrics since the last row, and how far it is."""
+
+    state: AgentState
+    tally: Tally
+    step: int
+    reported: int
+
+
+class Pending(NamedTuple):
+    """An evaluation that is at work while training goes on.
+
+    Attributes:
+      episodes: what comes of it.
+      before: the run when it began, before the row of metrics of that step.
+      row: the step of that row.
+      due: the step that the evaluation is of.
+      save: whether a checkpoint is to follow.
+    """
+
+    episodes: Future[list[Episode]]
+    before: Snapshot
+    row: int
+    due: int
+    save: bool
+
+
 class Member:
     """One run.
 
@@ -104,6 +132,7 @@ class Member:
       tally: its metrics since the last row, while no stage is at work.
       acting: what it acts with, in the online stage.
       episodes: of the last evaluation of this process.
+      pending: its evaluation that is at work while training goes on.
     """
 
     def __init__(self, plan: Plan, settings: RunSettings, folder: Path, checkpoints: Checkpoints):
@@ -116,6 +145,7 @@ class Member:
         self.tally: Tally | None = None
         self.acting: Acting | None = None
         self.episodes: list[Episode] = []
+        self.pending: Pending | None = None
 
     def close(self) -> None:
         """Ends its environments and closes its files."""
@@ -239,6 +269,10 @@ class Member:
         self.log = MetricLog(
             self.folder, kept, settings.wandb_project, resolved(settings, plan.config)
         )
+
+    def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
+        """`evaluate` beside training, in an environment, by a single process."""
+        return self._plan.evaluator.start(agent, state, self.settings.seed)
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row of metrics; see `MetricLog.write`."""

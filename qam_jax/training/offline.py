@@ -14,7 +14,8 @@ from qam_jax.training.lanes import Lanes, SharedData
 from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
 from qam_jax.types import Array, Batch, TransitionDataset
 
-_BLOCK_SECONDS = 1.0  # how long one call of the compiled block is to take
+_BLOCK_SECONDS = 1.0  # how long one call of the compiled block is to take,
+_BRIEF_SECONDS = 0.05  # and while an evaluation waits for the device in between
 _FIRST_BLOCK = 10  # updates in the first call, before the speed is known
 
 
@@ -32,7 +33,7 @@ class OfflineStage:
       end: the step at which it ends.
     """
 
-    unit = "update"
+    unit, overlaps = "update", True
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class OfflineStage:
     ):
         self.name, self.agent, self.lanes, self.start, self.end = name, agent, lanes, start, end
         self._source, self._data = source, SharedData(source, lanes)
-        self._block_length = _FIRST_BLOCK
+        self._block_length, self.brief = _FIRST_BLOCK, False
 
         def sample(dataset: TransitionDataset, key: Array) -> Batch:
             return sample_windows(
@@ -85,7 +86,8 @@ class OfflineStage:
         started = time.perf_counter()
         state, tally = jax.block_until_ready(self._block(state, tally, self._data.at(step), counts))
         speed = count / (time.perf_counter() - started)
-        length = max(1, min(2 * self._block_length, int(speed * _BLOCK_SECONDS)))
+        seconds = _BRIEF_SECONDS if self.brief else _BLOCK_SECONDS
+        length = max(1, min(2 * self._block_length, int(speed * seconds)))
         self._block_length = exchange.from_first("block length", lambda: length)
         check_all_finite(self.lanes, tally, state.params)
         return state, tally, [step + count for step, count in zip(steps, counts, strict=True)]

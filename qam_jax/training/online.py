@@ -114,7 +114,7 @@ class OnlineStage:
       acting: what each acts with.
     """
 
-    name, unit = "online", "step"
+    name, unit, overlaps = "online", "step", False
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ _PACKAGES = (
 _FREE_SETTINGS = frozenset(
     "offline_steps online_steps eval_envs video_episodes wandb_project dataset_dir data_source "
     "mirrors ogbench_dataset_dir save_dir group run_id preset keep_checkpoints max_env_crashes "
-    "num_seeds num_devices compilation_cache_dir".split()
+    "num_seeds num_devices compilation_cache_dir overlap_evaluation".split()
 )
 # Settings that may change until fine-tuning begins; they are not in the default name of a run,
 # so that an offline run can be fine-tuned in its own folder.

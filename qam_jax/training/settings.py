@@ -76,6 +76,11 @@ class RunSettings(DataSettings):
     save_interval: int = _setting(50_000, "Steps between checkpoints; a multiple of log_interval.")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, beside the best.")
     eval_episodes: int = _setting(50, "Episodes of an evaluation.")
+    overlap_evaluation: bool = _setting(
+        False,
+        "Train on during evaluations of the offline stage: where an accelerator would idle "
+        "meanwhile, or there are more processors than the updates keep busy.",
+    )
     eval_envs: int = _setting(0, "Environments evaluated side by side; 0: twice the processors.")
     max_env_crashes: int = _setting(10, "Crashes of environments that a run endures.")
     video_episodes: int = _setting(0, "Episodes filmed at the end of the run.")

@@ -1,0 +1,125 @@
+"""Evaluations beside training: the same run as without, also when it is stopped amid one."""
+
+import dataclasses
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from qam_jax.agents import get_config
+from qam_jax.data import generate
+from qam_jax.training import evaluation
+from qam_jax.training.checkpoints import Checkpoints
+from qam_jax.training.metrics import MetricLog, read_csv
+from qam_jax.training.run import train, train_seeds
+from qam_jax.training.settings import RunSettings
+from qam_jax.training.stopping import Stopped
+
+_WRITE = MetricLog.write
+
+
+@pytest.fixture(name="settings", scope="module")
+def _settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    name = "pointmaze-medium-navigate-v0"
+    generate.generate_dataset(name, folder, num_episodes=2, num_processes=1, progress=False)
+    return RunSettings(
+        env_name="pointmaze-medium-navigate-singletask-task3-v0",
+        dataset_dir=str(folder),
+        data_source="local",
+        save_dir=str(tmp_path_factory.mktemp("exp")),
+        offline_steps=12,
+        log_interval=2,
+        eval_interval=4,
+        save_interval=4,
+        keep_checkpoints=9,
+        eval_episodes=1,
+        eval_envs=1,
+        run_id="run",
+    )
+
+
+def _config():
+    config = get_config("bc")
+    config.update({"actor_hidden_dims": (8,), "flow_steps": 2, "batch_size": 8})
+    return config
+
+
+@pytest.fixture(name="plain", scope="module")
+def _plain(settings):
+    return train(dataclasses.replace(settings, group="plain"), _config())
+
+
+def _assert_same(result, expected):
+    jax.tree.map(np.testing.assert_array_equal, result.state, expected.state)
+    for kind in ("train", "eval"):
+        rows, others = (read_csv(each.folder / f"{kind}.csv") for each in (result, expected))
+        for row in rows + others:
+            row["updates_per_second"] = 0  # the clock's
+        assert rows == others
+    saved, other = Checkpoints(result.folder), Checkpoints(expected.folder)
+    assert saved.steps == other.steps == [4, 8, 12]
+    assert saved.best_step == other.best_step
+    for step in saved.steps:
+        first, second = saved.read_progress(step), other.read_progress(step)
+        assert first == second
+
+
+def test_a_run_that_trains_on_is_the_same_run(settings, plain):
+    overlapped = dataclasses.replace(settings, group="overlapped", overlap_evaluation=True)
+    _assert_same(train(overlapped, _config()), plain)
+
+
+def test_training_goes_on_meanwhile(settings, monkeypatch):
+    going_on = dataclasses.replace(settings, group="going_on", overlap_evaluation=True)
+    run_episodes, row_6 = evaluation.run_episodes, threading.Event()
+
+    def wait(*arguments):
+        assert row_6.wait(60)  # the row after that of the first evaluation
+        return run_episodes(*arguments)
+
+    def write(self, kind, step, metrics):
+        if (kind, step) == ("train", 6):
+            row_6.set()
+        _WRITE(self, kind, step, metrics)
+
+    monkeypatch.setattr(evaluation, "run_episodes", wait)
+    monkeypatch.setattr(MetricLog, "write", write)
+    train(going_on, _config())
+
+
+def test_several_seeds(settings, plain):
+    both = dataclasses.replace(settings, group="both", num_seeds=2, overlap_evaluation=True)
+    results = train_seeds(both, _config())
+    assert [row["step"] for row in read_csv(results[1].folder / "eval.csv")] == [4, 8, 12]
+    rows = [read_csv(each.folder / "train.csv")[-1]["loss"] for each in (results[0], plain)]
+    np.testing.assert_allclose(*rows, rtol=1e-4)
+
+
+def test_a_run_stopped_amid_an_evaluation_goes_back_to_it(settings, plain, monkeypatch):
+    stopped = dataclasses.replace(settings, group="stopped", overlap_evaluation=True)
+
+    def stop(policy, envs, num_episodes, seed, on_step):
+        raise Stopped("SIGTERM")
+
+    monkeypatch.setattr(evaluation, "run_episodes", stop)
+    with pytest.raises(Stopped):
+        train(stopped, _config())
+    monkeypatch.undo()
+    folder = plain.folder.parents[2] / "stopped" / plain.folder.parent.name / "run"
+    progress = Checkpoints(folder).read_progress(4)
+    assert (progress["step"], progress["reported"]) == (4, 2)
+    assert not (folder / "eval.csv").exists()
+    _assert_same(train(stopped, _config()), plain)
+
+
+def test_an_error_amid_an_evaluation_ends_the_run(settings, monkeypatch):
+    failing = dataclasses.replace(settings, group="failing", overlap_evaluation=True)
+
+    def fail(policy, envs, num_episodes, seed, on_step):
+        raise ValueError("the environment is gone")
+
+    monkeypatch.setattr(evaluation, "run_episodes", fail)
+    with pytest.raises(ValueError, match="the environment is gone"):
+        train(failing, _config())

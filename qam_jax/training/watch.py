@@ -21,7 +21,7 @@ _NAMING_SECONDS = 4.0  # to find out who is lost, once it is known that somebody
 _GRACE_SECONDS = 10.0  # for a process to end by itself, before it is ended
 _UNWINDING_SECONDS = 30.0  # likewise, while it cleans up
 _CONNECTION_ERRORS = ("Gloo", "NCCL", "oordination service", "UNAVAILABLE")
-_CONTINUES = "The same command, given to all processes, continues from there."
+_CONTINUES = "The same command, given to all processes, continues."
 
 
 class Witness:
@@ -66,12 +66,10 @@ class Watch:
     def begin(self, folders: list[str]) -> None:
         """The runs have begun, in these folders."""
         self._folders = folders
-        why = "it was killed, or it crashed"
-        if self._index > 0:
-            why = f"JAX ends it when process 0 is lost, which leaves lines above; else {why}"
         self._witness.say(
-            f"Error: process {self._index} (of {self._count}) was ended amid its work: {why}. "
-            "{checkpoints}" + _CONTINUES,
+            f"Error: process {self._index} (of {self._count}) was ended amid its work: by JAX, if "
+            "there are lines of its own above, since another process (most likely process 0) is "
+            "lost or does not answer; else it was killed. {checkpoints}" + _CONTINUES,
             folders,
         )
 

@@ -13,7 +13,7 @@ import jax
 
 from qam_jax.training import exchange
 from qam_jax.training.settings import HostSettings
-from qam_jax.training.watch import Watch, Witness
+from qam_jax.training.watch import JAX_LOST_SECONDS, Watch, Witness
 
 _logger = logging.getLogger(__name__)
 
@@ -156,7 +156,10 @@ def _start(settings: HostSettings) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take over SIGTERM
     if settings.distributed:
         try:
-            jax.distributed.initialize(initialization_timeout=settings.start_timeout)
+            jax.distributed.initialize(
+                initialization_timeout=settings.start_timeout,
+                heartbeat_timeout_seconds=JAX_LOST_SECONDS,
+            )
         except ValueError as error:
             raise ValueError(
                 f"--distributed: JAX detects no cluster here ({error}) Start inside of one, under "
@@ -172,6 +175,7 @@ def _start(settings: HostSettings) -> None:
         settings.process_id,
         cluster_detection_method="deactivate",
         initialization_timeout=settings.start_timeout,
+        heartbeat_timeout_seconds=JAX_LOST_SECONDS,
     )
 
 

@@ -16,7 +16,8 @@ from qam_jax.training.stopping import EXIT_CODE, Stopped
 
 _BOARD = "qam_jax_watch/"  # keys where the processes say how they are
 _BEAT_SECONDS = 1.0
-_LOST_SECONDS = 60.0  # without a beat; JAX itself ends all processes after 100
+JAX_LOST_SECONDS = 200  # after which JAX ends all processes, should this watch fail to
+_LOST_SECONDS = 60.0  # without a beat
 _NAMING_SECONDS = 4.0  # to find out who is lost, once it is known that somebody is
 _GRACE_SECONDS = 10.0  # for a process to end by itself, before it is ended
 _UNWINDING_SECONDS = 30.0  # likewise, while it cleans up
@@ -170,6 +171,7 @@ class Watch:
         end = time.monotonic() + seconds
         while True:
             board = self._read()
+            self._note(board)  # the thread that does so may be the one that waits
             missing = [i for i in range(self._count) if f"{what}-{i}" not in board]
             missing = [index for index in missing if index != self._index]
             waiting = [index for index in missing if not self._stale(index, _NAMING_SECONDS)]

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import importlib.util
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -88,15 +89,14 @@ def algorithm_names() -> list[str]:
 def get_config(agent_name: str) -> ConfigDict:
     """The default config of an algorithm, with the paper's settings.
 
+    Args:
+      agent_name: one of `algorithm_names()`, or the name of a module of one's own that can be
+        imported and has functions `get_config` and `make_agent`, as those of this package have.
+
     Raises:
-      ValueError: if there is no such algorithm.
+      ValueError: if there is no such algorithm, or a module of one's own does not fit.
     """
-    if agent_name not in _ALGORITHMS:
-        raise ValueError(
-            f"unknown algorithm {agent_name!r}: agent_name must be one of "
-            f"{', '.join(algorithm_names())}."
-        )
-    return _ALGORITHMS[agent_name].get_config()
+    return _find_algorithm(agent_name).get_config()
 
 
 def make_agent(config: ConfigDict) -> Agent:
@@ -113,7 +113,7 @@ def make_agent(config: ConfigDict) -> Agent:
         the fields contradict each other. The message says which and why.
     """
     _check_config(config)
-    agent = _ALGORITHMS[config.agent_name].make_agent(config)
+    agent = _find_algorithm(config.agent_name).make_agent(config)
     return Agent(*(_with_precision(function, config.matmul_precision) for function in agent))
 
 
@@ -125,6 +125,36 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     defaults = get_config(fields["agent_name"])
     return {**{name: defaults[name] for name in LATER_FIELDS}, **fields}
+
+
+def _find_algorithm(agent_name: str) -> Any:
+    """What holds an algorithm's `get_config` and `make_agent`; modules of one's own come last."""
+    if agent_name in _ALGORITHMS:
+        return _ALGORITHMS[agent_name]
+    try:
+        found = importlib.util.find_spec(agent_name)
+    except (ImportError, ValueError):  # no such package, or no name of a module
+        found = None
+    if found is None:
+        raise ValueError(
+            f"unknown algorithm {agent_name!r}: agent_name must be one of "
+            f"{', '.join(algorithm_names())}, or name a module of your own (is its folder on "
+            "PYTHONPATH?)."
+        )
+    module = importlib.import_module(agent_name)
+    for name in ("get_config", "make_agent"):
+        if not callable(getattr(module, name, None)):
+            raise ValueError(
+                f"unknown algorithm {agent_name!r}: the module {module.__name__} "
+                f"({found.origin}) has no function {name}."
+            )
+    own_name = module.get_config().get("agent_name")
+    if own_name != agent_name:
+        raise ValueError(
+            f"get_config of the module {agent_name!r} has to give the config that agent_name, by "
+            f"which saved runs find the module again, but gives it {own_name!r}."
+        )
+    return module
 
 
 def _with_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:

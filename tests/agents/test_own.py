@@ -1,0 +1,74 @@
+"""Algorithms of one's own, which are modules anywhere on Python's path."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from qam_jax.agents import algorithm_names, get_config, make_agent
+
+_GREEDY = """
+from ml_collections import ConfigDict
+from qam_jax.agents import bc
+
+def get_config():
+    return ConfigDict({**bc.get_config(), "agent_name": "NAME", "boldness": 2.0})
+
+def make_agent(config):
+    agent = bc.make_agent(config)
+    def sample_actions(state, observations, key):
+        return (config.boldness * agent.sample_actions(state, observations, key)).clip(-1, 1)
+    return agent._replace(sample_actions=sample_actions)
+"""
+
+
+@pytest.fixture(name="write")
+def _write(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+
+    return write
+
+
+def test_a_module_of_ones_own_is_an_algorithm(write):
+    write("greedy_own", _GREEDY.replace("NAME", "greedy_own"))
+    config = get_config("greedy_own")
+    assert "greedy_own" not in algorithm_names()
+    config.update({"actor_hidden_dims": (8,), "horizon_length": 2, "flow_steps": 2})
+    agent = make_agent(config)
+    timid = make_agent(ConfigDict({**config, "boldness": 0.0}))
+    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(1))
+    inputs = state, jnp.ones((4, 3)), jax.random.PRNGKey(1)
+    assert agent.sample_actions(*inputs).shape == (4, 2, 1)
+    assert (agent.sample_actions(*inputs) != 0).all()
+    assert (timid.sample_actions(*inputs) == 0).all()
+    config.boldnes = 1.0
+    with pytest.raises(
+        ValueError, match=r"unknown config field 'boldnes'.*Did you mean 'boldness'"
+    ):
+        make_agent(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("nameless_own", _GREEDY.replace("NAME", "other"), r"that agent_name.*gives it 'other'"),
+        (
+            "empty_own",
+            "",
+            r"unknown algorithm 'empty_own': the module .*has no function get_config",
+        ),
+    ],
+)
+def test_modules_that_do_not_fit(write, name, text, message):
+    write(name, text)
+    with pytest.raises(ValueError, match=message):
+        get_config(name)
+
+
+@pytest.mark.parametrize("name", ["nowhere_own", "nowhere.own", ".own", ""])
+def test_names_of_nothing(name):
+    with pytest.raises(ValueError, match=r"unknown algorithm .*or name a module of your own"):
+        get_config(name)

@@ -63,14 +63,14 @@ def base_config() -> ConfigDict:
     return ConfigDict(
         {
             "lr": 3e-4,  # Adam's learning rate
-            "batch_size": 256,
+            "batch_size": 256,  # windows per update
             "clip_grad_norm": 1.0,  # joint norm over all trained parameters; 0 is no clipping
-            "discount": 0.99,
-            "horizon_length": 5,  # H, rows in a window
+            "discount": 0.99,  # per environment step
+            "horizon_length": 5,  # H, rows in a window of data
             "action_chunking": True,  # act in chunks of H; else H-step returns of single actions
-            "flow_steps": 10,  # T
-            "actor_hidden_dims": (512, 512, 512, 512),
-            "actor_layer_norm": False,
+            "flow_steps": 10,  # T, of the sampling ODE and of the simulated paths
+            "actor_hidden_dims": (512, 512, 512, 512),  # widths of flows and other actors
+            "actor_layer_norm": False,  # whether a LayerNorm follows each activation
             "compute_dtype": "float32",  # or bfloat16: of products' operands; sums stay float32
             "matmul_precision": "default",  # of float32 products, see jax.default_matmul_precision
         }
@@ -81,11 +81,11 @@ def critic_config() -> ConfigDict:
     """The fields of every algorithm with a critic, with the paper's settings."""
     return ConfigDict(
         {
-            "num_qs": 10,  # K
+            "num_qs": 10,  # K, critics in the ensemble
             "rho": 0.5,  # pessimism in the target, in standard deviations
             "tau": 0.005,  # rate of the target networks' moving average
-            "critic_hidden_dims": (512, 512, 512, 512),
-            "critic_layer_norm": True,
+            "critic_hidden_dims": (512, 512, 512, 512),  # widths of critics and values
+            "critic_layer_norm": True,  # whether a LayerNorm follows each activation
             "best_of_n": 1,  # actions drawn per decision; the critic keeps one
         }
     )

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             **base.base_config(),
             **base.critic_config(),
             "clip_grad_norm": 0.0,
-            "best_of_n": 32,
+            "best_of_n": 32,  # actions drawn per decision; the lowest critic keeps one
             "kappa": 0.9,  # expectile of the value; 0.5 is the mean
         }
     )

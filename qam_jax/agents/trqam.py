@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
             **base.critic_config(),
             "discount": 0.995,
             "kl_budget": 1.0,  # divergence of paths allowed, per action of a chunk
-            "lam_scale": 3.0,  # Lambda / lam
+            "lam_scale": 3.0,  # Lambda / lam; 1 / Lambda is the inverse temperature
         }
     )
 

@@ -38,7 +38,18 @@ def init_flows(
     observation: Array,
     action: Array,
 ) -> Params:
-    """Parameters of the behaviour flow and of the fine-tuned flow."""
+    """Parameters of the behaviour flow and of the fine-tuned flow.
+
+    Args:
+      flow: network of both.
+      behavior_key: of the behaviour flow's parameters.
+      flow_key: of the fine-tuned flow's.
+      observation: [O], an example.
+      action: [D], an example.
+
+    Returns:
+      By the names `behavior` and `flow`.
+    """
     keys = {"behavior": behavior_key, "flow": flow_key}
     return {
         name: flow.init(key, observation, action, action[:1])["params"]
@@ -53,7 +64,15 @@ def simulate_paths(
     shape: tuple[int, ...],
     key: chex.PRNGKey,
 ) -> Array:
-    """States [T + 1, *shape] of the memoryless SDE, whose last step is the base flow's."""
+    """States [T + 1, *shape] of the memoryless SDE, whose last step is the base flow's.
+
+    Args:
+      config: the algorithm's; its `flow_steps` is `T`.
+      velocity_fn: the flow of all steps but the last.
+      base_velocity_fn: the flow of the last step.
+      shape: of the actions, [B, D].
+      key: source of the paths' noise.
+    """
     return sample_memoryless_sde(velocity_fn, base_velocity_fn, *path_noise(config, shape, key))
 
 

@@ -157,7 +157,15 @@ def init_state(
     key: chex.PRNGKey,
     action_shape: tuple[int, int],
 ) -> AgentState:
-    """A state at step 0, whose target networks start as copies."""
+    """A state at step 0, whose target networks start as copies.
+
+    Args:
+      optimizer: of all trained parameters.
+      params: trained parameters, by network.
+      target_names: the networks that have a moving average.
+      key: source of all randomness in updates.
+      action_shape: `(H, A)` of an action chunk.
+    """
     targets = {name: jax.tree.map(jnp.copy, params[name]) for name in target_names}
     step = jnp.zeros((), jnp.int32)
     return AgentState(params, targets, optimizer.init(params), key, step, action_shape)
@@ -207,7 +215,18 @@ def apply_gradients(
     key: chex.PRNGKey,
     tau: float = 0.0,
 ) -> tuple[AgentState, Metrics]:
-    """One step of the optimiser, then of the target networks towards the new parameters."""
+    """One step of the optimiser, then of the target networks towards the new parameters.
+
+    Args:
+      state: before the update.
+      optimizer: the one that `state.opt_state` is of.
+      loss_fn: `params -> (loss, metrics)`.
+      key: what the new state's randomness comes from.
+      tau: rate of the target networks' moving average, in [0, 1].
+
+    Returns:
+      The new state, and the metrics with `loss` and `grad_norm`, the norm before it is clipped.
+    """
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -226,7 +245,18 @@ def apply_gradients(
 def behavior_cloning_loss(
     flow: VectorField, params: Params, batch: Batch, actions: Array, key: chex.PRNGKey
 ) -> Array:
-    """`L_BC = mean_b v mean_D (f(s, x_t, t) - (a - z))^2` for one noise and time per sample."""
+    """`L_BC = mean_b v mean_D (f(s, x_t, t) - (a - z))^2` for one noise and time per sample.
+
+    Args:
+      flow: network of the behaviour flow.
+      params: its parameters.
+      batch: of its windows the observations and weights are used.
+      actions: [B, D], see `flat_actions`.
+      key: source of noise and times.
+
+    Returns:
+      A scalar.
+    """
     noise_key, time_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, actions.shape)
     times = jax.random.uniform(time_key, (*actions.shape[:-1], 1))
@@ -237,7 +267,15 @@ def behavior_cloning_loss(
 def critic_loss(
     critic: CriticEnsemble, params: Params, batch: Batch, actions: Array, targets: Array
 ) -> tuple[Array, Metrics]:
-    """TD loss of the ensemble, with its metrics."""
+    """TD loss of the ensemble, with its metrics; see `critic.td_loss`.
+
+    Args:
+      critic: the ensemble.
+      params: its parameters.
+      batch: of its windows the observations and weights are used.
+      actions: [B, D], see `flat_actions`.
+      targets: [B], held fixed, see `critic_target`.
+    """
     loss, q_values = ensemble.mean_td_loss(
         critic, params, batch.observations, actions, targets, batch.weights
     )

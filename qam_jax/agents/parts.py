@@ -60,7 +60,14 @@ def best_actions(
 ) -> Array:
     """Best of `config.best_of_n` actions [..., D] of the policy.
 
-    `rank` makes one value of those of the ensemble, over `axis=0`.
+    Args:
+      config: the algorithm's.
+      critic: the ensemble; `state.params` has its parameters.
+      policy: what draws actions.
+      state: the agent's.
+      observations: [..., O].
+      key: source of randomness.
+      rank: makes one value of those of the ensemble, over `axis=0`.
     """
     critic_params = {"params": state.params["critic"]}
     return base.best_of_n(
@@ -93,7 +100,14 @@ def make_sampler(
     policy: PolicyFn,
     rank: Callable[..., Array] = jnp.mean,
 ) -> PolicyFn:
-    """The agent's `sample_actions`: the policy, best of n, in chunks [..., H, A]."""
+    """The agent's `sample_actions`: the policy, best of n, in chunks [..., H, A].
+
+    Args:
+      config: the algorithm's.
+      critic: the ensemble.
+      policy: what draws actions.
+      rank: see `best_actions`.
+    """
 
     def sample_actions(state, observations, key):
         actions = best_actions(config, critic, policy, state, observations, key, rank)

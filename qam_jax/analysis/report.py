@@ -68,10 +68,12 @@ class Report(NamedTuple):
 
     @property
     def methods(self) -> list[str]:
+        """The methods that there are runs of, the paper's first."""
         return sorted({run.method for run in self.runs}, key=method_order)
 
     @property
     def domains(self) -> list[str]:
+        """The domains that there are runs in."""
         return sorted({run.task.domain for run in self.runs})
 
 

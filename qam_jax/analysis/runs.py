@@ -52,10 +52,12 @@ class Run(NamedTuple):
 
     @property
     def seed(self) -> int:
+        """The run's seed."""
         return self.config["seed"]
 
     @property
     def task(self) -> Task:
+        """The task that it was trained on."""
         return parse_task(self.env_name)
 
     @property

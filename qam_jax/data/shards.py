@@ -177,6 +177,7 @@ class Shards:
         return self._dataset
 
     def next_change(self, step: int) -> int | None:
+        """The first update after `step` that trains on the next file; None with a single one."""
         return (step // self._interval + 1) * self._interval if self._interval else None
 
     def fingerprint(self) -> str:
@@ -196,6 +197,7 @@ class Shards:
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
+        """How often the file changed, and for how many seconds training waited for it."""
         return {"shard_swaps": self.num_swaps, "shard_stall_seconds": self.stall_seconds}
 
     def close(self) -> None:

@@ -31,13 +31,17 @@ class Stage(Protocol):
 
     def advance(
         self, state: AgentState, tally: Tally, steps: list[int], limits: list[int]
-    ) -> tuple[AgentState, Tally, list[int]]: ...
+    ) -> tuple[AgentState, Tally, list[int]]:
+        """Goes on by one round; returns where each run then is."""
 
-    def metrics(self, index: int) -> dict[str, float]: ...
+    def metrics(self, index: int) -> dict[str, float]:
+        """What to log about a run beside its tally, by name."""
 
-    def save(self, index: int) -> dict[str, Any]: ...
+    def save(self, index: int) -> dict[str, Any]:
+        """What a run's checkpoint holds beside the agent's state."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends what runs in the background."""
 
 
 def run_stage(stage: Stage, runs: Sequence[Member], stop: StopRequest) -> None:

@@ -34,11 +34,12 @@ def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float) -> Array:
     Raises:
       ValueError: if `q_fn` does not return one value per action.
 
-    The second action lies outside of the box, where nothing is gained:
+    Examples:
+      The second action lies outside of the box, where nothing is gained:
 
-    >>> actions = jnp.array([[0.5], [1.5]])
-    >>> print(terminal_adjoint(lambda a: 3 * a[..., 0], actions, inv_temp=2.0).ravel())
-    [-6. -0.]
+      >>> actions = jnp.array([[0.5], [1.5]])
+      >>> print(terminal_adjoint(lambda a: 3 * a[..., 0], actions, inv_temp=2.0).ravel())
+      [-6. -0.]
     """
 
     def total(actions: Array) -> Array:
@@ -67,11 +68,12 @@ def solve_lean_adjoint(base_velocity_fn: VelocityFn, states: Array, terminal: Ar
     Raises:
       ValueError: if `states` has no step or `terminal` does not fit it.
 
-    With two steps of the flow `f = x`, whose drift is `2 x - x / (t + h)`:
+    Examples:
+      With two steps of the flow `f = x`, whose drift is `2 x - x / (t + h)`:
 
-    >>> states, terminal = jnp.zeros((3, 1)), jnp.ones(1)
-    >>> print(solve_lean_adjoint(lambda x, t: x, states, terminal).ravel())
-    [1.5 1.5]
+      >>> states, terminal = jnp.zeros((3, 1)), jnp.ones(1)
+      >>> print(solve_lean_adjoint(lambda x, t: x, states, terminal).ravel())
+      [1.5 1.5]
     """
     num_steps = states.shape[0] - 1
     if num_steps < 1:
@@ -110,11 +112,12 @@ def adjoint_matching_loss(velocities: Array, base_velocities: Array, adjoints: A
     Raises:
       ValueError: if the shapes differ.
 
-    It is 0 where `f = f_base - sigma^2 g / 2`, here with one step, where `sigma^2 = 4`:
+    Examples:
+      It is 0 where `f = f_base - sigma^2 g / 2`, here with one step, where `sigma^2 = 4`:
 
-    >>> base, adjoints = jnp.zeros((1, 2)), jnp.ones((1, 2))
-    >>> print(adjoint_matching_loss(base - 2 * adjoints, base, adjoints))
-    0.0
+      >>> base, adjoints = jnp.zeros((1, 2)), jnp.ones((1, 2))
+      >>> print(adjoint_matching_loss(base - 2 * adjoints, base, adjoints))
+      0.0
     """
     check_shape("base_velocities", base_velocities, velocities.shape)
     check_shape("adjoints", adjoints, velocities.shape)

@@ -20,8 +20,9 @@ def pessimistic_value(q_values: Array, rho: float) -> Array:
     Returns:
       [...]. Its gradient is finite also where all members agree.
 
-    >>> print(pessimistic_value(jnp.array([1.0, 3.0]), rho=0.5))
-    1.5
+    Examples:
+      >>> print(pessimistic_value(jnp.array([1.0, 3.0]), rho=0.5))
+      1.5
     """
     return jnp.mean(q_values, axis=0) - rho * _deviation(q_values)
 
@@ -66,12 +67,13 @@ def td_target(
     Raises:
       ValueError: if the shapes do not fit; the message names the argument.
 
-    Two windows of two steps, the second of which completed the task:
+    Examples:
+      Two windows of two steps, the second of which completed the task:
 
-    >>> rewards, masks = jnp.array([-1.5, -1.0]), jnp.array([1.0, 0.0])
-    >>> next_q_values = jnp.array([[-8.0, -8.0], [-8.0, -8.0]])
-    >>> print(td_target(rewards, masks, next_q_values, discount=0.5, horizon_length=2, rho=0.5))
-    [-3.5 -1. ]
+      >>> rewards, masks = jnp.array([-1.5, -1.0]), jnp.array([1.0, 0.0])
+      >>> next_q_values = jnp.array([[-8.0, -8.0], [-8.0, -8.0]])
+      >>> print(td_target(rewards, masks, next_q_values, discount=0.5, horizon_length=2, rho=0.5))
+      [-3.5 -1. ]
     """
     check_shape("masks", masks, rewards.shape)
     check_shape("next_q_values", next_q_values, (next_q_values.shape[0], *rewards.shape))

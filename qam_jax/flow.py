@@ -32,11 +32,12 @@ def flow_matching_loss(
     Raises:
       ValueError: if a shape does not fit; the message names the argument.
 
-    The exact velocity of a straight path from 0 to 1 has no loss there:
+    Examples:
+      The exact velocity of a straight path from 0 to 1 has no loss there:
 
-    >>> noise, actions, times = jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.full((1, 1), 0.3)
-    >>> print(flow_matching_loss(lambda x, t: jnp.ones_like(x), noise, actions, times))
-    [0.]
+      >>> noise, actions, times = jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.full((1, 1), 0.3)
+      >>> print(flow_matching_loss(lambda x, t: jnp.ones_like(x), noise, actions, times))
+      [0.]
     """
     check_shape("noise", noise, actions.shape)
     check_shape("times", times, (*actions.shape[:-1], 1))
@@ -59,10 +60,11 @@ def sample_flow(velocity_fn: VelocityFn, noise: Array, num_steps: int) -> Array:
     Raises:
       ValueError: if `num_steps` is less than 1.
 
-    Two steps of `dx/dt = x` multiply by 1.5 each:
+    Examples:
+      Two steps of `dx/dt = x` multiply by 1.5 each:
 
-    >>> print(sample_flow(lambda x, t: x, jnp.ones(1), num_steps=2))
-    [2.25]
+      >>> print(sample_flow(lambda x, t: x, jnp.ones(1), num_steps=2))
+      [2.25]
     """
     check_positive("num_steps", num_steps)
     step_size = 1 / num_steps
@@ -89,8 +91,9 @@ def memoryless_noise_scale(num_steps: int) -> Array:
     Raises:
       ValueError: if `num_steps` is less than 1.
 
-    >>> print((memoryless_noise_scale(4) ** 2).round())
-    [10.  4.  2.  1.]
+    Examples:
+      >>> print((memoryless_noise_scale(4) ** 2).round())
+      [10.  4.  2.  1.]
     """
     check_positive("num_steps", num_steps)
     shifted_times = (jnp.arange(num_steps, dtype=jnp.float32) + 1) / num_steps
@@ -120,12 +123,13 @@ def sample_memoryless_sde(
     Raises:
       ValueError: if `step_noise` does not fit `initial_noise`.
 
-    >>> def velocity(x, t):
-    ...     return -x
-    >>> start, noise = jax.random.split(jax.random.PRNGKey(0))
-    >>> noises = jax.random.normal(start, (64, 2)), jax.random.normal(noise, (9, 64, 2))
-    >>> print(sample_memoryless_sde(velocity, velocity, *noises).shape)
-    (11, 64, 2)
+    Examples:
+      >>> def velocity(x, t):
+      ...     return -x
+      >>> start, noise = jax.random.split(jax.random.PRNGKey(0))
+      >>> noises = jax.random.normal(start, (64, 2)), jax.random.normal(noise, (9, 64, 2))
+      >>> print(sample_memoryless_sde(velocity, velocity, *noises).shape)
+      (11, 64, 2)
     """
     num_steps = step_noise.shape[0] + 1
     check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))

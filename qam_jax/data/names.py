@@ -30,8 +30,9 @@ def parse_env_name(env_name: str) -> OGBenchName:
     Raises:
       ValueError: if the name does not have OGBench's single-task form.
 
-    >>> parse_env_name("cube-double-play-singletask-task2-v0")
-    OGBenchName(env_id='cube-double-singletask-task2-v0', dataset_name='cube-double-play-v0')
+    Examples:
+      >>> parse_env_name("cube-double-play-singletask-task2-v0")
+      OGBenchName(env_id='cube-double-singletask-task2-v0', dataset_name='cube-double-play-v0')
     """
     match = _SINGLETASK.match(env_name)
     if match is None:

@@ -29,6 +29,12 @@ setup(
             "pytest-xdist>=3.8",
             "submitit>=1.5.4",
         ],
-        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+        "docs": [
+            "latex2mathml>=3.78",
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.7",
+            "mkdocstrings[python]>=1.0",
+            "ziamath>=0.13",  # for its font
+        ],
     },
 )

@@ -1,0 +1,137 @@
+# %% [markdown]
+# # Tutorial 3: a new algorithm in sixty lines
+#
+# QAM's critics are pessimistic when they back up values, `mean_k Q_k − ρ std_k Q_k`, but its policy
+# follows the gradient of their mean alone: it may run where the critics disagree. So let the policy
+# be pessimistic, too. Its terminal adjoint becomes
+#
+# $$g_T = -\tau\, \nabla_a \bigl(\operatorname{mean}_k \bar Q_k
+#   - \rho_\pi \operatorname{std}_k \bar Q_k\bigr)(s, a),$$
+#
+# and all else stays. By the [same argument](../mathematics.md) the optimum is `π_β · exp(τ (mean −
+# ρ_π std))`. This is an example of how to write an algorithm, not a recommendation.
+#
+# ## The algorithm
+#
+# An algorithm is a module with two functions. `get_config` says what its hyperparameters are; those
+# that all algorithms share come from `base`, and `agent_name` is the module's own name.
+
+# %%
+import shutil
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from maze import make_config, make_data, make_settings
+from ml_collections import ConfigDict
+
+import qam_jax
+from qam_jax.agents import adjoint_parts, base, ensemble, parts
+from qam_jax.analysis.plots import plot_run
+from qam_jax.training.evaluation import describe
+from qam_jax.training.run import train
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "agent_name": "pessimistic_qam",
+            **base.base_config(),
+            **base.critic_config(),
+            "inv_temp": 1.0,  # τ
+            "actor_rho": 0.5,  # pessimism of the policy, in standard deviations of the critics
+        }
+    )
+
+
+# %% [markdown]
+# `make_agent` builds the three functions of an [`Agent`][qam_jax.agents.base.Agent]. What is the
+# same for every algorithm with critics, the TD backup, the optimiser, the target networks and
+# best-of-n, is in [`make_actor_critic`][qam_jax.agents.parts.make_actor_critic]. What is left is
+# which networks there are, how they act, and their loss: cloning for the behaviour flow, and
+# adjoint matching, from the same four functions as in [the first tutorial](mixture.md).
+
+
+# %%
+def make_agent(config: ConfigDict) -> base.Agent:
+    flow, critic = base.make_flow(config), base.make_critic(config)
+
+    def init_actor(key, observation, action):
+        return adjoint_parts.init_flows(flow, *jax.random.split(key), observation, action)
+
+    def matching_loss(state, params, observations, shape, key):
+        velocity_of = partial(base.flow_velocity, flow, params["flow"])
+        base_of = partial(base.flow_velocity, flow, state.target_params["behavior"])
+
+        def q_fn(actions):
+            target = state.target_params["critic"]
+            q_values = ensemble.values(critic, target, observations, actions)
+            return qam_jax.pessimistic_value(q_values, config.actor_rho)  # all that is new
+
+        states = adjoint_parts.simulate_paths(
+            config, velocity_of(observations), base_of(observations), shape, key
+        )
+        states = jax.lax.stop_gradient(states)
+        terminal = qam_jax.terminal_adjoint(q_fn, states[-1], config.inv_temp)
+        adjoints = qam_jax.solve_lean_adjoint(base_of(observations), states, terminal)
+        velocities, base_velocities = (
+            adjoint_parts.path_velocities(each, observations, states[:-1])
+            for each in (velocity_of, base_of)
+        )
+        return jnp.mean(qam_jax.adjoint_matching_loss(velocities, base_velocities, adjoints))
+
+    def actor_loss(state, params, batch, actions, key):
+        bc_key, path_key = jax.random.split(key)
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        am_loss = matching_loss(state, params, batch.observations, actions.shape, path_key)
+        return bc_loss + am_loss, {"bc_loss": bc_loss, "adjoint_matching_loss": am_loss}
+
+    return parts.make_actor_critic(
+        config,
+        critic,
+        init_actor=init_actor,
+        actor_loss=actor_loss,
+        policy=adjoint_parts.make_policy(config, flow),
+        target_names=("critic", "behavior"),
+    )
+
+
+# %% [markdown]
+# ## Training it
+#
+# That is all: the loop, evaluation, checkpoints, several seeds in one program and fine-tuning come
+# with it. Here it goes through the run of [the second tutorial](maze.md), with the same data and
+# settings. On the command line, the file is its own `--config`, and its folder has to be where
+# Python looks for modules, also later, when a run is continued or evaluated:
+#
+# ```bash
+# export PYTHONPATH=docs/tutorials
+# python experiments/train_offline.py --config=docs/tutorials/pessimistic_qam.py \
+#   --config.actor_rho=1.0 --num_seeds=2
+# ```
+
+
+# %%
+def main() -> None:
+    pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    started = time.monotonic()
+    config = get_config()
+    small = make_config()
+    config.update({name: small[name] for name in small if name in config and name != "agent_name"})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_data(folder)
+        settings = make_settings(folder)
+        result = train(settings, config)
+        print(f"pessimistic QAM: {describe(result.episodes)}")
+        plot_run(result.folder, settings, {"pessimistic QAM": result.episodes})
+        shutil.copy(result.folder / "trajectories.png", pictures / "pessimistic_qam.png")
+    print(f"done after {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

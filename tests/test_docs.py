@@ -1,0 +1,117 @@
+"""The site: that it can be built without a complaint, and that what it is made of is complete."""
+
+import doctest
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qam_jax.agents import algorithm_names, get_config
+from qam_jax.training.run import train
+from qam_jax.training.settings import RunSettings
+
+_ROOT = Path(__file__).parents[1]
+
+needs_docs = pytest.mark.skipif(
+    importlib.util.find_spec("mkdocstrings") is None,
+    reason='the docs extra is not installed: pip install -e ".[docs]"',
+)
+
+
+@pytest.fixture(name="site", scope="module")
+def _site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        timeout=1200,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return folder
+
+
+@needs_docs
+def test_formulas_are_set_without_scripts_or_network(site):
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    mathematics = pages[site / "mathematics" / "index.html"]
+    assert mathematics.count("<math") > 60
+    assert "arithmatex" not in mathematics
+    assert (site / "fonts" / "STIXTwoMath-Regular.ttf").stat().st_size > 100_000
+    for path, text in pages.items():
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', text), path
+
+
+@needs_docs
+def test_every_flag_and_field_is_listed(site):
+    text = (site / "settings" / "index.html").read_text(encoding="utf-8")
+    names = [f"--{name}" for name in RunSettings.__dataclass_fields__]
+    names += [field for name in algorithm_names() for field in get_config(name)]
+    for name in {*names, "--slurm", "--step"} - {"agent_name"}:
+        assert f"<code>{name}</code>" in text, name
+
+
+@needs_docs
+def test_every_layer_has_a_page_of_the_reference(site):
+    navigation = (site / "index.html").read_text(encoding="utf-8")
+    for package in (_ROOT / "qam_jax").glob("*/__init__.py"):
+        assert f"reference/{package.parent.name}/" in navigation
+
+
+@pytest.mark.parametrize(
+    ("name", "claims"),
+    [
+        ("mixture", [r"T = 30: distance 0\.0\d\d, 0\.0\d\d, 0\.[01]"]),
+        ("maze", [r"before: success 0%", r"after: success (100|[5-9]\d)%"]),
+        ("pessimistic_qam", [r"pessimistic QAM: success (100|[5-9]\d)%"]),
+    ],
+)
+def test_tutorials_do_what_they_say(name, claims, tmp_path):
+    script = _ROOT / "docs" / "tutorials" / f"{name}.py"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=1200,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-4000:]
+    for claim in claims:
+        assert re.search(claim, result.stdout), result.stdout
+    picture = tmp_path / f"{name}.png"
+    assert picture.stat().st_size > 10_000
+    assert (script.parent / picture.name).exists()  # what the page shows
+
+
+@pytest.mark.parametrize("name", ["flow", "adjoint", "critic", "data.names"])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"qam_jax.{name}")
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0  # what failed is printed
+
+
+def test_the_example_of_ones_own_task(tmp_path, monkeypatch):
+    """Recorded, read without a complaint, and evaluated in; a few of its episodes succeed."""
+    monkeypatch.syspath_prepend(_ROOT / "docs" / "examples")
+    reach = importlib.import_module("reach")
+    reach.record(tmp_path / "reach.npz", episodes=30)
+    settings = RunSettings(
+        dataset=str(tmp_path / "reach.npz"), env_name="Reach-v0", env_module="reach",
+        save_dir=str(tmp_path), offline_steps=2, log_interval=2, eval_interval=2, save_interval=2,
+        eval_episodes=2,
+    )  # fmt: skip
+    config = get_config("bc")
+    config.update({"actor_hidden_dims": (8,), "batch_size": 8})
+    (*_, episode) = train(settings, config).episodes
+    assert episode.success in (0.0, 1.0)
+    masks = np.load(tmp_path / "reach.npz")["masks"]
+    assert 0 < (masks == 0).sum() < 30

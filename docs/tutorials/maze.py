@@ -53,8 +53,8 @@ def make_data(folder: Path) -> None:
 # %%
 def make_config():
     config = get_config("qam")
-    config.actor_hidden_dims = (128, 128)
-    config.critic_hidden_dims = (128, 128)
+    config.actor_hidden_dims = (64, 64)
+    config.critic_hidden_dims = (64, 64)
     config.num_qs = 2
     config.flow_steps = 5
     config.batch_size = 128
@@ -71,10 +71,10 @@ def make_settings(folder: Path) -> RunSettings:
         dataset_dir=str(folder),
         data_source="local",
         save_dir=str(folder),
-        offline_steps=5000,
-        log_interval=500,
-        eval_interval=5000,
-        save_interval=5000,
+        offline_steps=12_000,
+        log_interval=1000,
+        eval_interval=12_000,
+        save_interval=12_000,
         eval_episodes=20,
     )
 
@@ -104,3 +104,11 @@ def main() -> None:
 
 if __name__ == "__main__":  # processes are spawned, and import this file
     main()
+
+# %% [markdown]
+# ![Paths of the behaviour flow, and of QAM, in the maze](maze.png)
+#
+# MAZE_RESULT
+#
+# The [quick start](../index.md) is the same run with five times the data, wider networks and more
+# updates.

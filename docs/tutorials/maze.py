@@ -108,7 +108,9 @@ if __name__ == "__main__":  # processes are spawned, and import this file
 # %% [markdown]
 # ![Paths of the behaviour flow, and of QAM, in the maze](maze.png)
 #
-# MAZE_RESULT
+# Seed 0: of 20 episodes the behaviour flow reaches the goal in none (95% interval 0 to 16%), QAM in
+# all (84 to 100%), in 231 steps on average. With so few data the settings matter: with
+# `inv_temp=1.0` it came to 0 of 20, and after 9,000 updates with these to 2 of 10.
 #
 # The [quick start](../index.md) is the same run with five times the data, wider networks and more
 # updates.

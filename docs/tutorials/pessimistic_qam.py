@@ -140,8 +140,7 @@ if __name__ == "__main__":
 # %% [markdown]
 # ![Paths of pessimistic QAM in the maze](pessimistic_qam.png)
 #
-# After 12,000 updates all of 20 episodes reach the goal (95% interval 84 to 100%), in 384 steps on
-# average, with `inv_temp=1.0` (seed 0). Plain QAM with that temperature reached it in none, and with
-# that of the second tutorial in all, but that is one seed of each: with so few data, runs with other
-# settings failed as well, and it says nothing about which is better. [Sweeps](../sweeps.md) are for
-# that.
+# After 12,000 updates all of 20 episodes reach the goal (95% interval 84 to 100%), in 384 steps
+# on average, with `inv_temp=1.0` (seed 0). Plain QAM with that temperature reached it in none, and
+# with that of the second tutorial in all. That is one seed of each, with few data, where other
+# settings failed as well: it does not say which is better. [Sweeps](../sweeps.md) are for that.

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()
     with plain_errors():
-        from qam_jax.machine import keep_programs
+        from qam_jax.programs import keep_programs
         from qam_jax.training.checkpoints import load_run
         from qam_jax.training.evaluation import Evaluator, describe, film_episodes
         from qam_jax.training.settings import RunSettings

@@ -12,7 +12,7 @@ from qam_jax import presets
 from qam_jax.agents import get_config
 from qam_jax.data.download import MIRRORS
 from qam_jax.envs import find_render_backend
-from qam_jax.machine import keep_programs
+from qam_jax.programs import keep_programs
 from qam_jax.training import exchange
 from qam_jax.training.evaluation import describe, film_episodes
 from qam_jax.training.run import RunResult, train_seeds

@@ -31,6 +31,8 @@ from qam_jax.types import TransitionDataset
 
 _logger = logging.getLogger(__name__)
 
+_ACT_BY_IT = ("bc", "fawac", "fbrac")  # whose flow `behavior` is the policy itself
+
 
 class RunResult(NamedTuple):
     """What a run leaves behind.
@@ -41,7 +43,7 @@ class RunResult(NamedTuple):
       agent: the algorithm.
       state: its last state.
       episodes: of its last evaluation; none without an environment.
-      behavior_episodes: of its behaviour flow; none if it has no such flow of its own.
+      behavior_episodes: of its behaviour flow; none if it has none, or acts by it alone.
     """
 
     seed: int
@@ -217,7 +219,7 @@ def _result(plan: Plan, run: Member) -> RunResult:
     behavior_episodes = []
     if plan.evaluator:
         run.episodes = run.episodes or run.evaluate(plan.agent, run.state)
-        if plan.config.agent_name != "bc" and "behavior" in run.state.params:
+        if plan.config.agent_name not in _ACT_BY_IT and "behavior" in run.state.params:
             behavior_episodes = run.evaluate(plan.cloning[0], run.state)
     return RunResult(
         run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes

@@ -23,6 +23,10 @@ _SMALL = {
     "horizon_length": 2,
 }
 
+_HAS_BEHAVIOR = (
+    "bam cgql cgql_l cgql_m dsrl fedit fql ifql qam qam_e qam_f trqam".split()
+)  # which is not the policy itself
+
 
 @pytest.fixture(name="settings", scope="module")
 def _settings(tmp_path_factory):
@@ -64,6 +68,7 @@ def test_every_method_can_do_all_that_the_others_can(settings, name):
         assert all(np.isfinite(row["loss"]) for row in rows[:2] + rows[3:])
         assert [row["step"] for row in read_csv(result.folder / "eval.csv")] == [4, 10]
         assert result.episodes[0].length == 1000
+        assert bool(result.behavior_episodes) == (name in _HAS_BEHAVIOR)
     assert _changed(results[0].state.params, results[1].state.params)
 
 

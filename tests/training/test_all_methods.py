@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import algorithm_names, get_config
-from qam_jax.data import generate
 from qam_jax.training.checkpoints import load_run
 from qam_jax.training.metrics import read_csv
 from qam_jax.training.run import train_seeds
@@ -29,13 +28,10 @@ _HAS_BEHAVIOR = (
 
 
 @pytest.fixture(name="settings", scope="module")
-def _settings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    name = "pointmaze-medium-navigate-v0"
-    generate.generate_dataset(name, folder, num_episodes=3, num_processes=1, progress=False)
+def _settings(maze_data, tmp_path_factory):
     return RunSettings(
         env_name="pointmaze-medium-navigate-singletask-v0",
-        dataset_dir=str(folder),
+        dataset_dir=str(maze_data),
         data_source="local",
         save_dir=str(tmp_path_factory.mktemp("exp")),
         num_seeds=2,

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.data import generate
 from qam_jax.training.checkpoints import load_run
 from qam_jax.training.metrics import read_csv
 
@@ -28,14 +27,10 @@ _ARGUMENTS = [
 
 
 @pytest.fixture(name="command", scope="module")
-def _command(tmp_path_factory):
+def _command(maze_data, tmp_path_factory):
     """Starts the run in a folder; its progress can be read from stderr."""
-    data = tmp_path_factory.mktemp("data")
     cache = tmp_path_factory.mktemp("cache")
-    generate.generate_dataset(
-        "pointmaze-medium-navigate-v0", data, num_episodes=3, num_processes=1, progress=False
-    )
-    command = [sys.executable, str(_SCRIPT), f"--dataset_dir={data}", *_ARGUMENTS]
+    command = [sys.executable, str(_SCRIPT), f"--dataset_dir={maze_data}", *_ARGUMENTS]
     environment = {
         **os.environ,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import get_config
-from qam_jax.data import generate
 from qam_jax.training import evaluation
 from qam_jax.training.checkpoints import Checkpoints
 from qam_jax.training.metrics import MetricLog, read_csv
@@ -20,13 +19,10 @@ _WRITE = MetricLog.write
 
 
 @pytest.fixture(name="settings", scope="module")
-def _settings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    name = "pointmaze-medium-navigate-v0"
-    generate.generate_dataset(name, folder, num_episodes=2, num_processes=1, progress=False)
+def _settings(maze_data, tmp_path_factory):
     return RunSettings(
         env_name="pointmaze-medium-navigate-singletask-task3-v0",
-        dataset_dir=str(folder),
+        dataset_dir=str(maze_data),
         data_source="local",
         save_dir=str(tmp_path_factory.mktemp("exp")),
         offline_steps=12,

@@ -19,14 +19,11 @@ from qam_jax.training.settings import RunSettings, check_settings
 
 
 @pytest.fixture(name="settings", scope="module")
-def _settings(tmp_path_factory):
+def _settings(maze_data, tmp_path_factory):
     """A short run on a small dataset, simulated by the real recipe."""
-    folder = tmp_path_factory.mktemp("data")
-    name = "pointmaze-medium-navigate-v0"
-    generate.generate_dataset(name, folder, num_episodes=3, num_processes=1, progress=False)
     return RunSettings(
         env_name="pointmaze-medium-navigate-singletask-task3-v0",
-        dataset_dir=str(folder),
+        dataset_dir=str(maze_data),
         data_source="local",
         save_dir=str(tmp_path_factory.mktemp("exp")),
         offline_steps=12,

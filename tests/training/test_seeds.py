@@ -22,23 +22,12 @@ from qam_jax.training.stopping import Stopped, StopRequest
 
 
 @pytest.fixture(name="base", scope="module")
-def _base(tmp_path_factory):
+def _base(random_data, tmp_path_factory):
     """Two seeds of a short run, offline and then online, on random data."""
-    folder = tmp_path_factory.mktemp("own")
-    rng, rows = np.random.default_rng(0), 60
-    terminals = np.zeros(rows)
-    terminals[[29, 59]] = 1
-    np.savez(
-        folder / "pendulum.npz",
-        observations=rng.normal(size=(rows, 3)),
-        actions=rng.uniform(-1, 1, size=(rows, 1)),
-        rewards=rng.normal(size=rows),
-        terminals=terminals,
-    )
     return RunSettings(
-        dataset=str(folder / "pendulum.npz"),
+        dataset=str(random_data),
         env_name="Pendulum-v1",
-        save_dir=str(folder),
+        save_dir=str(tmp_path_factory.mktemp("exp")),
         seed=3,
         num_seeds=2,
         offline_steps=8,

@@ -130,28 +130,12 @@ def make_study(
     Raises:
       ValueError: if a name, number or type is not one that is expected.
     """
-    methods = algorithm_names() if methods == "all" else _listed("methods", methods, str)
-    for method in methods:
-        if method not in algorithm_names():
-            known = ", ".join(algorithm_names())
-            raise ValueError(f"unknown method {method!r}: there are {known}, or 'all'.")
     if isinstance(seeds, int):
         seeds = range(seeds)
-    tasks = _listed("tasks", tasks, int)
-    if not set(tasks) <= {1, 2, 3, 4, 5}:
-        raise ValueError(f"tasks are numbers from 1 to 5, got {list(tasks)}.")
-    env_names = [
-        *_listed("env_names", env_names, str),
-        *(
-            f"{domain}-singletask-task{task}-v0"
-            for domain in _listed("domains", domains, str)
-            for task in tasks
-        ),
-    ]
     study = Study(
         name=name,
-        methods=tuple(methods),
-        env_names=tuple(dict.fromkeys(env_names)),
+        methods=_method_names(methods),
+        env_names=_env_names(env_names, domains, tasks),
         seeds=tuple(_listed("seeds", seeds, int)),
         description=description,
         group=group or name,
@@ -231,6 +215,30 @@ def _named_text(name: str) -> str:
             "of a .toml file of your own."
         )
     return (_NAMED / f"{name}.toml").read_text()
+
+
+def _method_names(methods: Sequence[str] | str) -> tuple[str, ...]:
+    known = algorithm_names()
+    names = known if methods == "all" else _listed("methods", methods, str)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}: there are {', '.join(known)}, or 'all'.")
+    return tuple(names)
+
+
+def _env_names(
+    env_names: Sequence[str], domains: Sequence[str], tasks: Sequence[int]
+) -> tuple[str, ...]:
+    """Environments by their names, then all tasks of the domains, each once."""
+    tasks = _listed("tasks", tasks, int)
+    if not set(tasks) <= {1, 2, 3, 4, 5}:
+        raise ValueError(f"tasks are numbers from 1 to 5, got {tasks}.")
+    of_domains = [
+        f"{domain}-singletask-task{task}-v0"
+        for domain in _listed("domains", domains, str)
+        for task in tasks
+    ]
+    return tuple(dict.fromkeys([*_listed("env_names", env_names, str), *of_domains]))
 
 
 def _listed(name: str, values: Any, kind: type) -> list[Any]:

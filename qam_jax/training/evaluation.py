@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from qam_jax.agents import Agent, AgentState
 from qam_jax.envs import (
@@ -170,7 +170,7 @@ def summarize(episodes: list[Episode]) -> dict[str, float]:
     rate = low = high = math.nan
     if not all(math.isnan(episode.success) for episode in episodes):
         successes = sum(episode.success == 1 for episode in episodes)
-        interval = stats.binomtest(successes, num_episodes).proportion_ci(method="wilson")
+        interval = scipy.stats.binomtest(successes, num_episodes).proportion_ci(method="wilson")
         rate, low, high = successes / num_episodes, interval.low, interval.high
     return {
         "success": rate,

@@ -157,7 +157,7 @@ def test_a_sweep_writes_commands(tmp_path):
         (["--offline_steps=3"], "Flags of the runs themselves come after --"),
         (["--study=main", "--grid=config.lr=1"], "--grid is for sweeps without --study"),
         (["--study=main", "--backend=slurm"], "--backend=commands"),
-        (["--study=main", "--updates_per_second=bq=3"], "unknown method 'bq': there are bam"),
+        (["--study=main", "--updates_per_second=bq=3"], "unknown algorithm 'bq'"),
         (["--methods=qam", "--grid=config.lr"], "--grid: expected <flag>=<value>,<value>"),
     ],
 )

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from qam_jax.agents import algorithm_names
+from qam_jax.agents import get_config
 from qam_jax.sweeps.jobs import Job, last_step, read_rows
 
 
@@ -24,11 +24,11 @@ def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
             raise ValueError(
                 f"--updates_per_second takes a number above 0, or <method>=<number>, got {text!r}."
             )
-        if method and method not in algorithm_names():
-            raise ValueError(
-                f"--updates_per_second: unknown method {method!r}: there are "
-                f"{', '.join(algorithm_names())}."
-            )
+        if method:
+            try:
+                get_config(method)
+            except ValueError as error:
+                raise ValueError(f"--updates_per_second: {error}") from error
     return speeds
 
 

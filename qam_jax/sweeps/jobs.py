@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 import functools
+import importlib
+import inspect
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -229,7 +231,7 @@ def _make_jobs_of_seeds(
     resolved = resolve(method, _written(options))
     if not resolved.settings.preset:  # which knows its environments
         _check_env(resolved.settings.env_name, resolved.settings.env_module)
-    config = script.parent / "configs" / f"{method}.py"
+    config = _config_file(method, script)
     base, jobs = "-".join(filter(None, [method, variant.name])), []
     for seeds in groups:
         run_ids = [f"{base}-seed{seed}" for seed in seeds]
@@ -247,6 +249,13 @@ def _make_jobs_of_seeds(
         name = f"{folders[0].parent.name}/{name}"
         jobs.append(Job(name, command, resolved._replace(settings=settings), folders))
     return jobs
+
+
+def _config_file(method: str, script: Path) -> Path:
+    """What `--config` names: for a module of one's own, which has its config, the module."""
+    if method in agents.algorithm_names():
+        return script.parent / "configs" / f"{method}.py"
+    return Path(inspect.getfile(importlib.import_module(method)))
 
 
 def _consecutive(seeds: Sequence[int], most: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qam_jax.agents import algorithm_names
+from qam_jax.agents import algorithm_names, get_config
 
 _NAMED = resources.files(__package__) / "named"
 
@@ -115,7 +115,7 @@ def make_study(
 
     Args:
       name: of the study.
-      methods: names of algorithms, or `all`.
+      methods: names of algorithms, modules of one's own among them, or `all` of this package.
       seeds: or how many, counted from 0.
       env_names: environments by their full names, beside those of `domains`.
       domains: such as `cube-double-play`, of which all `tasks` are taken.
@@ -218,11 +218,9 @@ def _named_text(name: str) -> str:
 
 
 def _method_names(methods: Sequence[str] | str) -> tuple[str, ...]:
-    known = algorithm_names()
-    names = known if methods == "all" else _listed("methods", methods, str)
+    names = algorithm_names() if methods == "all" else _listed("methods", methods, str)
     for name in names:
-        if name not in known:
-            raise ValueError(f"unknown method {name!r}: there are {', '.join(known)}, or 'all'.")
+        get_config(name)  # raises, if there is none
     return tuple(names)
 
 

@@ -42,6 +42,21 @@ def test_a_command_and_its_folder(tmp_path):
     assert resolve("bc", flags[1:])[:2] == (settings, config)  # what the command says itself
 
 
+def test_a_module_of_ones_own_is_a_method_as_the_others_are(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    config = 'ConfigDict({**bc.get_config(), "agent_name": "bold_bc", "boldness": 2.0})'
+    (tmp_path / "bold_bc.py").write_text(
+        "from ml_collections import ConfigDict\nfrom qam_jax.agents import bc\n"
+        f"make_agent = bc.make_agent\ndef get_config():\n    return {config}\n"
+    )
+    flags = {"config.boldness": 3.0}
+    plain, bold = _jobs(tmp_path, methods=["bc", "bold_bc"], flags=flags)
+    assert bold.command[2] == f"--config={tmp_path / 'bold_bc.py'}"
+    assert (bold.method, bold.folder.name) == ("bold_bc", "bold_bc-seed0")
+    assert bold.resolved.config.boldness == 3.0
+    assert "boldness" not in plain.resolved.config
+
+
 def test_the_first_seed_of_everything_comes_first(tmp_path):
     jobs = _jobs(tmp_path, methods=["bc", "qam"], seeds=[3, 1])
     assert [job.folder.name for job in jobs] == ["bc-seed3", "qam-seed3", "bc-seed1", "qam-seed1"]

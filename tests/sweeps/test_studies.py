@@ -81,7 +81,7 @@ _FIELDS = 'methods = ["qam"]\nenv_names = ["Pendulum-v1"]\nseeds = 1\n'
     [
         ("methods = [", "the study 'mine': Invalid value"),
         ('methods = ["qam"]\nseeds = 1', "no domains or env_names"),
-        ('methods = ["sac"]\nseeds = 1', "unknown method 'sac': there are bam"),
+        ('methods = ["sac"]\nseeds = 1', "unknown algorithm 'sac'"),
         ('env_names = ["Pendulum-v1"]\nseeds = 1', "it lacks 'methods'"),
         (f"{_FIELDS}sedes = 1", "there is no field 'sedes'"),
         (f"{_FIELDS}tasks = [6]", "numbers from 1 to 5, got .6."),

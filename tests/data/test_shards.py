@@ -1,9 +1,5 @@
 import ast
-import errno
-import json
 import shutil
-import subprocess
-import sys
 import threading
 
 import jax
@@ -14,8 +10,6 @@ from ogbench.relabel_utils import relabel_dataset
 
 from qam_jax.data import columns, shards
 from qam_jax.data.dataset import sample_windows
-from qam_jax.data.npz import FIELDS, load_npz
-from qam_jax.data.shards import open_shards
 from qam_jax.data.sources import load_own
 from qam_jax.envs import make_env
 
@@ -26,51 +20,6 @@ _INTERVAL = 10
 @pytest.fixture(name="env", scope="module")
 def _env():
     return make_env(_ENV_NAME)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(columns.os, "fsync", lambda handle: None)
-    monkeypatch.delenv(columns.CACHE_VARIABLE, raising=False)
-
-
-@pytest.fixture(name="open_folder")
-def _open_folder():
-    """Opens folders, and closes them after the test."""
-    opened = []
-
-    def open_folder(folder, env=None, **options):
-        opened.append(open_shards(folder, env, **{"replace_interval": _INTERVAL, **options}))
-        return opened[-1]
-
-    yield open_folder
-    for source in opened:
-        source.close()
-
-
-def _write(path, first=0, rows=12, **changes):
-    """A file of episodes of four rows; every row is told apart by its number."""
-    numbers = np.arange(first, first + rows)
-    data = {
-        "observations": np.stack([numbers, -numbers], 1).astype(np.float32),
-        "actions": np.linspace(-1, 1, 2 * rows).reshape(rows, 2),
-        "rewards": -numbers,
-        "terminals": numbers % 4 == 3,
-        **changes,
-    }
-    np.savez_compressed(path, **{name: value for name, value in data.items() if value is not None})
-    return path
-
-
-@pytest.fixture(name="folder")
-def _folder(tmp_path):
-    """Three files of different lengths, with numbers from 0, 100 and 200."""
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for index, (name, rows) in enumerate({"a": 12, "b": 20, "c": 8}.items()):
-        _write(folder / f"{name}.npz", 100 * index, rows)
-    _write(folder / "a-val.npz", 1000)
-    return folder
 
 
 def _first_numbers(source, steps):
@@ -104,10 +53,10 @@ def test_one_file_never_changes(folder, open_folder, interval):
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("proportion", [1.0, 0.6])
 @pytest.mark.parametrize("layout", ["compact", "next_observations"])
-def test_values_equal_those_of_a_plain_load(folder, open_folder, layout, proportion, sparse):
+def test_values_equal_those_of_a_plain_load(folder, open_folder, layout, proportion, sparse, write):
     for index, name in enumerate("abc" if layout == "next_observations" else ""):
         numbers = np.arange(100 * index, 100 * index + 5 + index)
-        _write(
+        write(
             folder / f"{name}.npz",
             100 * index,
             5 + index,
@@ -194,7 +143,7 @@ def test_rewards_are_kept_for_each_task(tmp_path, open_folder, env, monkeypatch)
     np.testing.assert_array_equal(first.rewards, again.rewards)
 
 
-def test_rewards_of_the_file_are_taken_where_it_has_some(tmp_path, open_folder, env):
+def test_rewards_of_the_file_are_taken_where_it_has_some(tmp_path, open_folder, env, write):
     data = _states(env)
     np.savez(tmp_path / "a.npz", **data, rewards=np.arange(40))
     for each in (env, None):
@@ -202,7 +151,7 @@ def test_rewards_of_the_file_are_taken_where_it_has_some(tmp_path, open_folder, 
     np.savez(tmp_path / "a.npz", **data)
     with pytest.raises(ValueError, match=r"a\.npz: there are no 'rewards'.*'qpos' and one of"):
         open_folder(tmp_path, None)
-    _write(tmp_path / "a.npz", rewards=None)
+    write(tmp_path / "a.npz", rewards=None)
     with pytest.raises(ValueError, match=r"no 'rewards'.*There are: actions, obs.*check --env_n"):
         open_folder(tmp_path, env)
 
@@ -210,24 +159,26 @@ def test_rewards_of_the_file_are_taken_where_it_has_some(tmp_path, open_folder, 
 # -------------------------------------------------------------------------- wrong from the start
 
 
-def test_files_that_differ_are_named_before_anything_is_read(folder, open_folder, monkeypatch):
+def test_files_that_differ_are_named_before_anything_is_read(
+    folder, open_folder, monkeypatch, write
+):
     monkeypatch.setattr(columns, "load_npz", None)
-    _write(folder / "b.npz", observations=np.zeros((12, 3)))
+    write(folder / "b.npz", observations=np.zeros((12, 3)))
     with pytest.raises(ValueError, match=r"b\.npz does not belong with .*a\.npz.*\[N, 3\].*\[N, 2"):
         open_folder(folder)
-    _write(folder / "b.npz", masks=np.ones(12))
+    write(folder / "b.npz", masks=np.ones(12))
     with pytest.raises(ValueError, match=r"b\.npz has 'masks' of shape \[N\], but a\.npz has no"):
         open_folder(folder)
     open_folder(folder, replace_interval=0)  # which uses the first alone
 
 
-def test_the_files_of_another_environment_are_refused(tmp_path, open_folder, env):
-    _write(tmp_path / "a.npz", observations=np.zeros((12, 28)))
+def test_the_files_of_another_environment_are_refused(tmp_path, open_folder, env, write):
+    write(tmp_path / "a.npz", observations=np.zeros((12, 28)))
     with pytest.raises(ValueError, match=r"a\.npz: its observations have 28 dimensions.*have 2"):
         open_folder(tmp_path, env)
 
 
-def test_arguments_and_folders_that_make_no_sense(folder, open_folder, tmp_path):
+def test_arguments_and_folders_that_make_no_sense(folder, open_folder, tmp_path, write):
     with pytest.raises(ValueError, match="0 \\(never\\) or a number of updates, got -1"):
         open_folder(folder, replace_interval=-1)
     with pytest.raises(ValueError, match="above 0 and at most 1, got 2"):
@@ -236,7 +187,7 @@ def test_arguments_and_folders_that_make_no_sense(folder, open_folder, tmp_path)
         open_folder(folder, proportion=0.15)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         open_folder(tmp_path / "absent")
-    _write(folder / "b.npz", terminals=None)
+    write(folder / "b.npz", terminals=None)
     with pytest.raises(ValueError, match=r"b\.npz: the field 'terminals' is missing"):
         open_folder(folder)
 
@@ -297,9 +248,9 @@ def test_a_file_that_was_converted_is_not_needed_any_more(folder, open_folder):
     assert _first_numbers(source, (0, 10, 20)) == [0, 100, 200]
 
 
-def test_a_file_that_changes_under_a_run_is_refused(folder, open_folder):
+def test_a_file_that_changes_under_a_run_is_refused(folder, open_folder, write):
     source = open_folder(folder)
-    _write(folder / "b.npz", 500, 20)
+    write(folder / "b.npz", 500, 20)
     source.at(0)
     with pytest.raises(ValueError, match=r"b\.npz has changed since this run began\. Put the ear"):
         source.at(10)
@@ -318,166 +269,10 @@ def test_a_damaged_file_is_named(folder, open_folder):
         open_folder(folder)
 
 
-def test_a_file_that_breaks_a_rule_is_named(folder, open_folder):
-    _write(folder / "b.npz", actions=np.full((12, 2), 3.0))
+def test_a_file_that_breaks_a_rule_is_named(folder, open_folder, write):
+    write(folder / "b.npz", actions=np.full((12, 2), 3.0))
     source = open_folder(folder)
     source.at(0)
     with pytest.raises(ValueError, match=r"b\.npz: 'actions' has 3 at row 0"):
         source.at(10)
     assert not (folder / ".columns" / "b").exists()
-
-
-# ------------------------------------------------------------------------------------- the cache
-
-
-def _converted(folder, monkeypatch):
-    """Notes which files are converted."""
-    paths = []
-
-    def note(path, **options):
-        paths.append(path.name)
-        return load_npz(path, **options)
-
-    monkeypatch.setattr(columns, "load_npz", note)
-    return paths
-
-
-def test_a_file_is_converted_once_and_again_when_it_changes(folder, open_folder, monkeypatch):
-    converted = _converted(folder, monkeypatch)
-    for _ in range(2):
-        source = open_folder(folder)
-        _first_numbers(source, (0, 10, 20))
-        source.close()
-    assert converted == ["a.npz", "b.npz", "c.npz"]
-    _write(folder / "b.npz", 700, 20)
-    source = open_folder(folder)
-    assert _first_numbers(source, (0, 10)) == [0, 700]
-    assert converted == ["a.npz", "b.npz", "c.npz", "b.npz"]
-
-
-def test_columns_are_float32_and_nothing_else_is_left(folder, open_folder):
-    source = open_folder(folder)
-    source.at(0)
-    source.close()
-    files = sorted(path.name for path in (folder / ".columns" / "a").iterdir())
-    assert files == sorted([*(f"{name}.npy" for name in FIELDS[:4]), "source.json"])
-    for path in (folder / ".columns" / "a").glob("*.npy"):
-        assert np.load(path).dtype == np.float32
-    visible = [path.name for path in (folder / ".columns").iterdir() if path.name[0] != "."]
-    assert sorted(visible) == ["a", "b"]
-    assert not list((folder / ".columns").glob(".*.part-*"))
-
-
-class _KilledError(BaseException):
-    """Stands for the process's death: what would be cleaned up is not."""
-
-
-def test_a_half_written_conversion_is_never_used(folder, open_folder, monkeypatch):
-    save = np.save
-
-    def die(target, column):
-        if target.name == "terminals":
-            raise _KilledError
-        save(target, column)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(columns.np, "save", die)
-        patch.setattr(columns.shutil, "rmtree", lambda *args, **kwargs: None)
-        with pytest.raises(_KilledError):
-            open_folder(folder, replace_interval=0).at(0)
-    (leftover,) = (folder / ".columns").glob(".a.part-*")
-    assert (leftover / "observations.npy").exists()
-    assert _first_numbers(open_folder(folder, replace_interval=0), [0]) == [0]
-    assert not leftover.exists()
-
-
-def test_a_full_disk_is_reported_with_what_to_do(folder, open_folder, monkeypatch):
-    def fail(target, column):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(columns.np, "save", fail)
-    with pytest.raises(OSError, match=r"cannot store the columns of .*a\.npz.*QAM_JAX_CACHE"):
-        open_folder(folder, replace_interval=0).at(0)
-    assert not list((folder / ".columns").glob(".a.part-*"))
-
-
-def test_where_the_folder_cannot_be_written_to_another_is_used(
-    folder, open_folder, monkeypatch, tmp_path
-):
-    (folder / ".columns").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
-    assert list((tmp_path / "xdg" / "qam_jax" / "columns").glob("shards-*/a/source.json"))
-    monkeypatch.setenv(columns.CACHE_VARIABLE, str(tmp_path / "mine"))
-    assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
-    assert list((tmp_path / "mine").rglob("a/source.json"))
-
-
-_SCRIPT = """
-import sys
-from qam_jax.data.shards import open_shards
-source = open_shards(sys.argv[1], None, replace_interval=10)
-print([int(source.at(step).observations[0, 0]) for step in (0, 10, 20)])
-"""  # which does not close the source, and ends all the same
-
-
-def test_two_processes_share_the_columns(folder):
-    command = [sys.executable, "-c", _SCRIPT, str(folder)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in both:
-        assert process.communicate(timeout=60)[0].strip() == "[0, 100, 200]"
-        assert process.returncode == 0
-
-
-@pytest.mark.parametrize("locks", [True, False])
-def test_two_sources_convert_at_once(folder, open_folder, monkeypatch, locks):
-    if not locks:  # a file system without
-
-        def refuse(*args):
-            raise OSError(errno.ENOTSUP, "not supported")
-
-        monkeypatch.setattr("qam_jax.files.fcntl.flock", refuse)
-    both_loaded = threading.Barrier(2)
-
-    def load(path, **options):
-        data = load_npz(path, **options)
-        if not locks:
-            both_loaded.wait(10)
-        return data
-
-    monkeypatch.setattr(columns, "load_npz", load)
-    sources = [open_folder(folder, replace_interval=0) for _ in range(2)]
-    results = [None, None]
-
-    def read(which):
-        results[which] = _first_numbers(sources[which], [0])
-
-    threads = [threading.Thread(target=read, args=(which,)) for which in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [[0], [0]]
-    assert json.loads((folder / ".columns" / "a" / "source.json").read_text())["version"]
-    assert not list((folder / ".columns").glob(".a.part-*"))
-
-
-# --------------------------------------------------------------------------------- fingerprints
-
-
-def test_the_fingerprint_is_that_of_content_and_settings(folder, open_folder, tmp_path):
-    expected = open_folder(folder).fingerprint()
-    moved = shutil.copytree(folder, tmp_path / "moved")
-    assert open_folder(moved).fingerprint() == expected
-    with np.load(folder / "c.npz") as archive:
-        np.savez(moved / "c.npz", **archive)  # not compressed, at another time
-    assert open_folder(moved).fingerprint() == expected
-    others = [
-        open_folder(folder, **options).fingerprint()
-        for options in ({"replace_interval": 5}, {"proportion": 0.5}, {"sparse": True})
-    ]
-    _write(moved / "c.npz", 201, 8, terminals=np.arange(8) % 4 == 3)
-    others.append(open_folder(moved).fingerprint())
-    (moved / "c.npz").rename(moved / "d.npz")
-    others.append(open_folder(moved).fingerprint())
-    assert len({expected, *others}) == 6

@@ -1,0 +1,45 @@
+"""Configs: what they hold, and what is refused."""
+
+import pytest
+
+from qam_jax.agents import get_config, make_agent
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agent_name": "sac"}, "unknown algorithm 'sac'.*bc, .*qam"),
+        ({"inv_tmp": 3.0}, "unknown config field 'inv_tmp'.*Did you mean 'inv_temp'"),
+        ({"fql_alpha": 1.0, "edit_scale": 0.1}, "exclude each other"),
+        ({"discount": 1.5}, "'discount' must lie in"),
+        ({"flow_steps": 0}, "'flow_steps' must lie in"),
+        ({"compute_dtype": "float16"}, "'compute_dtype' must be one of float32, bfloat16, got"),
+        ({"num_qs": 0}, "'num_qs' must lie in"),
+        ({"actor_hidden_dims": (16, 0)}, "'actor_hidden_dims' must hold whole numbers above 0"),
+    ],
+)
+def test_bad_configs_fail_at_construction(changes, message):
+    config = get_config("qam")
+    with config.unlocked():
+        config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        make_agent(config)
+
+
+def test_missing_fields_fail_at_construction():
+    config = get_config("qam")
+    with config.unlocked():
+        del config.rho
+    with pytest.raises(ValueError, match="lacks the field 'rho'"):
+        make_agent(config)
+
+
+def test_defaults_are_those_of_the_paper():
+    config = get_config("qam")
+    expected = {
+        "actor_hidden_dims": (512,) * 4, "critic_hidden_dims": (512,) * 4, "num_qs": 10,
+        "rho": 0.5, "flow_steps": 10, "lr": 3e-4, "tau": 0.005, "batch_size": 256,
+        "clip_grad_norm": 1.0, "discount": 0.99, "horizon_length": 5, "action_chunking": True,
+        "critic_layer_norm": True, "actor_layer_norm": False, "best_of_n": 1,
+    }  # fmt: skip
+    assert {name: config[name] for name in expected} == expected

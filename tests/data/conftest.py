@@ -1,0 +1,60 @@
+"""Folders of small files, as `open_shards` reads them."""
+
+import numpy as np
+import pytest
+
+from qam_jax.data import columns
+from qam_jax.data.shards import open_shards
+
+
+@pytest.fixture(name="fast_disk")
+def _fast_disk(monkeypatch):
+    """Nothing is waited for until it is on the disk, and the cache is where it is by default."""
+    monkeypatch.setattr(columns.os, "fsync", lambda handle: None)
+    monkeypatch.delenv(columns.CACHE_VARIABLE, raising=False)
+
+
+@pytest.fixture(name="open_folder")
+def _open_folder(fast_disk):
+    """Opens folders, whose files change every 10 steps, and closes them after the test."""
+    opened = []
+
+    def open_folder(folder, env=None, **options):
+        opened.append(open_shards(folder, env, **{"replace_interval": 10, **options}))
+        return opened[-1]
+
+    yield open_folder
+    for source in opened:
+        source.close()
+
+
+@pytest.fixture(name="write")
+def _write():
+    """Writes a file of episodes of four rows; every row is told apart by its number."""
+
+    def write(path, first=0, rows=12, **changes):
+        numbers = np.arange(first, first + rows)
+        data = {
+            "observations": np.stack([numbers, -numbers], 1).astype(np.float32),
+            "actions": np.linspace(-1, 1, 2 * rows).reshape(rows, 2),
+            "rewards": -numbers,
+            "terminals": numbers % 4 == 3,
+            **changes,
+        }
+        np.savez_compressed(
+            path, **{name: value for name, value in data.items() if value is not None}
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path, write, fast_disk):
+    """Three files of different lengths, with numbers from 0, 100 and 200."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for index, (name, rows) in enumerate({"a": 12, "b": 20, "c": 8}.items()):
+        write(folder / f"{name}.npz", 100 * index, rows)
+    write(folder / "a-val.npz", 1000)
+    return folder

@@ -263,11 +263,17 @@ def tell_apart(kinds: dict[tuple, list[Run]]) -> tuple[list[Run], list[str]]:
 
 
 def _reference(kinds: dict[tuple, list[Run]]) -> dict[str, str]:
-    """The configuration of most runs; of equals, the one that departs least from the paper's."""
+    """The configuration of most runs.
+
+    Of equals the one that the others differ least from, as where each has one setting changed; and
+    of equals again the one that departs least from the paper's.
+    """
 
     def preference(identity: tuple) -> tuple:
         runs = kinds[identity]
-        return -len(runs), len(departures(runs[0].config, runs[0].metadata)), identity
+        changes = sum(len(set(identity) - set(other)) for other in kinds)
+        departing = len(departures(runs[0].config, runs[0].metadata))
+        return -len(runs), changes, departing, identity
 
     return dict(min(kinds, key=preference))
 

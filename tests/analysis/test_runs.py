@@ -101,6 +101,19 @@ def test_mixed_configurations_are_shown_apart(make_run, tmp_path):
     assert "QAM (seeds 0–1)" in note and "lr=0.001" in note
 
 
+def test_of_configurations_with_one_setting_changed_each_the_unchanged_keeps_the_name(
+    make_run, tmp_path
+):
+    """Also where a changed one is the paper's, as ten flow steps are."""
+    small = {"flow_steps": 5, "inv_temp": 3.0}
+    for changes in ({}, {"flow_steps": 10}, {"flow_steps": 2}, {"inv_temp": 1.0}):
+        make_run(config={**small, **changes})
+    runs, _ = collect([tmp_path])
+    assert {run.method for run in runs} == {
+        "QAM", "QAM (flow_steps=10)", "QAM (flow_steps=2)", "QAM (inv_temp=1)"
+    }  # fmt: skip
+
+
 def test_what_does_not_matter_does_not_tell_runs_apart(make_run, tmp_path):
     make_run(seed=0)
     make_run(seed=1, online_steps=500, num_envs=2, group="later", eval_envs=3)

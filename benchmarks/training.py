@@ -27,7 +27,10 @@ _SIZES = {  # changes of the config, observation, action
     "small": ({"width": 128, "layers": 2, "num_qs": 2}, 28, 5),
     "humanoid": ({"action_chunking": False, "horizon_length": 1}, 69, 21),
 }
-_TINY = {"width": 8, "layers": 4, "num_qs": 2}
+_LOOPS = {  # changes of the config, and how many updates are a round
+    "width 8": ({"width": 8, "layers": 4, "num_qs": 2}, 400),
+    "small": (_SIZES["small"][0], 50),
+}
 _SWEPT = {"width": 64, "layers": 2, "num_qs": 2, "batch_size": 128}
 _SWEEPS = {
     "flow_steps": [1, 3, 10, 30],
@@ -64,8 +67,14 @@ def update(repeats: int, fast: bool) -> list[dict[str, Any]]:
 
 
 def loop(repeats: int, fast: bool) -> list[dict[str, Any]]:
-    """The offline stage with networks of width 8, and the part of it outside the program."""
-    config, count = make_config(**_TINY), 100 if fast else 400
+    """The offline stage with small networks, and the part of it outside the compiled program."""
+    rows = []
+    for name, (changes, count) in _LOOPS.items():
+        rows += _loop(name, make_config(**changes), 10 if fast else count, repeats)
+    return rows
+
+
+def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[str, Any]]:
     agent, dataset = make_agent(config), make_synthetic(28, 5)
     key = jax.random.PRNGKey(1)
     source = InMemory(dataset, "synthetic", Path())
@@ -99,9 +108,9 @@ def loop(repeats: int, fast: bool) -> list[dict[str, Any]]:
     cpu = {name: float(1e3 * np.median(spent.cpu) / count) for name, spent in times.items()}
     outside = 1e3 * (per_update["stage"] - per_update["block"])
     return [
-        row("loop/width 8", per_update["stage"], "ms", cpu_ms=cpu["stage"]),
-        row("loop/width 8, compiled block alone", per_update["block"], "ms", cpu_ms=cpu["block"]),
-        row("loop/width 8, outside the block", outside, "us"),
+        row(f"loop/{name}", per_update["stage"], "ms", cpu_ms=cpu["stage"]),
+        row(f"loop/{name}, compiled block alone", per_update["block"], "ms", cpu_ms=cpu["block"]),
+        row(f"loop/{name}, outside the block", outside, "us"),
     ]
 
 

@@ -22,6 +22,8 @@ def main() -> None:
         name for name in ("processor", "usable_cpus", "jax", "backend")
         if before["machine"].get(name) != after["machine"].get(name)
     ]  # fmt: skip
+    if before.get("fast") or after.get("fast"):
+        print("One was taken with --fast: its figures mean nothing.")
     if differing:
         print(f"The two were not taken under the same conditions: {', '.join(differing)} differ.")
     slower = compare(before["rows"], after["rows"], arguments.least)
@@ -53,15 +55,18 @@ def judge(old: dict[str, Any], new: dict[str, Any], least: float) -> str:
     """`slower`, `faster`, or nothing where the change may be noise."""
     change = new["median"] - old["median"]
     noise = (old["high"] - old["low"]) + (new["high"] - new["low"])
-    if abs(change) <= max(noise, least * abs(old["median"])):
+    if not abs(change) > max(noise, least * abs(old["median"])):  # also of what is not a number
         return ""
     return "faster" if (change > 0) == new["higher_is_better"] else "slower"
 
 
 def _read(path: str) -> dict[str, Any]:
-    report = json.loads(Path(path).read_text())
-    if "rows" not in report:
-        sys.exit(f"{path} is not a report of benchmarks/run.py: it has no rows.")
+    try:
+        report = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot read {path}: {error}")
+    if not isinstance(report, dict) or not {"machine", "rows"} <= report.keys():
+        sys.exit(f"{path} is not a report of benchmarks/run.py: it lacks machine or rows.")
     return report
 
 

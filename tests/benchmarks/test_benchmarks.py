@@ -34,6 +34,7 @@ def _row(median, spread=0.0, unit="ms", higher_is_better=False, name="update"):
         (_row, {"median": 10.4}, ""),  # within the least change that counts
         (_row, {"median": 12.0, "spread": 3.0}, ""),  # within the noise
         (_row, {"median": 12.0, "higher_is_better": True}, "faster"),
+        (_row, {"median": float("nan")}, ""),
     ],
 )
 def test_verdicts(old, new, verdict):
@@ -52,6 +53,24 @@ def test_compare_names_what_got_slower(capsys):
     after = [_row(20.0), _row(5.0, name="loop"), _row(9.0, name="exponent", unit="")]
     assert compare(before, after, 0.05) == ["update"]
     assert "slower: update, 10 to 20 ms (times 2.00)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot read .*: Expecting value"),
+        ("[]", "lacks machine or rows"),
+        ('{"rows": []}', "lacks"),
+    ],
+)
+def test_compare_says_what_is_no_report(tmp_path, monkeypatch, text, message):
+    import compare
+
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(path), str(path)])
+    with pytest.raises(SystemExit, match=message):
+        compare.main()
 
 
 def test_exponent_of_a_power_law():

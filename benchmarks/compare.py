@@ -1,14 +1,18 @@
 """What got slower between two runs: `python benchmarks/compare.py before.json after.json`.
 
 A figure counts as slower or faster if its median moved by more than both runs' quartile spreads
-together, and by more than `--least`. Ends with status 1 if anything got slower.
+together, and by more than `--least`; one that was taken once has no spread, and has to move by a
+quarter. A machine whose speed changes from run to run shows in the row `peak`: judge by that too.
+Ends with status 1 if anything got slower, and 2 if the files cannot be compared.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+_LEAST_OF_ONE = 0.25  # relative change that counts, of a figure that was taken once
 
 
 def main() -> None:
@@ -26,6 +30,11 @@ def main() -> None:
         print("One was taken with --fast: its figures mean nothing.")
     if differing:
         print(f"The two were not taken under the same conditions: {', '.join(differing)} differ.")
+    names = [{row["name"] for row in report["rows"]} for report in (before, after)]
+    if not names[0] & names[1]:
+        _give_up("the two have no figure in common.")
+    if names[0] ^ names[1]:
+        print(f"In one of the two only: {', '.join(sorted(names[0] ^ names[1]))}.")
     slower = compare(before["rows"], after["rows"], arguments.least)
     sys.exit(1 if slower else 0)
 
@@ -40,10 +49,10 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]], least: fl
         compared += 1
         verdict = judge(old, row, least)
         if verdict:
-            change = row["median"] / old["median"]
+            times = f" (times {row['median'] / old['median']:.2f})" if old["median"] else ""
             print(
                 f"{verdict}: {row['name']}, {old['median']:.4g} to {row['median']:.4g} "
-                f"{row['unit']} (times {change:.2f})"
+                f"{row['unit']}{times}"
             )
         if verdict == "slower":
             slower.append(row["name"])
@@ -55,6 +64,8 @@ def judge(old: dict[str, Any], new: dict[str, Any], least: float) -> str:
     """`slower`, `faster`, or nothing where the change may be noise."""
     change = new["median"] - old["median"]
     noise = (old["high"] - old["low"]) + (new["high"] - new["low"])
+    if min(old["repeats"], new["repeats"]) == 1:
+        least = max(least, _LEAST_OF_ONE)
     if not abs(change) > max(noise, least * abs(old["median"])):  # also of what is not a number
         return ""
     return "faster" if (change > 0) == new["higher_is_better"] else "slower"
@@ -64,10 +75,15 @@ def _read(path: str) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        sys.exit(f"cannot read {path}: {error}")
+        _give_up(f"cannot read {path}: {error}")
     if not isinstance(report, dict) or not {"machine", "rows"} <= report.keys():
-        sys.exit(f"{path} is not a report of benchmarks/run.py: it lacks machine or rows.")
+        _give_up(f"{path} is not a report of benchmarks/run.py: it lacks machine or rows.")
     return report
+
+
+def _give_up(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -30,16 +30,17 @@ def main() -> None:
     arguments = _parse()
     facts = machine()
     print(f"{facts['processor']}, {facts['usable_cpus']} CPUs, jax {facts['jax']}", flush=True)
-    rows = []
+    rows, out = [], Path(arguments.out)
+    out.touch()  # fails before anything is measured
     for name in arguments.only:
         section, repeats = _SECTIONS[name]
         repeats = 2 if arguments.fast else arguments.repeats or repeats
         for measured in section(repeats, arguments.fast):
             rows.append(measured)
             print(describe(measured), flush=True)
-    facts["load_at_the_end"] = machine()["load"]
-    report = {"machine": facts, "fast": arguments.fast, "rows": rows}
-    Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+        facts["load_at_the_end"] = machine()["load"]
+        report = {"machine": facts, "fast": arguments.fast, "rows": rows}
+        out.write_text(json.dumps(report, indent=1) + "\n")  # what a later section cannot undo
     print(f"Written: {arguments.out}")
 
 

@@ -114,6 +114,8 @@ def make_agent(config: ConfigDict) -> Agent:
     """
     _check_config(config)
     agent = _find_algorithm(config.agent_name).make_agent(config)
+    if config.matmul_precision == "default":
+        return agent  # what JAX is told elsewhere counts
     return Agent(*(_with_precision(function, config.matmul_precision) for function in agent))
 
 

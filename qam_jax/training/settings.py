@@ -79,7 +79,8 @@ class RunSettings(DataSettings):
     overlap_evaluation: bool = _setting(
         False,
         "Train on during evaluations of the offline stage: where an accelerator would idle "
-        "meanwhile, or there are more processors than the updates keep busy.",
+        "meanwhile, or there are more processors than the updates keep busy; not where several "
+        "processes train together.",
     )
     eval_envs: int = _setting(0, "Environments evaluated side by side; 0: twice the processors.")
     max_env_crashes: int = _setting(10, "Crashes of environments that a run endures.")

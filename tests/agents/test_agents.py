@@ -1,11 +1,12 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from qam_jax import adjoint, critic, flow, networks
-from qam_jax.agents import algorithm_names, base, get_config, make_agent, parameter_count
+from qam_jax import adjoint, critic, flow, networks, products
+from qam_jax.agents import algorithm_names, base, ensemble, get_config, make_agent, parameter_count
 from qam_jax.types import Batch
 
 _BATCH, _OBS, _ACT, _HORIZON = 16, 4, 2, 3
@@ -188,6 +189,21 @@ def test_losses_equal_those_of_the_pure_core(residual):
     np.testing.assert_allclose(metrics["adjoint_matching_loss"], losses.mean(), rtol=1e-4)
     norm = jnp.linalg.norm(adjoints[0], axis=-1).mean()
     np.testing.assert_allclose(metrics["adjoint_norm_start"], norm, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qam", "trqam", "fql"])
+def test_updates_laid_out_for_large_networks_are_the_same(monkeypatch, name):
+    """Critics in turn, and gradients by transposed copies, as from 64 wide layers on."""
+    agent = make_agent(_config(name))
+    state = _init(agent)
+    plain = jax.jit(agent.update)(state, _batch())
+    monkeypatch.setattr(ensemble, "_SMALL", 0)
+    monkeypatch.setattr(products, "_SMALL", 0)
+    large = jax.jit(make_agent(_config(name)).update)
+    assert "while" in large.lower(state, _batch()).as_text() and "barrier" in str(
+        jax.make_jaxpr(large)(state, _batch())
+    )
+    chex.assert_trees_all_close(large(state, _batch()), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_one_step_and_edit_losses_are_as_defined():

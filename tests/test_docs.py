@@ -14,7 +14,7 @@ import pytest
 
 from qam_jax.agents import algorithm_names, get_config
 from qam_jax.training.run import train
-from qam_jax.training.settings import RunSettings
+from qam_jax.training.settings import HostSettings, RunSettings
 
 _ROOT = Path(__file__).parents[1]
 
@@ -52,7 +52,8 @@ def test_formulas_are_set_without_scripts_or_network(site):
 @needs_docs
 def test_every_flag_and_field_is_listed(site):
     text = (site / "settings" / "index.html").read_text(encoding="utf-8")
-    names = [f"--{name}" for name in RunSettings.__dataclass_fields__]
+    kinds = (RunSettings, HostSettings)
+    names = ["--config", *(f"--{name}" for kind in kinds for name in kind.__dataclass_fields__)]
     names += [field for name in algorithm_names() for field in get_config(name)]
     for name in {*names, "--slurm", "--step"} - {"agent_name"}:
         assert f"<code>{name}</code>" in text, name

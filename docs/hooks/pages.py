@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 import qam_jax
 from qam_jax import agents
 from qam_jax.agents import base
-from qam_jax.training.settings import DataSettings, RunSettings
+from qam_jax.training.settings import DataSettings, HostSettings, RunSettings
 
 _ROOT = Path(__file__).parents[2]
 _CORE = ("flow", "adjoint", "critic", "diffusion", "types")  # in this order
@@ -85,6 +85,8 @@ def settings_page() -> str:
     data = [field.name for field in dataclasses.fields(DataSettings)]
     fields = {field.name: field for field in dataclasses.fields(RunSettings)}
     own = [name for name in fields if name not in data]
+    heads = ("flag", "default", "meaning")
+    config = ("`--config`", "", "File with the algorithm's config, such as one of `configs/`.")
     parts = [
         "# Every flag and field",
         "This page is made of the code. Flags are given by name, fields of the algorithm as "
@@ -92,15 +94,21 @@ def settings_page() -> str:
         "## Training: the run",
         "Of `train_offline.py` and `finetune_online.py`; in Python, "
         "[`RunSettings`][qam_jax.training.settings.RunSettings].",
-        _table(("flag", "default", "meaning"), [_setting_row(fields[name]) for name in own]),
+        "Defaults are those of a library call. `train_offline.py` without `--config` takes "
+        "`configs/quickstart.py`, 20,000 updates and shorter intervals; `finetune_online.py` has "
+        "0 updates offline and 500,000 steps online.",
+        _table(heads, [config, *(_setting_row(fields[name]) for name in own)]),
+        "## Training: several processes",
+        "See [Several hosts and TPU pods](clusters.md).",
+        _table(heads, [_setting_row(field) for field in dataclasses.fields(HostSettings)]),
         "## Training: the data",
-        _table(("flag", "default", "meaning"), [_setting_row(fields[name]) for name in data]),
+        _table(heads, [_setting_row(fields[name]) for name in data]),
         "## The algorithm",
         *_config_parts(),
         "## Other commands",
     ]
     for name in _COMMANDS:
-        parts += [f"### {name}.py", _table(("flag", "default", "meaning"), _flag_rows(name))]
+        parts += [f"### {name}.py", _table(heads, _flag_rows(name))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -157,7 +165,9 @@ def _flag_rows(script: str) -> list[tuple[str, str, str]]:
         if flag.findtext("key") == "yes" and flag.findtext("file") != "absl.app":
             default = flag.findtext("default") or ""
             default = default if default not in ("None", "[]") else ""
-            rows.append((f"`--{flag.findtext('name')}`", _code(default), flag.findtext("meaning")))
+            meaning = " ".join(flag.findtext("meaning").split())
+            meaning = meaning.removesuffix("; repeat this option to specify a list of values")
+            rows.append((f"`--{flag.findtext('name')}`", _code(default), meaning))
     return rows
 
 

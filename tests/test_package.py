@@ -1,5 +1,7 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,43 @@ def test_layers_import_only_what_they_may(module, unwanted):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+_LAYERS = (
+    ("types", "checks", "files", "machine", "programs", "products"),
+    ("flow", "adjoint", "critic", "diffusion", "networks"),
+    ("agents", "data", "envs", "presets"),  # agents know nothing of the others
+    ("training",),
+    ("analysis",),
+    ("launch",),
+    ("sweeps",),
+)
+_EXCEPTION = ("analysis/expected.py", "sweeps")  # which runs a study expects
+
+
+def _imports(path):
+    """What a file imports of the package, by the first name under it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in getattr(node, "names", ()) if hasattr(alias, "asname")]
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{name}" for name in names]
+        for name in names:
+            package, *rest = name.split(".")
+            if package == "qam_jax":
+                yield rest[0] if rest else ""
+
+
+def test_layers_import_only_those_above_them():
+    root = Path(qam_jax.__file__).parent
+    place = {name: place for place, names in enumerate(_LAYERS) for name in names}
+    apart = {("agents", "data"), ("agents", "envs"), ("data", "agents"), ("envs", "agents")}
+    found, seen = [], set()
+    for path in root.rglob("*.py"):
+        own = path.relative_to(root)
+        layer = own.parts[0].removesuffix(".py")
+        for other in _imports(path) if layer in place else ():
+            seen.add(layer)
+            if (layer, other) in apart or place.get(other, 0) > place[layer]:
+                found.append((str(own), other))
+    assert found == [_EXCEPTION]
+    assert seen >= {"flow", "agents", "data", "envs", "training", "analysis", "launch", "sweeps"}

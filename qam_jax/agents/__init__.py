@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import (
     bam,
+    base,
     bc,
     cgql,
     dac,
@@ -189,6 +190,11 @@ def _check_config(config: ConfigDict) -> None:
                 f"start from get_config({config.agent_name!r})."
             )
     for name, choices in _CHOICES.items():
+        if name not in config:
+            raise ValueError(
+                f"the config of {config.agent_name!r} lacks the field {name!r}, which every "
+                "algorithm has: start from qam_jax.agents.base.base_config()."
+            )
         if config[name] not in choices:
             raise ValueError(
                 f"config field {name!r} must be one of {', '.join(choices)}, got {config[name]!r}."
@@ -199,7 +205,10 @@ def _check_config(config: ConfigDict) -> None:
             raise ValueError(
                 f"config field {name!r} must hold whole numbers above 0, got {tuple(widths)}."
             )
+    shared = {*base.base_config(), *base.critic_config()}
     for name, (low, high) in _RANGES.items():
+        if config.agent_name not in _ALGORITHMS and name not in shared:
+            continue  # one's own field of this name may mean something else
         if name in config and not low <= config[name] <= high:
             raise ValueError(
                 f"config field {name!r} must lie in [{low}, {high}], got {config[name]}."

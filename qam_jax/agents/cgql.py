@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
             "inv_temp": 10.0,  # inverse temperature of the guidance
             "guidance_coef": 0.1,  # size of the guidance; 0 is behaviour cloning
             "noisy_loss": "none",  # of the critic at noisy actions: "none", "mse" or "linex"
-            "noisy_coef": 0.0,  # its weight
+            "noisy_coef": 0.0,  # weight of the loss at noisy actions
         }
     )
 

@@ -27,7 +27,7 @@ def in_turn(critic: CriticEnsemble | TimedCriticEnsemble) -> bool:
 
 
 def values(critic: CriticEnsemble, params: Params, observations: Array, actions: Array) -> Array:
-    """Values [K, ...] of actions [..., D] in observations [..., O], not to be differentiated."""
+    """Values [K, ...] of actions [..., D] in observations [..., O]; slow to differentiate."""
     if not in_turn(critic):
         return critic.apply({"params": params}, observations, actions)
     return jax.lax.map(lambda member: critic.member(member, observations, actions), params)

@@ -16,6 +16,9 @@ from qam_jax.types import Array, Batch, Metrics, Params, QFn
 PolicyFn = Callable[[base.AgentState, Array, chex.PRNGKey], Array]
 """An algorithm's sampler before best-of-n: `(state, observations [..., O], key) -> [..., D]`."""
 
+SampleFn = Callable[[base.AgentState, Array, chex.PRNGKey], Array]
+"""How an agent acts: `(state, observations [..., O], key) -> [..., H, A]`."""
+
 ActorLossFn = Callable[[base.AgentState, Params, Batch, Array, chex.PRNGKey], tuple[Array, Metrics]]
 """An algorithm's own losses: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`."""
 
@@ -99,7 +102,7 @@ def make_sampler(
     critic: CriticEnsemble,
     policy: PolicyFn,
     rank: Callable[..., Array] = jnp.mean,
-) -> PolicyFn:
+) -> SampleFn:
     """The agent's `sample_actions`: the policy, best of n, in chunks [..., H, A].
 
     Args:

@@ -51,6 +51,23 @@ def test_a_module_of_ones_own_is_an_algorithm(write):
         make_agent(config)
 
 
+def test_fields_of_ones_own_have_no_ranges_but_the_shared_ones_have(write):
+    write("far_own", _GREEDY.replace("NAME", "far_own").replace("boldness", "kappa"))
+    config = get_config("far_own")
+    assert config.kappa == 2.0  # another algorithm's lies in [0, 1]
+    make_agent(config)
+    config.flow_steps = 0
+    with pytest.raises(ValueError, match="'flow_steps' must lie in"):
+        make_agent(config)
+
+
+def test_a_config_without_the_shared_fields_is_refused(write):
+    text = _GREEDY.replace("NAME", "bare_own").replace("**bc.get_config(), ", "")
+    write("bare_own", text)
+    with pytest.raises(ValueError, match=r"lacks the field 'compute_dtype'.*base_config"):
+        make_agent(get_config("bare_own"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

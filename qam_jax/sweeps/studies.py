@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qam_jax.agents import algorithm_names, get_config
+from qam_jax.presets import paper_methods
 
 _NAMED = resources.files(__package__) / "named"
 
@@ -134,7 +135,7 @@ def make_study(
         seeds = range(seeds)
     study = Study(
         name=name,
-        methods=_method_names(methods),
+        methods=_method_names(methods, preset),
         env_names=_env_names(env_names, domains, tasks),
         seeds=tuple(_listed("seeds", seeds, int)),
         description=description,
@@ -217,8 +218,10 @@ def _named_text(name: str) -> str:
     return (_NAMED / f"{name}.toml").read_text()
 
 
-def _method_names(methods: Sequence[str] | str) -> tuple[str, ...]:
-    names = algorithm_names() if methods == "all" else _listed("methods", methods, str)
+def _method_names(methods: Sequence[str] | str, preset: str) -> tuple[str, ...]:
+    """The names; `all` are those of the package, or those that the preset knows."""
+    everything = paper_methods() if preset else algorithm_names()
+    names = everything if methods == "all" else _listed("methods", methods, str)
     for name in names:
         get_config(name)  # raises, if there is none
     return tuple(names)

@@ -17,7 +17,7 @@ from qam_jax.flow import memoryless_noise_scale
 from qam_jax.types import Array, QFn, VelocityFn
 
 
-def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float) -> Array:
+def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float | Array) -> Array:
     """Adjoint at the end of a path, `g_T = -inv_temp * grad_a Q(clip(a))`.
 
     The actions are clipped to [-1, 1] inside the gradient, which is therefore zero for every
@@ -26,7 +26,7 @@ def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float) -> Array:
     Args:
       q_fn: value of actions, `(actions [..., D]) -> [...]`.
       actions: [..., D], the last states of the paths, not clipped.
-      inv_temp: inverse temperature `tau`.
+      inv_temp: inverse temperature `tau`; or one for each action, [..., 1].
 
     Returns:
       [..., D].

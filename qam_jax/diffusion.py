@@ -139,7 +139,7 @@ def sample_ddpm(
         no clipping.
 
     Returns:
-      [..., D], within the box.
+      [..., D], within the box if there is one.
 
     Raises:
       ValueError: if `step_noise` does not fit.
@@ -175,7 +175,7 @@ def sample_by_jumps(
       clip: every step's result is clipped to this box; None is no clipping.
 
     Returns:
-      [..., D], within the box.
+      [..., D], within the box if there is one.
 
     Raises:
       ValueError: if `step_noise` does not fit.

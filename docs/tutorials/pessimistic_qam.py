@@ -26,7 +26,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from maze import make_config, make_data, make_settings
 from ml_collections import ConfigDict
 
 import qam_jax
@@ -111,12 +110,18 @@ def make_agent(config: ConfigDict) -> base.Agent:
 # ```bash
 # export PYTHONPATH=docs/tutorials
 # python experiments/train_offline.py --config=docs/tutorials/pessimistic_qam.py \
-#   --config.actor_rho=1.0 --num_seeds=2
+#   --config.actor_hidden_dims="(128,128)" --config.critic_hidden_dims="(128,128)" \
+#   --config.num_qs=2 --config.lr=1e-3 --config.tau=0.02 --config.actor_rho=1.0 \
+#   --offline_steps=20000 --log_interval=500 --eval_interval=4000 --save_interval=4000
 # ```
+#
+# Without these the networks and the schedule are the paper's, which want a GPU.
 
 
 # %%
 def main() -> None:
+    from maze import make_config, make_data, make_settings  # the second tutorial, beside this file
+
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     started = time.monotonic()
     config = get_config()

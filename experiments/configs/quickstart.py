@@ -1,6 +1,6 @@
 """QAM on a point maze in a few minutes: small networks and a faster schedule.
 
-What differs from the paper and why is in the README, under "The quick start, five seeds".
+What differs from the paper and why is in docs/quickstart.md.
 """
 
 from ml_collections import ConfigDict

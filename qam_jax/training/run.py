@@ -55,7 +55,11 @@ class RunResult(NamedTuple):
 
 
 def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
-    """Trains one agent: `train_seeds` of a single seed."""
+    """Trains one agent: `train_seeds` of a single seed, see there.
+
+    Raises:
+      ValueError: also if the settings are of several seeds.
+    """
     if settings.num_seeds != 1:
         raise ValueError(f"num_seeds is {settings.num_seeds}: train_seeds trains several.")
     (result,) = train_seeds(settings, agent_config)
@@ -63,7 +67,7 @@ def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
 
 
 def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResult]:
-    """Trains agents, or continues to, one for each seed; see the run's folder in the README.
+    """Trains agents, or continues to, one for each seed; see the run's folder in docs/index.md.
 
     The runs share one program, data and processes for evaluation. Apart from that each is the run
     that it would be alone, in the folder that it would have alone, and can be continued alone.

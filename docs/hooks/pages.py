@@ -31,7 +31,8 @@ def on_files(files: Files, *, config: Any) -> Files:
     pages = {"settings.md": settings_page(), **reference_pages()}
     for name in ("CONTRIBUTING", "CHANGELOG"):
         text = (_ROOT / f"{name}.md").read_text(encoding="utf-8")
-        pages[f"{name.lower()}.md"] = text.replace("](docs/", "](")
+        text = text.replace("](docs/", "](")
+        pages[f"{name.lower()}.md"] = re.sub(r"\]\((tutorials/\w+)\.py\)", r"](\1.md)", text)
     for path in sorted((_ROOT / "docs" / "tutorials").glob("*.py")):
         pages[f"tutorials/{path.stem}.md"] = tutorial_page(path.read_text(encoding="utf-8"))
     for uri, text in pages.items():

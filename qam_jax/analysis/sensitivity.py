@@ -55,6 +55,7 @@ class Table(NamedTuple):
 
     @property
     def methods(self) -> list[str]:
+        """The methods of all rows, in the order of tables."""
         names = {point.method for row in self.rows for point in row.values()}
         return sorted(names, key=method_order)
 

@@ -148,7 +148,11 @@ def check_finite(tally: Tally, params: chex.ArrayTree | None = None) -> None:
 
 
 def check_all_finite(lanes: Lanes, tally: Tally, params: chex.ArrayTree) -> None:
-    """`check_finite` for each of the joined runs; names the seed if there are several."""
+    """`check_finite` for each of the joined runs.
+
+    Raises:
+      NotFiniteError: see there; names the seed too if there are several.
+    """
     if _none_bad(tally.bad_update) and _all_finite(params):
         return
     for index, seed in enumerate(lanes.seeds):

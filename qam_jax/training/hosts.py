@@ -13,11 +13,11 @@ import jax
 
 from qam_jax.training import exchange
 from qam_jax.training.settings import HostSettings
-from qam_jax.training.watch import JAX_LOST_SECONDS, Watch, Witness
+from qam_jax.training.watchdog import JAX_LOST_SECONDS, Watchdog, Witness
 
 _logger = logging.getLogger(__name__)
 
-_watch: Watch | None = None  # of this process; there is one at most, as in JAX
+_watchdog: Watchdog | None = None  # of this process; there is one at most, as in JAX
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def session(settings: HostSettings) -> Iterator[None]:
       ValueError: if the settings make no sense, or JAX detects no cluster.
       OSError: if the first process cannot be reached.
     """
-    global _watch
+    global _watchdog
     if not _check(settings):
         yield
         return
@@ -46,17 +46,17 @@ def session(settings: HostSettings) -> Iterator[None]:
         if not exchange.several():
             yield
             return
-        _watch = Watch(own)
+        _watchdog = Watchdog(own)
         try:
             _introduce()
             yield
             exchange.gather("end", None)
         except BaseException as error:
-            _watch.part(error)
+            _watchdog.part(error)
             raise
         finally:
-            _watch.stop()
-            _watch = None
+            _watchdog.stop()
+            _watchdog = None
         jax.distributed.shutdown()
 
 
@@ -68,14 +68,14 @@ def guard(folders: Sequence[Path]) -> Iterator[None]:
     Args:
       folders: of the runs, whose last checkpoints are named to the user.
     """
-    if _watch is None:
+    if _watchdog is None:
         yield
         return
-    _watch.begin([str(folder.absolute()) for folder in folders])
+    _watchdog.begin([str(folder.absolute()) for folder in folders])
     try:
         yield
     except Exception as error:
-        _watch.fail(error)
+        _watchdog.fail(error)
         raise
 
 

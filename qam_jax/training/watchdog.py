@@ -16,7 +16,7 @@ from qam_jax.training.stopping import EXIT_CODE, Stopped
 
 _BOARD = "qam_jax_watch/"  # keys where the processes say how they are
 _BEAT_SECONDS = 1.0
-JAX_LOST_SECONDS = 200  # after which JAX ends all processes, should this watch fail to
+JAX_LOST_SECONDS = 200  # after which JAX ends all processes, should the watchdog fail to
 _LOST_SECONDS = 60.0  # without a beat
 _NAMING_SECONDS = 4.0  # to find out who is lost, once it is known that somebody is
 _GRACE_SECONDS = 10.0  # for a process to end by itself, before it is ended
@@ -50,7 +50,7 @@ class Witness:
             self._process.stdin.flush()
 
 
-class Watch:
+class Watchdog:
     """Looks after the other processes, in a thread, and ends this one if one of them is lost."""
 
     def __init__(self, own: Witness):

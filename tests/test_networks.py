@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import integrate
 
 from qam_jax import networks
@@ -34,6 +35,25 @@ def test_layer_norm_only_where_asked_for():
     normed = networks.MLP((8,), 1, layer_norm=True).init(jax.random.PRNGKey(0), jnp.ones(3))
     assert "LayerNorm_0" not in plain
     assert "LayerNorm_0" in normed["params"]
+
+
+def test_layers_by_hand():
+    """Dense, GELU (tanh's form), LayerNorm, Dense."""
+    mlp, x = networks.MLP((8,), 2, layer_norm=True), jnp.linspace(-2, 2, 12).reshape(4, 3)
+    params = mlp.init(jax.random.PRNGKey(0), x)["params"]
+    first, last = (np.asarray(params[name]["kernel"]) for name in ("Dense_0", "Dense_1"))
+    h = np.asarray(x) @ first
+    h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    h = (h - h.mean(axis=-1, keepdims=True)) / np.sqrt(h.var(axis=-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(mlp.apply({"params": params}, x), h @ last, rtol=1e-4, atol=1e-5)
+
+
+def test_deterministic_actor_starts_near_zero():
+    """Its last layer is scaled so that a variance of 1 / width becomes 0.01 of that."""
+    actor, observations = networks.TanhActor((256,)), jnp.ones((5, 3))
+    params = actor.init(jax.random.PRNGKey(0), observations, 4)["params"]
+    kernel = params["MLP_0"]["Dense_1"]["kernel"]
+    assert kernel.std() == pytest.approx(np.sqrt(0.01 * 2 / (256 + 4)), rel=0.1)
 
 
 def test_tanh_gaussian_density_integrates_to_one():

@@ -27,10 +27,19 @@ _BASELINES = {
 
 
 def _make(name, **changes):
-    """Agent and state; chunks of two numbers, two critics, two steps of the flow."""
+    """Agent and state; chunks of two numbers, two critics, two steps of the flow.
+
+    The targets are not what the parameters are, so that it shows which of them a loss takes.
+    """
     changes = {**_BASELINES.get(name, {}), **changes}
     agent = _agent(name, tuple(sorted(changes.items())))
-    return agent, agent.init(jax.random.PRNGKey(0), jnp.zeros(_OBS), jnp.zeros(_ACT))
+    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(_OBS), jnp.zeros(_ACT))
+    return agent, state.replace(target_params=_apart(state.target_params))
+
+
+def _apart(params):
+    """Parameters that are not far away."""
+    return jax.tree.map(lambda leaf: 0.9 * leaf + 0.05, params)
 
 
 @functools.lru_cache  # so that tests share compiled updates

@@ -278,9 +278,10 @@ def test_edit_temperature_falls_while_entropy_is_above_its_target():
     assert (updated.params["log_edit_temp"] < state.params["log_edit_temp"]) == above
 
 
-def test_each_network_is_trained_by_its_own_loss_alone():
+@pytest.mark.parametrize("residual", [False, True])
+def test_each_network_is_trained_by_its_own_loss_alone(residual):
     """A critic that is not to learn (weights 0, lr of the rest) stays; only weights drive it."""
-    agent = make_agent(_config(fql_alpha=5.0, clip_grad_norm=0.0))
+    agent = make_agent(_config(fql_alpha=5.0, clip_grad_norm=0.0, residual=residual))
     state = _init(agent)
     updated, metrics = jax.jit(agent.update)(state, _batch(weights=np.zeros(_BATCH)))
     assert metrics["critic_loss"] == 0

@@ -15,14 +15,9 @@ def _value(params, observations, actions, times):
     return critic.apply({"params": params}, observations, actions, times)
 
 
-def _apart(state):
-    """The state with targets that differ from the parameters."""
-    return state.replace(target_params=jax.tree.map(lambda x: 0.5 * x, state.target_params))
-
-
 def test_without_guidance_it_is_the_target_behaviour_flow(linear):
     agent, state = linear.make("cgql", guidance_coef=0.0)
-    state, key = _apart(state), jax.random.PRNGKey(3)
+    key = jax.random.PRNGKey(3)
     cloned, _ = linear.make("bc")
     behavior = state.replace(params={"behavior": state.target_params["behavior"]})
     observations = jax.random.normal(key, (6, 2, 2))
@@ -38,7 +33,7 @@ def test_guided_sampler_by_hand(linear, name):
     agent, state = linear.make(
         name, inv_temp=2.0, guidance_coef=0.3, critic_hidden_dims=(4,), flow_steps=_STEPS
     )
-    state, key = _apart(state), jax.random.PRNGKey(3)
+    key = jax.random.PRNGKey(3)
     s, x = np.ones((5, 2)), np.asarray(jax.random.normal(key, (5, 2)))
     layer = state.target_params["behavior"]["MLP_0"]["Dense_0"]
     slope = jax.jit(jax.grad(lambda x, t: _value(state.params["critic"], s, x, t).sum() / 2))
@@ -66,8 +61,8 @@ def test_inverse_temperature_moves_actions_up_the_critic(linear):
 
 @pytest.mark.parametrize("name", ["cgql_m", "cgql_l"])
 def test_losses_by_hand(linear, name):
-    agent, state = linear.make(name, inv_temp=2.0, noisy_coef=0.7, critic_hidden_dims=(4,))
-    state, batch = _apart(state), linear.batch(masks=np.zeros(32))
+    agent, state = linear.make(name, inv_temp=1.5, noisy_coef=0.7, critic_hidden_dims=(4,))
+    batch = linear.batch(masks=np.zeros(32))
     _, _, actor_key = jax.random.split(state.key, 3)
     bc_key, noisy_key = jax.random.split(actor_key)
     a, s, v = batch.actions.reshape(32, 2), batch.observations, np.asarray(batch.weights)
@@ -83,9 +78,9 @@ def test_losses_by_hand(linear, name):
     if name == "cgql_m":
         noisy = np.mean(v * (q - target) ** 2)
     else:
-        delta = 2.0 * (target - q)
+        delta = 1.5 * (target - q)
         assert (delta < 5).all()
-        noisy = np.mean(v * (np.exp(delta) + 2.0 * q))
+        noisy = np.mean(v * (np.exp(delta) + 1.5 * q))
     clean = np.asarray(_value(state.params["critic"], s, a, None))
     td = np.mean(v * (clean - np.asarray(batch.rewards)) ** 2)
     z, t, x = draw(bc_key)
@@ -135,3 +130,16 @@ def test_without_a_noisy_loss_the_critic_learns_at_time_1_alone(linear):
     assert "noisy_critic_loss" not in metrics
     kernel, bias = linear.gradients(moved, "critic")
     np.testing.assert_allclose(kernel[:, -1], bias, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cgql_m", "cgql_l"])
+def test_noisy_coef_teaches_the_critic_the_value_of_noisy_actions(linear, name):
+    """The critics' values at noisy actions approach the target critic's at the clean ones."""
+    batch = linear.batch(masks=np.zeros(32))
+    losses = []
+    for coef in (0.0, 1.0):
+        agent, state = linear.make(name, inv_temp=1.0, noisy_coef=coef)
+        before = agent.update(state, batch)[1]["noisy_critic_loss"]
+        state, metrics = linear.train(agent, state, batch, 60)
+        losses.append(metrics["noisy_critic_loss"] - before)
+    assert losses[1] < losses[0] - 0.05, losses

@@ -256,6 +256,16 @@ def test_ifql_losses_by_hand(kappa, linear):
         np.testing.assert_allclose(metrics["value_loss"], 0.5 * (gaps**2).mean(), rtol=1e-4)
 
 
+def test_ifql_values_states_by_better_actions_with_a_higher_expectile(linear):
+    """The reward is the first action, uniform on [-1, 1]; its expectile at 0.9 is near 0.5."""
+    values = []
+    for kappa in (0.5, 0.9):
+        agent, state = linear.make("ifql", kappa=kappa, rho=0.0)
+        state, _ = linear.train(agent, linear.first_action_critic(state), linear.climb(), 400)
+        values.append(linear.dense(state.params["value"])[1][0])
+    assert values[0] + 0.3 < values[1] < 0.8, values
+
+
 def test_ifql_takes_the_action_whose_lowest_critic_is_highest(linear):
     agent, state = linear.make("ifql", best_of_n=16)
     single, _ = linear.make("ifql", best_of_n=1)

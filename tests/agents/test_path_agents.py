@@ -11,11 +11,6 @@ from qam_jax import adjoint, flow, networks
 from qam_jax.agents import adjoint_parts, base, get_config, parameter_count, trqam
 
 
-def _apart(state):
-    """The state with targets that differ from the parameters."""
-    return state.replace(target_params=jax.tree.map(lambda x: 0.5 * x, state.target_params))
-
-
 def _path_key(state):
     _, _, actor_key = jax.random.split(state.key, 3)
     return jax.random.split(actor_key)[1]
@@ -51,7 +46,7 @@ class _Path:
 
 def test_bam_loss_by_hand(linear):
     agent, state = linear.make("bam", inv_temp=3.0, rho=0.4)
-    state, batch = _apart(state), linear.batch(masks=np.zeros(32))
+    batch = linear.batch(masks=np.zeros(32))
     path = _Path(state, batch.observations)
     q = linear.q_values(state.params["critic"], batch.observations, path.end)
     value = np.mean(q.mean(axis=0) - 0.4 * q.std(axis=0))
@@ -96,7 +91,7 @@ def test_bam_climbs_the_critic_through_the_path(linear):
 
 def test_trqam_divergence_by_hand(linear):
     agent, state = linear.make("trqam", kl_budget=0.2, horizon_length=2)
-    state, batch = _apart(state), linear.batch(masks=np.zeros(32))
+    batch = linear.batch(masks=np.zeros(32))
     state = state.replace(lam=jnp.float32(2.0), kl_ema=jnp.float32(0.3))
     kl = _Path(state, batch.observations).costs().sum(axis=0).mean() / 2 / 2  # h, and two actions
     assert kl > 0.4  # the clip at twice the budget is in use
@@ -115,7 +110,7 @@ def test_trqam_divergence_is_per_action_of_a_chunk(linear):
         agent, state = linear.make("trqam", horizon_length=horizon)
         state = agent.init(jax.random.PRNGKey(0), jnp.zeros(2), jnp.zeros(actions.shape[-1]))
         batch = linear.batch(actions=actions, masks=np.zeros(32))
-        kls.append(agent.update(_apart(state), batch)[1]["kl"])
+        kls.append(agent.update(state, batch)[1]["kl"])
     np.testing.assert_allclose(2 * kls[0], kls[1], rtol=1e-5)
 
 
@@ -123,7 +118,7 @@ def test_trqam_at_a_fixed_lambda_is_qam_at_its_inverse(linear):
     """Loss and gradient of the flow are `Lambda` times QAM's, on the same paths."""
     temp = 3.0 * 0.8
     agent, state = linear.make("trqam", flow_steps=3)
-    state = _apart(state).replace(lam=jnp.float32(0.8))
+    state = state.replace(lam=jnp.float32(0.8))
     batch, config = linear.batch(), get_config("trqam")
     config.flow_steps = 3
     flow_net, critic = networks.VectorField(()), networks.CriticEnsemble((), 2)
@@ -196,3 +191,16 @@ def test_trqam_starts_from_a_cloned_flow_without_divergence(linear):
     assert metrics["kl"] == 0
     assert moved.lam < 1  # within the budget
     assert jax.tree.structure(moved) == jax.tree.structure(state)
+
+
+def test_trqam_climbs_further_with_a_larger_budget(linear):
+    observations, key = jax.random.normal(jax.random.PRNGKey(1), (256, 2)), jax.random.PRNGKey(3)
+    moved = []
+    for budget in (0.01, 1.0):
+        agent, state = linear.make("trqam", kl_budget=budget)
+        state = linear.first_action_critic(state)
+        params = {**state.params, "flow": state.params["behavior"]}
+        state = state.replace(params=params, lam=jnp.float32(0.5))
+        state, _ = linear.train(agent, state, linear.climb(), 300)
+        moved.append(agent.sample_actions(state, observations, key)[:, 0, 0].mean())
+    assert moved[0] + 0.1 < moved[1], moved

@@ -213,6 +213,7 @@ def test_one_step_and_edit_losses_are_as_defined():
         config = _config(**changes)
         agent = make_agent(config)
         state = _init(agent)
+        state = state.replace(target_params=jax.tree.map(lambda x: x + 0.1, state.target_params))
         if "edit_scale" in changes:
             state.params["log_edit_temp"] = jnp.float32(-0.7)
         _, metrics = jax.jit(agent.update)(state, batch)

@@ -46,11 +46,12 @@ def test_backups_by_hand(linear, chunking, best_of_n):
 
 
 def test_best_of_n_goes_by_the_mean_of_the_critics(linear):
-    """One critic would have it the other way, and more of it, were it to decide alone."""
+    """The higher critic has it the other way."""
     state = linear.first_action_critic(linear.make("qam")[1])
     params = dict(state.params)
     bias, kernel = jax.tree.leaves(params["critic"])
-    kernel = kernel.at[0, 2, 0].set(3.0).at[1, 2, 0].set(-2.0)  # the mean is half of a_1
+    kernel = kernel.at[0, 2, 0].set(3.0).at[1, 2, 0].set(-2.0)  # the mean grows with a_1
+    bias = bias.at[1].set(10.0)
     params["critic"] = jax.tree.unflatten(jax.tree.structure(params["critic"]), [bias, kernel])
     means = []
     for best_of_n in (1, 16):

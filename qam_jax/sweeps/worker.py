@@ -129,8 +129,7 @@ class RunTask:
           RuntimeError: if it failed, with the last line of its error.
           SystemExit: with status 75 if it was stopped.
         """
-        self._process = start_task(task, ignored=signal.SIGUSR2)
-        signal.signal(signal.SIGTERM, lambda *_: self._ask_to_stop())
+        self._start(task)
         while self._process.poll() is None:
             time.sleep(_POLL_SECONDS)
         outcome, error = end_task(task, self._process.returncode)
@@ -150,6 +149,21 @@ class RunTask:
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         record_task(task, outcome=Outcome.STOPPED.value, error="")
         return DelayedSubmission(RunTask(), task)
+
+    def _start(self, task: Task) -> None:
+        """Starts the command; requests that come before it is known here wait until it is."""
+        handlers = {
+            signal.SIGUSR2: signal.getsignal(signal.SIGUSR2),
+            signal.SIGTERM: lambda *_: self._ask_to_stop(),
+        }
+        held: list[int] = []
+        for number in handlers:
+            signal.signal(number, lambda number, _: held.append(number))
+        self._process = start_task(task, ignored=signal.SIGUSR2)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
     def _ask_to_stop(self) -> None:
         if not self._asked:  # asked again, a run ends at once

@@ -1,13 +1,18 @@
 import json
+import os
+import signal
+import time
 
 import pytest
 
+from qam_jax.sweeps import worker
 from qam_jax.sweeps.jobs import State, read_state
 from qam_jax.sweeps.slurm import make_executor, queued_jobs, submit
 
 submitit = pytest.importorskip("submitit")
 
 _FINISH = "mkdir -p $folder/checkpoints/20"
+_TRAIN = "for i in {1..300}; do sleep 0.1; done"  # longer than any of these tests
 
 
 @pytest.fixture(name="cluster")
@@ -95,7 +100,8 @@ def test_a_preempted_job_saves_and_comes_back(make_shell_jobs, tmp_path):
     """The command preempts its own job, as SLURM would, and is asked to stop for that."""
     (job,) = make_shell_jobs(
         f"if [ -e $folder ]; then {_FINISH}; exit; fi; mkdir -p $folder; "
-        "trap 'touch $folder/saved; exit 75' TERM; kill -USR2 $$ $PPID; while :; do :; done"
+        "trap 'touch $folder/saved; exit 75' TERM; "
+        f"kill -USR2 $$ $PPID; {_TRAIN}"
     )
     (submitted,) = _submit_here([job], tmp_path / "logs")
     submitted.result()
@@ -106,8 +112,7 @@ def test_a_preempted_job_saves_and_comes_back(make_shell_jobs, tmp_path):
 
 def test_a_cancelled_job_saves_and_does_not_come_back(make_shell_jobs, tmp_path):
     (job,) = make_shell_jobs(
-        "mkdir -p $folder; trap 'touch $folder-saved; exit 75' TERM; kill -TERM $PPID; "
-        "while :; do :; done"
+        f"mkdir -p $folder; trap 'touch $folder-saved; exit 75' TERM; kill -TERM $PPID; {_TRAIN}"
     )
     (submitted,) = _submit_here([job], tmp_path / "logs")
     submitted.wait()
@@ -115,3 +120,34 @@ def test_a_cancelled_job_saves_and_does_not_come_back(make_shell_jobs, tmp_path)
     assert list(job.folder.parent.glob("*-saved"))
     assert json.loads(job.task.record.read_text())["outcome"] == "stopped"
     assert job.task.log.read_text().count("$ bash") == 1
+
+
+@pytest.mark.parametrize("request_", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_request_while_the_command_starts(make_shell_jobs, monkeypatch, request_):
+    """It comes when the command runs already, but before the one who started it knows of it."""
+    (job,) = make_shell_jobs(
+        f"mkdir -p $folder; trap 'touch $folder/saved; exit 75' TERM; touch $folder/ready; {_TRAIN}"
+    )
+    start_task = worker.start_task
+
+    def start(*arguments, **options):
+        process = start_task(*arguments, **options)
+        while process.poll() is None and not (job.folder / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), request_)
+        return process
+
+    monkeypatch.setattr(worker, "start_task", start)
+    run = worker.RunTask()
+    handlers = {
+        signal.SIGUSR2: signal.signal(signal.SIGUSR2, lambda *_: run.checkpoint(job.task)),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: None),  # as submitit has it
+    }
+    try:
+        with pytest.raises(SystemExit, match="75"):
+            run(job.task)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert (job.folder / "saved").exists()
+    assert json.loads(job.task.record.read_text())["outcome"] == "stopped"

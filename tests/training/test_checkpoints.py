@@ -166,6 +166,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it(tmp_path):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )
     assert result.returncode != 0
-    assert "could not be written" in result.stderr.splitlines()[-1]
-    assert "the same command continues from the checkpoint before it" in result.stderr
+    # Threads of orbax may have the last word.
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("OSError: "))
+    assert "could not be written" in error
+    assert "the same command continues from the checkpoint before it" in error
     assert _restore(tmp_path) == 3

@@ -9,9 +9,9 @@ setup(
     license="MIT",
     packages=find_packages(include=["qam_jax", "qam_jax.*"]),
     package_data={
-        "qam_jax.analysis": ["*.j2"],
-        "qam_jax.analysis.published": ["*.csv", "*.md"],
-        "qam_jax.presets": ["*.csv"],
+        "qam_jax.reports": ["*.j2"],
+        "qam_jax.reports.published": ["*.csv", "*.md"],
+        "qam_jax.runs.presets": ["*.csv"],
         "qam_jax.sweeps": ["named/*.toml"],
     },
     python_requires=">=3.11,<3.13",  # labmaze, behind ogbench, has no wheels for 3.13,

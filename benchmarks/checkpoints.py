@@ -15,8 +15,8 @@ from absl import app, flags, logging
 
 from qam_jax.agents import get_config, make_agent, parameter_count
 from qam_jax.data.replay import Replay
-from qam_jax.training.checkpoints import Checkpoints, init_state
-from qam_jax.training.updates import Tally
+from qam_jax.runs.checkpoints import Checkpoints, init_state
+from qam_jax.training.update import Tally
 from qam_jax.types import Transitions
 
 _TRANSITIONS = flags.DEFINE_integer("transitions", 50_000, "Added between two checkpoints.")

@@ -21,8 +21,8 @@ from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.shards import Shards, open_shards
 from qam_jax.envs import make_env
-from qam_jax.training.lanes import Lanes
-from qam_jax.training.updates import Tally, UpdateBlock, empty_tally, metric_names
+from qam_jax.training.devices import Lanes
+from qam_jax.training.update import Tally, UpdateBlock, empty_tally, metric_names
 
 _ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
 _DATASET = "pointmaze-medium-navigate-v0"

@@ -16,7 +16,7 @@ from qam_jax.data.dataset import make_dataset, sample_windows
 from qam_jax.data.generate import generate_dataset
 from qam_jax.data.npz import load_npz
 from qam_jax.envs import EnvPool, make_env
-from qam_jax.training.checkpoints import init_state
+from qam_jax.runs.checkpoints import init_state
 from qam_jax.training.evaluation import make_policy, run_episodes
 
 _CUBE = "cube-single-play-singletask-v0"

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState, get_config, make_agent
 from qam_jax.data.dataset import make_dataset, sample_windows
 from qam_jax.data.sources import InMemory
-from qam_jax.training.checkpoints import init_state
-from qam_jax.training.lanes import Lanes
+from qam_jax.runs.checkpoints import init_state
+from qam_jax.training.devices import Lanes
 from qam_jax.training.offline import OfflineStage
-from qam_jax.training.updates import UpdateBlock, empty_tally, metric_names
+from qam_jax.training.update import UpdateBlock, empty_tally, metric_names
 from qam_jax.types import Batch, TransitionDataset
 
 _SIZES = {  # changes of the config, observation, action

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.training.console import plain_errors, run_main, start_logging
+from qam_jax.runs.command_line import plain_errors, run_main, start_logging
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
 _STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: a step, newest or best.")
@@ -23,10 +23,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()
     with plain_errors():
-        from qam_jax.programs import keep_programs
-        from qam_jax.training.checkpoints import load_run
+        from qam_jax.runs.checkpoints import load_run
+        from qam_jax.runs.settings import RunSettings
         from qam_jax.training.evaluation import Evaluator, describe, film_episodes
-        from qam_jax.training.settings import RunSettings
+        from qam_jax.training.programs import keep_programs
 
         keep_programs(RunSettings.compilation_cache_dir)
         folder = Path(_RUN.value).expanduser()

@@ -12,16 +12,16 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from qam_jax.training import settings as settings_module
-from qam_jax.training.console import (
+from qam_jax.runs import settings as settings_module
+from qam_jax.runs.command_line import (
     plain_errors,
     run_main,
     start_logging,
     take_flag,
     with_default_config,
 )
+from qam_jax.runs.settings import HostSettings, RunSettings, define_flags, from_flags
 from qam_jax.training.hosts import session
-from qam_jax.training.settings import HostSettings, RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
     with plain_errors(), session(from_flags(HostSettings, flags.FLAGS)):
-        from qam_jax.launch import config_file, launch, run_from_flags
+        from qam_jax.training.launch import config_file, launch, run_from_flags
         from qam_jax.training.warm_start import settings_of
 
         config_file()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.training.console import plain_errors, run_main, start_logging, until_closed
+from qam_jax.runs.command_line import plain_errors, run_main, start_logging, until_closed
 
 _OUT = flags.DEFINE_string("out", "report", "Folder for the page, the tables and the figures.")
 _COMPARE = flags.DEFINE_string(
@@ -52,12 +52,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
     start_logging()
     with plain_errors():
-        from qam_jax.analysis.console import make_console
-        from qam_jax.analysis.page import render_page
-        from qam_jax.analysis.report import make_report
-        from qam_jax.analysis.tables import write_figures, write_tables
-        from qam_jax.analysis.terminal import print_report
         from qam_jax.files import atomic_write
+        from qam_jax.reports.console import make_console
+        from qam_jax.reports.page import render_page
+        from qam_jax.reports.report import make_report
+        from qam_jax.reports.tables import write_figures, write_tables
+        from qam_jax.reports.terminal import print_report
 
         report = make_report(
             folders,

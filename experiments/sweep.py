@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.training.console import plain_errors, start_logging, until_closed
+from qam_jax.runs.command_line import plain_errors, start_logging, until_closed
 
 _SCRIPT = Path(__file__).resolve().parent / "train_offline.py"
 _SHOWN = 20  # failed runs that are listed
@@ -199,9 +199,9 @@ def _print_hours(jobs, left, given) -> None:
 
 
 def _run_local(jobs) -> None:
-    from qam_jax.launch import check_data_folder
     from qam_jax.sweeps.local import run_local
     from qam_jax.sweeps.worker import Outcome
+    from qam_jax.training.launch import check_data_folder
 
     for job in jobs:
         check_data_folder(job.resolved.settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.training.console import run_main, until_closed
+from qam_jax.runs.command_line import run_main, until_closed
 
 _ONCE = flags.DEFINE_bool("once", False, "Show it once and end, instead of refreshing.")
 _INTERVAL = flags.DEFINE_float("interval", 10.0, "Seconds between refreshes.", lower_bound=0.5)
@@ -23,9 +23,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
     from rich.live import Live
 
-    from qam_jax.analysis.console import make_console
-    from qam_jax.analysis.progress import watch_folders
-    from qam_jax.analysis.progress_view import progress_view
+    from qam_jax.reports.console import make_console
+    from qam_jax.reports.progress import watch_folders
+    from qam_jax.reports.progress_view import progress_view
 
     console = make_console()
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import algorithm_names, get_config
-from qam_jax.training.run import train
-from qam_jax.training.settings import HostSettings, RunSettings
+from qam_jax.runs.settings import HostSettings, RunSettings
+from qam_jax.training.train import train
 
 _ROOT = Path(__file__).parents[1]
 

@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 import qam_jax
 from qam_jax import agents
 from qam_jax.agents import base
-from qam_jax.training.settings import DataSettings, HostSettings, RunSettings
+from qam_jax.runs.settings import DataSettings, HostSettings, RunSettings
 
 _ROOT = Path(__file__).parents[2]
 _CORE = ("flow", "adjoint", "critic", "diffusion", "types")  # in this order
@@ -94,7 +94,7 @@ def settings_page() -> str:
         "`--config.<field>=<value>`.",
         "## Training: the run",
         "Of `train_offline.py` and `finetune_online.py`; in Python, "
-        "[`RunSettings`][qam_jax.training.settings.RunSettings].",
+        "[`RunSettings`][qam_jax.runs.settings.RunSettings].",
         "Defaults are those of a library call. `train_offline.py` without `--config` takes "
         "`configs/quickstart.py`, 20,000 updates and shorter intervals; `finetune_online.py` has "
         "0 updates offline and 500,000 steps online.",

@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 from qam_jax.agents import get_config
-from qam_jax.analysis.plots import plot_run
 from qam_jax.data.generate import generate_dataset
+from qam_jax.reports.plots import plot_run
+from qam_jax.runs.settings import RunSettings
 from qam_jax.training.evaluation import describe
-from qam_jax.training.run import train
-from qam_jax.training.settings import RunSettings
+from qam_jax.training.train import train
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 

@@ -29,10 +29,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import qam_jax
-from qam_jax.agents import adjoint_parts, base, ensemble, parts
-from qam_jax.analysis.plots import plot_run
+from qam_jax.agents import actor_critic, adjoint_parts, base, ensemble
+from qam_jax.reports.plots import plot_run
 from qam_jax.training.evaluation import describe
-from qam_jax.training.run import train
+from qam_jax.training.train import train
 
 
 def get_config() -> ConfigDict:
@@ -50,9 +50,9 @@ def get_config() -> ConfigDict:
 # %% [markdown]
 # `make_agent` builds the three functions of an [`Agent`][qam_jax.agents.base.Agent]. What is the
 # same for every algorithm with critics, the TD backup, the optimiser, the target networks and
-# best-of-n, is in [`make_actor_critic`][qam_jax.agents.parts.make_actor_critic]. What is left is
-# which networks there are, how they act, and their loss: cloning for the behaviour flow, and
-# adjoint matching, from the same four functions as in [the first tutorial](mixture.md).
+# best-of-n, is in [`make_actor_critic`][qam_jax.agents.actor_critic.make_actor_critic]. What is
+# left is which networks there are, how they act, and their loss: cloning for the behaviour flow,
+# and adjoint matching, from the same four functions as in [the first tutorial](mixture.md).
 
 
 # %%
@@ -89,7 +89,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         am_loss = matching_loss(state, params, batch.observations, actions.shape, path_key)
         return bc_loss + am_loss, {"bc_loss": bc_loss, "adjoint_matching_loss": am_loss}
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from qam_jax import agents
-from qam_jax.training.run_folder import read_config
+from qam_jax.runs.folder import read_config
 
 
 def get_config(run: str) -> ConfigDict:

@@ -6,7 +6,8 @@ the domain of that environment, such as `fql,cube-double-play-singletask-v0`.
 
 from ml_collections import ConfigDict
 
-from qam_jax import agents, presets
+from qam_jax import agents
+from qam_jax.runs import presets
 
 _SMALL = {
     "actor_hidden_dims": (128, 128),

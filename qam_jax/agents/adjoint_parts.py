@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax import adjoint
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 from qam_jax.flow import (
     memoryless_noise_scale,
     sample_memoryless_sde,
@@ -20,11 +20,11 @@ from qam_jax.networks import CriticEnsemble, VectorField
 from qam_jax.types import Array, Metrics, Params, VelocityFn
 
 
-def make_policy(config: ConfigDict, flow: VectorField) -> parts.PolicyFn:
+def make_policy(config: ConfigDict, flow: VectorField) -> actor_critic.PolicyFn:
     """Acting by the ODE under the fine-tuned flow."""
 
     def policy(state, observations, key):
-        noise = parts.draw_noise(state, observations, key)
+        noise = actor_critic.draw_noise(state, observations, key)
         velocity = base.flow_velocity(flow, state.params["flow"], observations)
         return base.flow_actions(config, velocity, noise)
 

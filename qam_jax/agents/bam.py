@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import adjoint_parts, base, parts
+from qam_jax.agents import actor_critic, adjoint_parts, base
 from qam_jax.critic import pessimistic_value
 
 
@@ -59,7 +59,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         loss, metrics = path_loss(params["flow"], state, batch.observations, path_key)
         return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 
 
 def get_config() -> ConfigDict:
@@ -27,7 +27,7 @@ def behavior_config(agent_config: ConfigDict) -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the behaviour flow."""
     flow = base.make_flow(config)
-    policy = parts.make_behavior_policy(config, flow)
+    policy = actor_critic.make_behavior_policy(config, flow)
     optimizer = base.make_optimizer(config)
 
     def init(key, example_observation, example_action):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 from qam_jax.networks import TimedCriticEnsemble
 from qam_jax.types import Array
 
@@ -83,7 +83,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
             guidance = ((1 - t) * config.inv_temp * gradient + x) * config.guidance_coef
             return behavior(x, t) + jnp.where(t > 0, guidance / jnp.where(t > 0, t, 1), 0)
 
-        noise = parts.draw_noise(state, observations, key)
+        noise = actor_critic.draw_noise(state, observations, key)
         return base.flow_actions(config, velocity, noise)
 
     def init_actor(key, observation, action):
@@ -113,7 +113,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         metrics = {"bc_loss": bc_loss, "noisy_critic_loss": noisy_loss}
         return bc_loss + config.noisy_coef * noisy_loss, metrics
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax import diffusion
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 from qam_jax.networks import NoisePredictor
 from qam_jax.types import Array
 
@@ -37,7 +37,7 @@ def make_agent(config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn)
 
     def policy(state, observations, key):
         initial_key, step_key = jax.random.split(key)
-        initial = parts.draw_noise(state, observations, initial_key)
+        initial = actor_critic.draw_noise(state, observations, initial_key)
         step_noise = jax.random.normal(step_key, (config.flow_steps - 1, *initial.shape))
         epsilon_fn = predict_noise(state.params, observations)
         return sample_fn(epsilon_fn, schedule, initial, step_noise)
@@ -48,7 +48,7 @@ def make_agent(config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn)
     def actor_loss(state, params, batch, actions, key):
         noise_key, step_key = jax.random.split(key)
         observations = batch.observations
-        noise = parts.draw_noise(state, observations, noise_key)
+        noise = actor_critic.draw_noise(state, observations, noise_key)
         steps = jax.random.randint(step_key, (len(actions), 1), 1, config.flow_steps + 1)
         noisy = diffusion.add_noise(schedule, actions, noise, steps)
         value_fn = partial(base.mean_value, critic, state.target_params["critic"], observations)
@@ -59,6 +59,6 @@ def make_agent(config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn)
         metrics = {"bc_loss": bc_loss, "guidance_loss": guidance_loss}
         return guidance_loss + config.alpha * bc_loss, metrics
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
     )

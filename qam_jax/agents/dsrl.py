@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 
 
 def get_config() -> ConfigDict:
@@ -29,7 +29,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the target flow's ODE from the latent actor's noise."""
     flow = base.make_flow(config)
     critic, latent_critic = base.make_critic(config), base.make_critic(config)
-    latent_actor = parts.make_tanh_gaussian(config)
+    latent_actor = actor_critic.make_tanh_gaussian(config)
 
     def flow_actions(state, observations, latents):
         velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
@@ -37,7 +37,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     def draw_latents(state, params, observations, key):
         """Latents [..., D] and the log-density of what the actor drew, before it is scaled."""
-        noise = parts.draw_noise(state, observations, key)
+        noise = actor_critic.draw_noise(state, observations, key)
         sample = latent_actor.apply({"params": params["latent_actor"]}, observations, noise)
         return config.noise_scale * sample.value, sample.log_prob
 
@@ -56,7 +56,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     def latent_critic_loss(state, params, observations, key):
         """Each latent critic's regression on its own critic."""
-        latents = parts.draw_noise(state, observations, key)
+        latents = actor_critic.draw_noise(state, observations, key)
         actions = flow_actions(state, observations, latents)
         targets = critic.apply({"params": state.params["critic"]}, observations, actions)
         values = latent_critic.apply({"params": params["latent_critic"]}, observations, latents)
@@ -69,13 +69,13 @@ def make_agent(config: ConfigDict) -> base.Agent:
         latents, log_prob = draw_latents(state, params, batch.observations, actor_key)
         frozen = state.params["latent_critic"]
         values = base.mean_value(latent_critic, frozen, batch.observations, latents)
-        loss, metrics = parts.soft_actor_loss(
+        loss, metrics = actor_critic.soft_actor_loss(
             values, log_prob, params["log_latent_temp"], state.action_dim, "latent"
         )
         metrics |= {"bc_loss": bc_loss, "latent_critic_loss": critic_loss}
         return bc_loss + critic_loss + loss, metrics
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,

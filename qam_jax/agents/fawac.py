@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 
 _MAX_WEIGHT = 100.0
 
@@ -61,10 +61,10 @@ def make_agent(config: ConfigDict) -> base.Agent:
             "advantage_weight": jnp.mean(weights),
         }
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=parts.make_behavior_policy(config, flow),
+        policy=actor_critic.make_behavior_policy(config, flow),
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 
 
 def get_config() -> ConfigDict:
@@ -35,7 +35,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     flow = base.make_flow(config)
     critic = base.make_critic(config)
 
-    policy = parts.make_behavior_policy(config, flow)
+    policy = actor_critic.make_behavior_policy(config, flow)
 
     def init_actor(key, observation, action):
         return {"behavior": flow.init(key, observation, action, action[:1])["params"]}
@@ -48,6 +48,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
         value = jnp.mean(values)
         return bc_loss - value / config.alpha, {"bc_loss": bc_loss, "actor_q": value}
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
     )

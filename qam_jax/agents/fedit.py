@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 
 
 def get_config() -> ConfigDict:
@@ -28,15 +28,15 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the behaviour flow, then the edit."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    editor = parts.make_tanh_gaussian(config)
-    behavior_policy = parts.make_behavior_policy(config, flow)
+    editor = actor_critic.make_tanh_gaussian(config)
+    behavior_policy = actor_critic.make_behavior_policy(config, flow)
 
     def edited_actions(state, editor_params, observations, key):
         """Edited actions [..., D] of the behaviour flow, with the log-density of the edit."""
         flow_key, edit_key = jax.random.split(key)
         actions = behavior_policy(state, observations, flow_key)
-        edit_noise = parts.draw_noise(state, observations, edit_key)
-        return parts.edit_actions(
+        edit_noise = actor_critic.draw_noise(state, observations, edit_key)
+        return actor_critic.edit_actions(
             config.edit_scale, editor, editor_params, observations, actions, edit_noise
         )
 
@@ -58,11 +58,11 @@ def make_agent(config: ConfigDict) -> base.Agent:
         observations = batch.observations
         drawn, log_prob = edited_actions(state, params["editor"], observations, edit_key)
         values = base.mean_value(critic, state.params["critic"], observations, drawn)
-        loss, metrics = parts.soft_actor_loss(
+        loss, metrics = actor_critic.soft_actor_loss(
             values, log_prob, params["log_edit_temp"], state.action_dim, "edit"
         )
         return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 
 
 def get_config() -> ConfigDict:
@@ -30,10 +30,10 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts with the one-step actor."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    one_step = parts.make_one_step_actor(config)
+    one_step = actor_critic.make_one_step_actor(config)
 
     def policy(state, observations, key):
-        noise = parts.draw_noise(state, observations, key)
+        noise = actor_critic.draw_noise(state, observations, key)
         actions = one_step.apply({"params": state.params["one_step"]}, observations, noise)
         return jnp.clip(actions, -1, 1)
 
@@ -48,14 +48,14 @@ def make_agent(config: ConfigDict) -> base.Agent:
         bc_key, noise_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         frozen, observations = state.params, batch.observations
-        noise = parts.draw_noise(state, observations, noise_key)
+        noise = actor_critic.draw_noise(state, observations, noise_key)
         velocity = base.flow_velocity(flow, frozen["behavior"], observations)
         flow_actions = base.flow_actions(config, velocity, noise)
         drawn = one_step.apply({"params": params["one_step"]}, observations, noise)
         value_fn = partial(base.mean_value, critic, frozen["critic"], observations)
-        loss, metrics = parts.one_step_loss(config.alpha, drawn, flow_actions, value_fn)
+        loss, metrics = actor_critic.one_step_loss(config.alpha, drawn, flow_actions, value_fn)
         return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 from qam_jax.critic import expectile_loss, pessimistic_value
 
 
@@ -55,12 +55,12 @@ def make_agent(config: ConfigDict) -> base.Agent:
         metrics = {"bc_loss": bc_loss, "value_loss": value_loss, "v_mean": jnp.mean(values)}
         return bc_loss + value_loss, metrics
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=parts.make_behavior_policy(config, flow),
+        policy=actor_critic.make_behavior_policy(config, flow),
         target_fn=target_fn,
         rank=jnp.min,
     )

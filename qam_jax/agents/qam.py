@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax import adjoint
-from qam_jax.agents import adjoint_parts, base, parts
+from qam_jax.agents import actor_critic, adjoint_parts, base
 from qam_jax.types import Array, Params
 
 
@@ -47,8 +47,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
         )
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    one_step = parts.make_one_step_actor(config)
-    editor = parts.make_tanh_gaussian(config)
+    one_step = actor_critic.make_one_step_actor(config)
+    editor = actor_critic.make_tanh_gaussian(config)
     optimizer = base.make_optimizer(config)
 
     def velocity_fn(params: Params, behavior: Params, observations: Array):
@@ -66,14 +66,14 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def policy(state, observations, key):
         params = state.params
         noise_key, edit_key = jax.random.split(key)
-        noise = parts.draw_noise(state, observations, noise_key)
+        noise = actor_critic.draw_noise(state, observations, noise_key)
         if config.fql_alpha > 0:
             actions = one_step.apply({"params": params["one_step"]}, observations, noise)
             return jnp.clip(actions, -1, 1)
         actions = flow_actions(params, observations, noise)
         if config.edit_scale > 0:
-            edit_noise = parts.draw_noise(state, observations, edit_key)
-            actions, _ = parts.edit_actions(
+            edit_noise = actor_critic.draw_noise(state, observations, edit_key)
+            actions, _ = actor_critic.edit_actions(
                 config.edit_scale, editor, params["editor"], observations, actions, edit_noise
             )
         return actions
@@ -108,23 +108,23 @@ def make_agent(config: ConfigDict) -> base.Agent:
         """Of the network that acts on top of `f_theta`: QAM-F's actor or QAM-E's edit."""
         frozen = state.params
         value_fn = partial(base.mean_value, critic, frozen["critic"], observations)
-        noise = parts.draw_noise(state, observations, noise_key)
+        noise = actor_critic.draw_noise(state, observations, noise_key)
         flow_action = flow_actions(frozen, observations, noise)
         if config.fql_alpha > 0:
             actions = one_step.apply({"params": params["one_step"]}, observations, noise)
-            return parts.one_step_loss(config.fql_alpha, actions, flow_action, value_fn)
-        edit_noise = parts.draw_noise(state, observations, edit_key)
-        actions, log_prob = parts.edit_actions(
+            return actor_critic.one_step_loss(config.fql_alpha, actions, flow_action, value_fn)
+        edit_noise = actor_critic.draw_noise(state, observations, edit_key)
+        actions, log_prob = actor_critic.edit_actions(
             config.edit_scale, editor, params["editor"], observations, flow_action, edit_noise
         )
         values, log_temp = value_fn(actions), params["log_edit_temp"]
-        return parts.soft_actor_loss(values, log_prob, log_temp, state.action_dim, "edit")
+        return actor_critic.soft_actor_loss(values, log_prob, log_temp, state.action_dim, "edit")
 
     def update(state, batch):
         keys = jax.random.split(state.key, 6)
         key, next_key, bc_key, adjoint_key, noise_key, edit_key = keys
         observations, actions = batch.observations, base.flat_actions(config, batch)
-        targets = parts.policy_targets(config, critic, policy, state, batch, next_key)
+        targets = actor_critic.policy_targets(config, critic, policy, state, batch, next_key)
 
         def loss_fn(params):
             loss, metrics = base.critic_loss(critic, params["critic"], batch, actions, targets)
@@ -139,4 +139,4 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
         return base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
 
-    return base.Agent(init, update, parts.make_sampler(config, critic, policy))
+    return base.Agent(init, update, actor_critic.make_sampler(config, critic, policy))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 from qam_jax.critic import pessimistic_value
 from qam_jax.networks import TanhActor
 
@@ -41,7 +41,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     def noisy_actions(params, state, observations, key):
         actions = actor.apply({"params": params}, observations, state.action_dim)
-        noise = config.actor_noise * parts.draw_noise(state, observations, key)
+        noise = config.actor_noise * actor_critic.draw_noise(state, observations, key)
         return jnp.clip(actions + jnp.clip(noise, -_NOISE_LIMIT, _NOISE_LIMIT), -1, 1)
 
     def policy(state, observations, key):
@@ -67,14 +67,14 @@ def make_agent(config: ConfigDict) -> base.Agent:
         loss = -value / scale + config.alpha_actor * bc_loss
         return loss, {"actor_loss": loss, "bc_loss": bc_loss, "actor_q": value}
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
         policy=policy,
         target_names=("critic", "actor"),
-        target_fn=partial(parts.policy_targets, config, critic, target_policy),
+        target_fn=partial(actor_critic.policy_targets, config, critic, target_policy),
         optimizer=_make_optimizer(config),
     )
 

@@ -7,7 +7,7 @@ from the dataset and half from the replay buffer; `bc_alpha` adds the likelihood
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, parts
+from qam_jax.agents import actor_critic, base
 
 
 def get_config() -> ConfigDict:
@@ -26,10 +26,10 @@ def get_config() -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by samples of its tanh-Gaussian actor."""
     critic = base.make_critic(config)
-    actor = parts.make_tanh_gaussian(config)
+    actor = actor_critic.make_tanh_gaussian(config)
 
     def draw_actions(state, params, observations, key):
-        noise = parts.draw_noise(state, observations, key)
+        noise = actor_critic.draw_noise(state, observations, key)
         return actor.apply({"params": params["actor"]}, observations, noise)
 
     def policy(state, observations, key):
@@ -43,7 +43,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         observations = batch.observations
         drawn, log_prob = draw_actions(state, params, observations, key)
         values = base.mean_value(critic, state.params["critic"], observations, drawn)
-        loss, metrics = parts.soft_actor_loss(
+        loss, metrics = actor_critic.soft_actor_loss(
             values, log_prob, params["log_actor_temp"], state.action_dim, "actor"
         )
         variables = {"params": params["actor"]}
@@ -51,6 +51,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
         bc_loss = -jnp.mean(likelihoods)
         return loss + config.bc_alpha * bc_loss, {**metrics, "bc_loss": bc_loss}
 
-    return parts.make_actor_critic(
+    return actor_critic.make_actor_critic(
         config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax import adjoint
-from qam_jax.agents import adjoint_parts, base, parts
+from qam_jax.agents import actor_critic, adjoint_parts, base
 from qam_jax.types import Array
 
 _LAM_RATE = 0.01
@@ -93,7 +93,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         loss, metrics = matching_loss(params, state, batch.observations, path_key)
         return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
 
-    agent = parts.make_actor_critic(
+    agent = actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,

@@ -17,14 +17,14 @@ from ml_collections import config_flags
 from qam_jax import agents
 from qam_jax.envs import make_env
 from qam_jax.files import DamagedError, is_held, read_json
-from qam_jax.launch import Resolved, resolve_flags
+from qam_jax.runs.command_line import unknown_field
+from qam_jax.runs.folder import differences_from, folder_of
+from qam_jax.runs.lock import LOCK
+from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.settings import RunSettings, check_settings, define_flags
 from qam_jax.sweeps.studies import Study, Variant, flag_text
 from qam_jax.sweeps.worker import Task
-from qam_jax.training.console import unknown_field
-from qam_jax.training.metrics import read_csv
-from qam_jax.training.run_folder import differences_from, folder_of
-from qam_jax.training.run_lock import LOCK
-from qam_jax.training.settings import RunSettings, check_settings, define_flags
+from qam_jax.training.launch import Resolved, resolve_flags
 
 _OF_THE_SWEEP = {
     "config": "--methods", "env_name": "--envs", "seed": "--seeds", "run_id": "--grid",

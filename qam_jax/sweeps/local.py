@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from qam_jax.runs.stopping import Stopped, stop_signals
 from qam_jax.sweeps.jobs import Job, last_step, read_rows
 from qam_jax.sweeps.worker import Outcome, end_task, start_task
-from qam_jax.training.stopping import Stopped, stop_signals
 
 _logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qam_jax.agents import algorithm_names, get_config
-from qam_jax.presets import paper_methods
+from qam_jax.runs.presets import paper_methods
 
 _NAMED = resources.files(__package__) / "named"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qam_jax.files import write_json
-from qam_jax.training.stopping import EXIT_CODE
+from qam_jax.runs.stopping import EXIT_CODE
 
 if TYPE_CHECKING:
     import submitit

@@ -26,7 +26,7 @@ from qam_jax.envs import (
     make_film_env,
 )
 from qam_jax.machine import num_usable_cpus
-from qam_jax.training.keys import split_seed
+from qam_jax.runs.keys import split_seed
 from qam_jax.types import Array
 
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

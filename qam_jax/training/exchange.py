@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jax._src import distributed  # has the service's client, which JAX shows nowhere else
 
-from qam_jax.training.stopping import Stopped
+from qam_jax.runs.stopping import Stopped
 
 _T = TypeVar("_T")
 

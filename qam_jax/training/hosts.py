@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
+from qam_jax.runs.settings import HostSettings
 from qam_jax.training import exchange
-from qam_jax.training.settings import HostSettings
 from qam_jax.training.watchdog import JAX_LOST_SECONDS, Watchdog, Witness
 
 _logger = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from qam_jax.agents import Agent, AgentState
+from qam_jax.runs.stopping import Stopped, StopRequest
 from qam_jax.training import exchange
+from qam_jax.training.devices import Lanes
 from qam_jax.training.evaluation import headline, score, summarize
-from qam_jax.training.lanes import Lanes
-from qam_jax.training.member import Member, Pending, Snapshot
-from qam_jax.training.stopping import Stopped, StopRequest
-from qam_jax.training.updates import Tally, averages, empty_tally
+from qam_jax.training.run import Member, Pending, Snapshot
+from qam_jax.training.update import Tally, averages, empty_tally
 
 
 class Stage(Protocol):

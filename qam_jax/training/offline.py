@@ -10,8 +10,8 @@ from qam_jax.agents import Agent, AgentState
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.sources import DataSource
 from qam_jax.training import exchange
-from qam_jax.training.lanes import Lanes, SharedData
-from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite
+from qam_jax.training.devices import Lanes, SharedData
+from qam_jax.training.update import Tally, UpdateBlock, check_all_finite
 from qam_jax.types import Array, Batch, TransitionDataset
 
 _BLOCK_SECONDS = 1.0  # how long one call of the compiled block is to take,

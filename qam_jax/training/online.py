@@ -13,12 +13,12 @@ from qam_jax.agents import Agent, AgentState
 from qam_jax.data.replay import Replay, ReplayBuffer, sample_balanced, sample_mixed
 from qam_jax.data.sources import DataSource
 from qam_jax.envs import EnvPool, make_env
+from qam_jax.runs.settings import RunSettings
 from qam_jax.training import exchange
 from qam_jax.training.collector import Collector, Experience, random_policy
+from qam_jax.training.devices import Lanes, SharedData
 from qam_jax.training.evaluation import Episode, Policy, make_policy
-from qam_jax.training.lanes import Lanes, SharedData
-from qam_jax.training.settings import RunSettings
-from qam_jax.training.updates import Tally, UpdateBlock, check_all_finite, check_finite
+from qam_jax.training.update import Tally, UpdateBlock, check_all_finite, check_finite
 from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 
 

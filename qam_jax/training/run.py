@@ -1,269 +1,304 @@
-"""Runs from their first step to their last: behaviour cloning, offline training, fine-tuning."""
+"""One of the runs of a program: how it begins or continues, and what is recorded of it."""
 
-import contextlib
 import dataclasses
+import functools
+import json
 import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from qam_jax.agents import Agent, AgentState, make_agent
-from qam_jax.data.shards import open_shards
-from qam_jax.data.sources import DataSource, load_ogbench, load_own
-from qam_jax.envs import make_env
-from qam_jax.training import exchange, hosts
-from qam_jax.training.checkpoints import Checkpoints
+from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
+from qam_jax.agents.base import check_has_behavior, with_behavior
+from qam_jax.agents.bc import behavior_config
+from qam_jax.data.sources import DataSource
+from qam_jax.runs.checkpoints import Checkpoints, init_state
+from qam_jax.runs.folder import record_start
+from qam_jax.runs.keys import split_seed
+from qam_jax.runs.metrics import MetricLog
+from qam_jax.runs.settings import RunSettings, resolved
+from qam_jax.training import exchange
 from qam_jax.training.evaluation import Episode, Evaluator
-from qam_jax.training.lanes import Lanes
-from qam_jax.training.loop import Stage, run_stage
-from qam_jax.training.member import Member, Plan
-from qam_jax.training.offline import OfflineStage
-from qam_jax.training.online import OnlineStage
-from qam_jax.training.run_folder import find_folder
-from qam_jax.training.run_lock import lock_folder
-from qam_jax.training.settings import RunSettings, check_settings, resolved
-from qam_jax.training.stopping import StopRequest, stop_signals
-from qam_jax.types import TransitionDataset
+from qam_jax.training.online import Acting
+from qam_jax.training.update import Tally, empty_tally, metric_names
+from qam_jax.training.warm_start import start_from
 
 _logger = logging.getLogger(__name__)
 
-_ACT_BY_IT = ("bc", "fawac", "fbrac")  # whose flow `behavior` is the policy itself
 
-
-class RunResult(NamedTuple):
-    """What a run leaves behind.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the runs of a program have in common: all but their seeds.
 
     Attributes:
-      seed: of the run.
-      folder: the run's folder.
+      settings: what the runs are; of their seeds it holds the first.
       agent: the algorithm.
-      state: its last state.
-      episodes: of its last evaluation; none without an environment.
-      behavior_episodes: of its behaviour flow; none if it has none, or acts by it alone.
+      config: its config.
+      source: the data.
+      dims: `(O, A)`.
+      evaluator: None without an environment.
     """
 
-    seed: int
-    folder: Path
+    settings: RunSettings
     agent: Agent
+    config: ConfigDict
+    source: DataSource
+    dims: tuple[int, int]
+    evaluator: Evaluator | None
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """At which step each stage ends, in their order."""
+        settings = self.settings
+        border = settings.bc_steps + settings.offline_steps
+        return {"cloning": settings.bc_steps, "offline": border, "online": settings.total_steps}
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """At which step each stage starts."""
+        return dict(zip(self.ends, (0, *self.ends.values()), strict=False))
+
+    def stage_at(self, step: int) -> str | None:
+        """The stage that goes on from a step; None at the end."""
+        return next((name for name, end in self.ends.items() if step < end), None)
+
+    @functools.cached_property
+    def cloning(self) -> tuple[Agent, ConfigDict]:
+        """The behaviour flow as an algorithm of its own, with its config."""
+        config = behavior_config(self.config)
+        return make_agent(config), config
+
+    def algorithm(self, stage: str) -> tuple[Agent, ConfigDict]:
+        """What a stage trains, with its config."""
+        return self.cloning if stage == "cloning" else (self.agent, self.config)
+
+    @functools.cached_property
+    def _metric_names(self) -> dict[str, list[str]]:
+        return {}
+
+    def empty_tally(self, stage: str, state: AgentState) -> Tally:
+        """A tally of no updates in a stage; of the state only the shapes are looked at."""
+        if stage not in self._metric_names:
+            agent, config = self.algorithm(stage)
+            self._metric_names[stage] = metric_names(agent, state, config, self.dims[0])
+        return empty_tally(self._metric_names[stage])
+
+
+class Snapshot(NamedTuple):
+    """A run at one step: the agent's state, its metrics since the last row, and how far it is."""
+
     state: AgentState
-    episodes: list[Episode]
-    behavior_episodes: list[Episode]
+    tally: Tally
+    step: int
+    reported: int
 
 
-def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
-    """Trains one agent: `train_seeds` of a single seed, see there.
+class Pending(NamedTuple):
+    """An evaluation that is at work while training goes on.
 
-    Raises:
-      ValueError: also if the settings are of several seeds.
+    Attributes:
+      episodes: what comes of it.
+      before: the run when it began, before the row of metrics of that step.
+      row: the step of that row.
+      due: the step that the evaluation is of.
+      save: whether a checkpoint is to follow.
     """
-    if settings.num_seeds != 1:
-        raise ValueError(f"num_seeds is {settings.num_seeds}: train_seeds trains several.")
-    (result,) = train_seeds(settings, agent_config)
-    return result
+
+    episodes: Future[list[Episode]]
+    before: Snapshot
+    row: int
+    due: int
+    save: bool
 
 
-def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResult]:
-    """Trains agents, or continues to, one for each seed; see the run's folder in docs/index.md.
+class Member:
+    """One run.
 
-    The runs share one program, data and processes for evaluation. Apart from that each is the run
-    that it would be alone, in the folder that it would have alone, and can be continued alone.
-
-    Where several processes train together, see `qam_jax.training.hosts`, all make this call; the
-    first one acts, evaluates and writes, but for the checkpoints, which all write.
-
-    Args:
-      settings: what the runs are.
-      agent_config: the algorithm and its hyperparameters.
-
-    Returns:
-      The results, by seed.
-
-    Raises:
-      ValueError: if settings, config, environment, data or run folder do not fit together, or
-        training goes wrong.
-      OSError: if a run's folder cannot be written to, another process is at work in it, or one
-        of those that train together has failed.
-      Stopped: if a signal asked the runs to stop; the same call continues them.
+    Attributes:
+      settings: its own, with its seed.
+      folder: its folder.
+      checkpoints: those in it.
+      keys: its sources of randomness.
+      log: of its metrics, once its start is recorded; in the first process alone.
+      stage: the name of the stage that it is in.
+      step: how far it is: updates of the earlier stages and environment steps of the online stage.
+      reported: the step of its last row of metrics.
+      state: the agent's at `step`, while no stage is at work.
+      tally: its metrics since the last row, while no stage is at work.
+      acting: what it acts with, in the online stage.
+      episodes: of the last evaluation of this process.
+      pending: its evaluation that is at work while training goes on.
     """
-    check_settings(settings)
-    agent = make_agent(agent_config)
-    if exchange.several():
-        hosts.check_same("settings", _flat(settings, agent_config))
-    each = [_settings_of(settings, index) for index in range(settings.num_seeds)]
-    _make_lanes(settings, agent_config, [own.seed for own in each])  # may raise
-    env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
-    with contextlib.ExitStack() as stack:
-        folders = _claim_folders(each, agent_config, stack)
-        source = stack.enter_context(contextlib.closing(_open_source(settings, env)))
-        stop = stack.enter_context(stop_signals())
-        checkpoints = [
-            stack.enter_context(contextlib.closing(Checkpoints(folder, settings.keep_checkpoints)))
-            for folder in folders
-        ]
-        dataset = source.at(max(step for saved in checkpoints for step in (0, *saved.steps)))
-        _check_horizon(dataset, source.path, agent_config.horizon_length)
-        plan = Plan(
-            settings,
-            agent,
-            agent_config,
-            source,
-            dims=(dataset.observations.shape[1], dataset.actions.shape[1]),
-            evaluator=_make_evaluator(settings, stop) if settings.env_name else None,
-        )
-        if plan.evaluator:
-            stack.callback(plan.evaluator.close)
-        runs = [
-            stack.enter_context(contextlib.closing(Member(plan, *parts)))
-            for parts in zip(each, folders, checkpoints, strict=True)
-        ]
-        with hosts.guard(folders):
-            for run in runs:
-                run.begin()
-            _describe_data(plan, runs)
-            for run in runs:
-                run.record_start()
-            return _train(plan, runs, stop)
 
+    def __init__(self, plan: Plan, settings: RunSettings, folder: Path, checkpoints: Checkpoints):
+        self._plan, self.settings = plan, settings
+        self.folder, self.checkpoints = folder, checkpoints
+        self.keys = split_seed(settings.seed)
+        self.log: MetricLog | None = None
+        self.stage, self.step, self.reported = "", 0, 0
+        self.state: AgentState | None = None
+        self.tally: Tally | None = None
+        self.acting: Acting | None = None
+        self.episodes: list[Episode] = []
+        self.pending: Pending | None = None
 
-def _flat(settings: RunSettings, config: ConfigDict) -> dict[str, Any]:
-    """All that a command line says, by the names of its flags."""
-    values = resolved(settings, config)
-    fields = values.pop("agent")
-    return {**values, **{f"config.{name}": value for name, value in fields.items()}}
+    def close(self) -> None:
+        """Ends its environments and closes its files."""
+        for part in (self.acting, self.log):
+            if part is not None:
+                part.close()
 
+    def begin(self) -> None:
+        """Continues from the newest checkpoint, or begins.
 
-def _claim_folders(
-    each: list[RunSettings], config: ConfigDict, stack: contextlib.ExitStack
-) -> list[Path]:
-    """The folders of the runs, which belong to this program until the stack ends."""
-
-    def claim() -> list[str]:
-        folders = [find_folder(own, config) for own in each]
-        for folder in folders:
-            stack.enter_context(lock_folder(folder))
-        return [str(folder) for folder in folders]
-
-    folders = [Path(folder) for folder in exchange.from_first("folders", claim)]
-    for folder in folders:
-        if not (folder / "lock").exists():
-            raise FileNotFoundError(
-                f"process {exchange.process_index()} does not see the folder {folder} that process "
-                "0 made: all processes need one file system for --save_dir, and, unless that is an "
-                "absolute path, the same working directory."
+        Raises:
+          ValueError: if checkpoint and settings do not fit together.
+        """
+        saved = self.checkpoints.restore_newest(self._restore)
+        if saved is not None:
+            self.stage, self.step, self.reported = saved["stage"], saved["step"], saved["reported"]
+            return
+        plan, settings = self._plan, self.settings
+        self.state = self._init_state(plan.agent)
+        if settings.run:
+            self.state, self.step = start_from(
+                settings.run, settings.run_step, plan.config, self.state, self.folder
             )
-    return folders
+            self.reported = self.step
+        if settings.bc_steps > self.step:
+            check_has_behavior(plan.config, self.state)
+            self.state = self._init_state(plan.cloning[0])
+        if self.step > plan.ends["offline"] or self.step == settings.total_steps:
+            raise ValueError(
+                f"the checkpoint of {settings.run} has {self.step} steps, but --bc_steps and "
+                f"--offline_steps end after {plan.ends['offline']} and --online_steps="
+                f"{settings.online_steps}: raise --offline_steps to {self.step}, or more to "
+                "train on, and --online_steps above 0 to fine-tune."
+            )
+        self._enter(plan.stage_at(self.step))
 
+    def enter_next_stage(self) -> None:
+        """Goes on to the stage after the one that has ended."""
+        before, plan = self.stage, self._plan
+        if before == "cloning":
+            fresh = self._init_state(plan.agent)
+            self.state = with_behavior(plan.config, fresh, self.state.params["behavior"])
+        self._enter(plan.stage_at(self.step))
 
-def _settings_of(settings: RunSettings, index: int) -> RunSettings:
-    """Those of one of the runs."""
-    seed, run_id = settings.seed + index, settings.run_id
-    if run_id and settings.num_seeds > 1:
-        run_id = f"{run_id}-seed{seed}"
-    return dataclasses.replace(settings, seed=seed, run_id=run_id, num_seeds=1)
+    def _enter(self, stage: str) -> None:
+        self.stage, self.tally = stage, self._plan.empty_tally(stage, self.state)
+        if stage == "online":
+            self.acting = self._make_acting()
 
+    def _restore(self, step: int) -> dict[str, Any]:
+        """Reads one checkpoint; returns its progress."""
+        saved = self.checkpoints.read_progress(step)
+        self._check_continuation(saved)
+        stage = saved["stage"]
+        state = self._init_state(self._plan.algorithm(stage)[0])
+        tally = self._plan.empty_tally(stage, state)
+        self.state, self.tally = self.checkpoints.restore(step, state, tally)
+        if stage == "online":
+            acting = self._make_acting()
+            try:
+                acting.restore(saved)
+            except BaseException:
+                acting.close()
+                raise
+            self.acting = acting
+        return saved
 
-def _make_lanes(settings: RunSettings, config: ConfigDict, seeds: list[int]) -> Lanes:
-    return Lanes(seeds, settings.num_devices, config.batch_size)
+    def _check_continuation(self, saved: dict[str, Any]) -> None:
+        limit = self.settings.total_steps
+        if saved["reported"] > limit:
+            raise ValueError(
+                f"{self.folder} holds {saved['reported']} steps already, more than the {limit} of "
+                "--bc_steps, --offline_steps and --online_steps together: give at least as many, "
+                "or another --run_id."
+            )
+        start = self._plan.starts[saved["stage"]]
+        if saved["stage_start"] != start:
+            raise ValueError(
+                f"the run in {self.folder} began its {saved['stage']} stage after "
+                f"{saved['stage_start']} steps, but --bc_steps and --offline_steps now put it "
+                f"after {start}: give the earlier numbers, or another --run_id."
+            )
 
+    def _make_acting(self) -> Acting:
+        plan = self._plan
+        return Acting(self.settings, plan.config, plan.dims, self.folder, self._log_episode)
 
-def _make_evaluator(settings: RunSettings, stop: StopRequest) -> Evaluator:
-    return Evaluator(
-        settings.env_name,
-        env_module=settings.env_module,
-        num_episodes=settings.eval_episodes,
-        num_envs=settings.eval_envs,
-        seed=settings.seed,
-        max_crashes=settings.max_env_crashes,
-        on_step=stop.check,
-    )
+    def _init_state(self, agent: Agent) -> AgentState:
+        key = self.keys.agent
+        if agent is not self._plan.agent:
+            key = jax.random.fold_in(self.keys.cloning, 1)
+        return init_state(agent, key, *self._plan.dims)
 
+    def record_start(self) -> None:
+        """Writes what the run is, prints it, and opens its metrics.
 
-def _describe_data(plan: Plan, runs: list[Member]) -> None:
-    step, size = max(run.step for run in runs), ""
-    if plan.source.next_change(step) is None:
-        size = f"; {plan.source.at(step).num_starts} transitions"
-    _logger.info("Data: %s%s.", plan.source.description, size)
+        Raises:
+          ValueError: if the run was trained on other data.
+        """
+        if not exchange.is_first():
+            return
+        plan, settings = self._plan, self.settings
+        state = self.state
+        if self.stage == "cloning":
+            state = self._init_state(plan.agent)  # what the run is about
+        count = parameter_count(state)
+        record_start(
+            self.folder,
+            settings,
+            plan.config,
+            dataset_source=plan.source.description,
+            dataset_fingerprint=plan.source.fingerprint(),
+            seed=settings.seed,
+            parameter_count=count,
+            observation_dim=plan.dims[0],
+            action_dim=plan.dims[1],
+        )
+        verb = f"Continuing from step {self.step}" if self.step else "Starting"
+        _logger.info("%s in %s (%d parameters).", verb, self.folder, count)
+        kept = {"train": self.reported, "eval": self.reported, "env": self.step}
+        self.log = MetricLog(
+            self.folder, kept, settings.wandb_project, resolved(settings, plan.config)
+        )
 
+    def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
+        """`evaluate` beside training, in an environment, by a single process."""
+        return self._plan.evaluator.start(agent, state, self.settings.seed)
 
-def _train(plan: Plan, runs: list[Member], stop: StopRequest) -> list[RunResult]:
-    """Runs all stages that are left, and evaluates in the end."""
-    for name, end in plan.ends.items():
-        going = [run for run in runs if run.stage == name]
-        if not going:
-            continue
-        with contextlib.closing(_make_stage(plan, name, going)) as stage:
-            run_stage(stage, going, stop)
-        if plan.stage_at(end):
-            for run in going:
-                run.enter_next_stage()
-    return [_result(plan, run) for run in runs]
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a row of metrics; see `MetricLog.write`."""
+        if self.log is not None:
+            self.log.write(kind, step, metrics)
 
+    def _log_episode(self, step: int, episode: Episode) -> None:
+        self.write(
+            "env",
+            step,
+            {
+                "return": episode.episode_return,
+                "length": episode.length,
+                "success": episode.success,
+            },
+        )
 
-def _make_stage(plan: Plan, name: str, runs: list[Member]) -> Stage:
-    settings = plan.settings
-    agent, config = plan.algorithm(name)
-    lanes = _make_lanes(settings, config, [run.settings.seed for run in runs])
-    if name == "online":
-        keys = [(run.keys.batches, run.keys.experience) for run in runs]
-        acting = [run.acting for run in runs]
-        return OnlineStage(settings, agent, config, keys, plan.source, lanes, acting)
-    keys = [run.keys.batches for run in runs]
-    if name == "cloning":
-        keys = [jax.random.fold_in(run.keys.cloning, 0) for run in runs]
-    return OfflineStage(
-        name, agent, config, keys, plan.source, lanes, plan.starts[name], plan.ends[name]
-    )
-
-
-def _result(plan: Plan, run: Member) -> RunResult:
-    behavior_episodes = []
-    if plan.evaluator:
-        run.episodes = run.episodes or run.evaluate(plan.agent, run.state)
-        if plan.config.agent_name not in _ACT_BY_IT and "behavior" in run.state.params:
-            behavior_episodes = run.evaluate(plan.cloning[0], run.state)
-    return RunResult(
-        run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes
-    )
-
-
-def _open_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
-    """The data that the settings name, the same in all processes."""
-    if not exchange.several():
-        return _read_source(settings, env)
-    source = hosts.take_turns(lambda: _read_source(settings, env))
-    hosts.check_same("data", {"the fingerprint": source.fingerprint()})
-    return source
-
-
-def _read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
-    """The data that the settings name: shards, data of one's own, or OGBench's."""
-    common = {"sparse": settings.sparse, "proportion": settings.dataset_proportion}
-    if settings.ogbench_dataset_dir:
-        interval = settings.dataset_replace_interval
-        return open_shards(settings.ogbench_dataset_dir, env, replace_interval=interval, **common)
-    if settings.dataset:
-        return load_own(settings.dataset, env, **common)
-    return load_ogbench(
-        settings.env_name,
-        env,
-        dataset_dir=settings.dataset_dir,
-        data_source=settings.data_source,
-        mirrors=[mirror for mirror in settings.mirrors.split(",") if mirror],
-        **common,
-    )
-
-
-def _check_horizon(dataset: TransitionDataset, path: Path, horizon_length: int) -> None:
-    """Raises ValueError if no window lies within one episode, so that nothing could be learnt."""
-    starts = dataset.start_rows
-    longest = int(jnp.max(dataset.last_rows[starts] - starts)) + 1
-    if longest < horizon_length:
-        raise ValueError(
-            f"horizon_length = {horizon_length} is longer than every episode of {path} (the "
-            f"longest has {longest} transitions): choose a shorter one, "
-            f"--config.horizon_length={longest} at most."
+    def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
+        """Runs the episodes of this run's evaluations, in the first process, for all of them; none
+        without an environment. The positions are known to the first alone."""
+        evaluator = self._plan.evaluator
+        if evaluator is None:
+            return []
+        return exchange.from_first(
+            "evaluation",
+            lambda: evaluator.evaluate(agent, state, self.settings.seed),
+            lambda episodes: json.dumps([episode[:3] for episode in episodes]).encode(),
+            lambda content: [Episode(*each, np.empty((0, 2))) for each in json.loads(content)],
         )

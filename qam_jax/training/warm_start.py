@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import AgentState
 from qam_jax.agents.base import with_behavior
+from qam_jax.runs.checkpoints import SavedRun, load_run
+from qam_jax.runs.metrics import read_csv, write_csv
+from qam_jax.runs.settings import RunSettings
 from qam_jax.training import exchange
-from qam_jax.training.checkpoints import SavedRun, load_run
-from qam_jax.training.metrics import read_csv, write_csv
-from qam_jax.training.settings import RunSettings
 
 _OWN_SETTINGS = {"online_steps", "run", "run_step", "save_dir", "group", "run_id", "video_episodes"}
 _FIXED_FIELDS = ("horizon_length", "action_chunking")  # what the policy's actions are

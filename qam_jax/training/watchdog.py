@@ -11,8 +11,8 @@ import time
 
 import jax
 
+from qam_jax.runs.stopping import EXIT_CODE, Stopped
 from qam_jax.training import exchange, witness
-from qam_jax.training.stopping import EXIT_CODE, Stopped
 
 _BOARD = "qam_jax_watch/"  # keys where the processes say how they are
 _BEAT_SECONDS = 1.0

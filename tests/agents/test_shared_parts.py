@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qam_jax.agents import algorithm_names, parts
+from qam_jax.agents import actor_critic, algorithm_names
 
 
 @pytest.mark.parametrize("name", algorithm_names())
@@ -69,7 +69,7 @@ def test_soft_actor_trains_actor_and_temperature_apart(log_prob):
     """Entropy above the target lowers the temperature, below it raises it; by hand, D = 4."""
 
     def loss(values, log_probs, log_temp):
-        return parts.soft_actor_loss(values, log_probs, log_temp, 4, "edit")[0]
+        return actor_critic.soft_actor_loss(values, log_probs, log_temp, 4, "edit")[0]
 
     log_probs = jnp.full(8, log_prob)
     gradients = jax.grad(loss, (0, 1, 2))(jnp.ones(8), log_probs, jnp.float32(np.log(0.3)))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from qam_jax.runs.folder import record_start
+from qam_jax.runs.lock import lock_folder
 from qam_jax.sweeps.jobs import State, make_jobs, read_state, resolve
 from qam_jax.sweeps.studies import choose, load_study, make_study, parse_study
-from qam_jax.training.run_folder import record_start
-from qam_jax.training.run_lock import lock_folder
 
 _SCRIPT = Path("experiments/train_offline.py")
 _MAZE = "pointmaze-medium-navigate-singletask-v0"

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
+from qam_jax.runs.stopping import Stopped
 from qam_jax.sweeps.jobs import State, read_state
 from qam_jax.sweeps.local import run_local
 from qam_jax.sweeps.worker import Outcome, last_error
-from qam_jax.training.stopping import Stopped
 
 _FINISH = "mkdir -p $folder/checkpoints/20"
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from qam_jax.agents import algorithm_names
-from qam_jax.presets import paper_domains
+from qam_jax.runs.presets import paper_domains
 from qam_jax.sweeps.studies import (
     choose,
     flag_text,

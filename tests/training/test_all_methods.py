@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import algorithm_names, get_config
-from qam_jax.training.checkpoints import load_run
-from qam_jax.training.metrics import read_csv
-from qam_jax.training.run import train_seeds
-from qam_jax.training.settings import RunSettings
+from qam_jax.runs.checkpoints import load_run
+from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.settings import RunSettings
+from qam_jax.training.train import train_seeds
 
 _SMALL = {
     "actor_hidden_dims": (8,),

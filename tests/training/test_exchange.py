@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 
+from qam_jax.runs.stopping import Stopped
 from qam_jax.training.exchange import (
     Exchange,
     OtherProcessError,
@@ -15,7 +16,6 @@ from qam_jax.training.exchange import (
     process_count,
     unpack_arrays,
 )
-from qam_jax.training.stopping import Stopped
 
 
 class _Service:

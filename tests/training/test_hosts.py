@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import get_config
+from qam_jax.runs.checkpoints import load_run
+from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.settings import HostSettings, RunSettings
 from qam_jax.training import exchange
-from qam_jax.training.checkpoints import load_run
 from qam_jax.training.hosts import check_same, session
-from qam_jax.training.metrics import read_csv
-from qam_jax.training.run import train
-from qam_jax.training.settings import HostSettings, RunSettings
+from qam_jax.training.train import train
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
 _SMALL = {
@@ -32,8 +32,8 @@ _TRAIN = """
 import json, sys
 from qam_jax.agents import get_config
 from qam_jax.training.hosts import session
-from qam_jax.training.run import train_seeds
-from qam_jax.training.settings import HostSettings, RunSettings
+from qam_jax.training.train import train_seeds
+from qam_jax.runs.settings import HostSettings, RunSettings
 hosts, config, runs = map(json.loads, sys.argv[1:])
 agent = get_config("qam")
 agent.update(config)

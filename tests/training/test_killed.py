@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.training.checkpoints import load_run
-from qam_jax.training.metrics import read_csv
+from qam_jax.runs.checkpoints import load_run
+from qam_jax.runs.metrics import read_csv
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
 _STAGES = {"offline": 60, "online": 120}  # steps

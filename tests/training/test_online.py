@@ -14,12 +14,12 @@ import pytest
 
 from qam_jax.agents import get_config
 from qam_jax.envs import EnvFailure, make_env
-from qam_jax.training.checkpoints import load_run
-from qam_jax.training.metrics import read_csv
-from qam_jax.training.run import train
-from qam_jax.training.settings import RunSettings
-from qam_jax.training.stopping import Stopped, StopRequest
-from qam_jax.training.updates import NotFiniteError
+from qam_jax.runs.checkpoints import load_run
+from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.settings import RunSettings
+from qam_jax.runs.stopping import Stopped, StopRequest
+from qam_jax.training.train import train
+from qam_jax.training.update import NotFiniteError
 from qam_jax.training.warm_start import settings_of
 
 # An environment that is not ours: it knows no success, its actions lie in [-2, 2], and its
@@ -224,7 +224,7 @@ def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(settings, of
     stopped = dataclasses.replace(settings, group="stopped", run_id="offline")
     with monkeypatch.context() as patch:
         request = contextlib.nullcontext(_StopsLater())
-        patch.setattr("qam_jax.training.run.stop_signals", lambda: request)
+        patch.setattr("qam_jax.training.train.stop_signals", lambda: request)
         with pytest.raises(Stopped):
             train(stopped, _config())
     folder = next(Path(settings.save_dir).glob("stopped/*/offline"))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import get_config
+from qam_jax.runs.checkpoints import Checkpoints
+from qam_jax.runs.metrics import MetricLog, read_csv
+from qam_jax.runs.settings import RunSettings
+from qam_jax.runs.stopping import Stopped
 from qam_jax.training import evaluation
-from qam_jax.training.checkpoints import Checkpoints
-from qam_jax.training.metrics import MetricLog, read_csv
-from qam_jax.training.run import train, train_seeds
-from qam_jax.training.settings import RunSettings
-from qam_jax.training.stopping import Stopped
+from qam_jax.training.train import train, train_seeds
 
 _WRITE = MetricLog.write
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import get_config
-from qam_jax.training.checkpoints import load_run
-from qam_jax.training.lanes import Lanes
-from qam_jax.training.metrics import read_csv
-from qam_jax.training.run import train, train_seeds
-from qam_jax.training.settings import RunSettings
-from qam_jax.training.stopping import Stopped, StopRequest
+from qam_jax.runs.checkpoints import load_run
+from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.settings import RunSettings
+from qam_jax.runs.stopping import Stopped, StopRequest
+from qam_jax.training.devices import Lanes
+from qam_jax.training.train import train, train_seeds
 
 
 @pytest.fixture(name="base", scope="module")
@@ -139,8 +139,8 @@ def test_joined_trees_come_apart_again():
 _ON_EIGHT_DEVICES = """
 import dataclasses, json, sys
 from qam_jax.agents import get_config
-from qam_jax.training.run import train_seeds
-from qam_jax.training.settings import RunSettings
+from qam_jax.training.train import train_seeds
+from qam_jax.runs.settings import RunSettings
 import jax
 assert jax.local_device_count() == 8
 config = get_config("qam")

@@ -1,0 +1,118 @@
+"""Pictures of a run: its learning curve, and the paths that it takes through a maze."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from qam_jax.envs import make_env
+from qam_jax.files import atomic_write
+from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.settings import RunSettings
+from qam_jax.training.evaluation import Episode
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_COLOR = "#1f5fa8"
+_FAILURE_COLOR = "#c44e3a"
+
+
+def plot_run(
+    folder: Path, settings: RunSettings, episodes: Mapping[str, Sequence[Episode]]
+) -> list[Path]:
+    """Draws all pictures of a run into its folder and returns their paths.
+
+    Args:
+      folder: the run's folder.
+      settings: the run's.
+      episodes: of the last evaluation, by the name of the policy.
+    """
+    if not settings.env_name:
+        return []
+    border = settings.bc_steps + settings.offline_steps if settings.online_steps else None
+    pictures = [plot_learning_curve(folder, title=settings.env_name, border=border)]
+    env = make_env(settings.env_name, settings.env_module)
+    env.reset(seed=0)
+    if hasattr(env.unwrapped, "maze_map") and hasattr(env.unwrapped, "cur_goal_xy"):
+        pictures.append(plot_maze_paths(env.unwrapped, episodes, folder / "trajectories.png"))
+    env.close()
+    return pictures
+
+
+def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> Path:
+    """Draws success rate against steps, with its 95% interval, from a run's eval.csv.
+
+    Where the environment does not report success, it draws the mean return instead.
+
+    Args:
+      folder: the run's folder.
+      title: above the curve.
+      border: the step at which fine-tuning online begins; None if it does not.
+
+    Returns:
+      The picture's path, `learning_curve.png` in the run's folder.
+    """
+    rows = read_csv(folder / "eval.csv")
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    steps = columns["step"]
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    if np.isnan(columns["success"]).all():
+        axes.plot(steps, columns["return"], "o-", color=_COLOR, label="mean return")
+        axes.set(ylabel="return")
+    else:
+        low, high = 100 * columns["success_low"], 100 * columns["success_high"]
+        band = {"color": _COLOR, "alpha": 0.2, "linewidth": 0, "label": "95% interval"}
+        axes.fill_between(steps, low, high, **band)
+        axes.plot(steps, 100 * columns["success"], "o-", color=_COLOR, label="success rate")
+        axes.set(ylabel="success rate (%)", ylim=(-3, 103))
+    if border is None:
+        axes.set(xlabel="updates", title=title)
+    else:
+        axes.axvline(border, color="0.4", linestyle="--", linewidth=1, label="fine-tuning begins")
+        axes.set(xlabel="offline updates, then environment steps", title=title)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False)
+    return _save(figure, folder / "learning_curve.png")
+
+
+def plot_maze_paths(env: Any, episodes: Mapping[str, Sequence[Episode]], path: Path) -> Path:
+    """Draws the paths of episodes on the map of an OGBench maze, one panel for each policy.
+
+    Args:
+      env: the maze, unwrapped and reset to its task.
+      episodes: with their planar positions [steps, 2], by the name of the policy.
+      path: the picture's path.
+
+    Returns:
+      `path`.
+    """
+    rows, columns = env.maze_map.shape
+    left, bottom = np.subtract(env.ij_to_xy((0, 0)), env._maze_unit / 2)
+    right, top = np.add(env.ij_to_xy((rows - 1, columns - 1)), env._maze_unit / 2)
+    size = (4.6 * len(episodes), 4.6 * rows / columns + 0.6)
+    figure, panels = plt.subplots(
+        1, len(episodes), figsize=size, layout="constrained", squeeze=False
+    )
+    for axes, (name, runs) in zip(panels[0], episodes.items(), strict=True):
+        extent = (left, right, bottom, top)
+        axes.imshow(env.maze_map, cmap="Greys", vmin=0, vmax=2, origin="lower", extent=extent)
+        for episode in runs:
+            color = _COLOR if episode.success else _FAILURE_COLOR
+            axes.plot(*episode.positions.T, color=color, alpha=0.35, linewidth=1)
+            axes.plot(*episode.positions[:1].T, "o", color=color, markersize=3)
+        axes.plot(*env.cur_goal_xy, "*", color="#e0a100", markersize=18, markeredgecolor="black")
+        reached = sum(bool(episode.success) for episode in runs)
+        axes.set(xticks=[], yticks=[], title=f"{name}: {reached} of {len(runs)} reach the goal")
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=140)
+    plt.close(figure)
+    return path

@@ -1,0 +1,179 @@
+"""A run's folder: what the run is, where it ran, and whether it is this run's to continue."""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from qam_jax.agents import LATER_FIELDS, complete_config, get_config
+from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
+from qam_jax.runs.settings import RunSettings, resolved
+
+_PACKAGES = (
+    "qam_jax jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench "
+    "mujoco"
+)
+# Settings that may change when a run is continued: they do not change what it computes.
+_FREE_SETTINGS = frozenset(
+    "offline_steps online_steps eval_envs video_episodes wandb_project dataset_dir data_source "
+    "mirrors ogbench_dataset_dir save_dir group run_id preset keep_checkpoints max_env_crashes "
+    "num_seeds num_devices compilation_cache_dir overlap_evaluation".split()
+)
+# Settings that may change until fine-tuning begins; they are not in the default name of a run,
+# so that an offline run can be fine-tuned in its own folder.
+_ONLINE_SETTINGS = frozenset(
+    "start_training utd_ratio num_envs balanced_sampling buffer_size".split()
+)
+
+
+def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
+    """The run's folder, which is created, and holds either nothing or this very run.
+
+    Raises:
+      ValueError: if the folder holds a run of another config; names what differs.
+      OSError: if the folder cannot be written to.
+    """
+    folder = folder_of(settings, agent_config)
+    ensure_writable_dir(folder)
+    differences = differences_from(folder, settings, agent_config)
+    if differences:
+        raise ValueError(
+            f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
+            "Give another --run_id or --group, or the config that it was started with."
+        )
+    return folder
+
+
+def folder_of(settings: RunSettings, agent_config: ConfigDict) -> Path:
+    """Where the run's folder is or will be."""
+    env_name = re.sub("[/:]", "_", settings.env_name) or "no_environment"
+    folder = Path(settings.save_dir).expanduser() / settings.group / env_name
+    return folder / (settings.run_id or _default_run_id(resolved(settings, agent_config)))
+
+
+def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDict) -> list[str]:
+    """What keeps the run in a folder from being this one; nothing if there is none yet."""
+    if not (folder / "config.json").exists():
+        return []
+    config = resolved(settings, agent_config)
+    earlier = read_config(folder)
+    if not earlier["online_steps"]:
+        earlier |= {name: config[name] for name in _ONLINE_SETTINGS}
+    return _differences(earlier, config)
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """Reads config.json of a run's folder; what an earlier version did not know is filled in.
+
+    Raises:
+      FileNotFoundError: if the folder is not that of a run.
+      DamagedError: if it cannot be read.
+    """
+    path = Path(folder).expanduser() / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}: give the folder of a run, "
+            "exp/<group>/<env_name>/<run id>, which holds config.json."
+        )
+    config = read_json(path)
+    if not isinstance(config, dict) or "agent_name" not in config.get("agent", ()):
+        raise DamagedError(
+            f"{path} is damaged (not the settings of a run). Restore it from a copy, or start a "
+            "new run."
+        )
+    config = {**_defaults(), **config}
+    return {**config, "agent": complete_config(config["agent"])}
+
+
+def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
+    """Reads metadata.json of a run's folder."""
+    return read_json(Path(folder).expanduser() / "metadata.json")
+
+
+def record_start(
+    folder: Path, settings: RunSettings, agent_config: ConfigDict, **facts: Any
+) -> None:
+    """Writes config.json and metadata.json: the `facts`, and where and with what it was started.
+
+    Raises:
+      ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
+    """
+    path = folder / "metadata.json"
+    earlier = read_json(path) if path.exists() else {"starts": [], **facts}
+    before, now = earlier["dataset_fingerprint"], facts["dataset_fingerprint"]
+    if before != now:
+        raise ValueError(
+            f"the run in {folder} was trained on other data ({earlier['dataset_source']}, "
+            f"fingerprint {before}) than those found now ({facts['dataset_source']}, "
+            f"fingerprint {now}). Restore the data, or start a new run with another --run_id."
+        )
+    device = jax.devices()[0]
+    start = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in _PACKAGES.split()},
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain")),
+    }
+    write_json(path, {**facts, "starts": [*earlier["starts"], start]})
+    write_json(folder / "config.json", resolved(settings, agent_config))
+
+
+def _default_run_id(config: dict[str, Any]) -> str:
+    left_out = _FREE_SETTINGS | _ONLINE_SETTINGS
+    identity = {name: value for name, value in config.items() if name not in left_out}
+    defaults = get_config(config["agent"]["agent_name"])
+    identity["agent"] = {
+        name: value
+        for name, value in config["agent"].items()
+        if name not in LATER_FIELDS or value != defaults[name]
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"
+
+
+def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    earlier, now = json.loads(json.dumps(earlier)), json.loads(json.dumps(now))
+    found = []
+    for name in sorted(earlier.keys() | now.keys()):
+        if not prefix and name in _FREE_SETTINGS:
+            continue
+        before, after = earlier.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} is {before!r} there and {after!r} here")
+    return found
+
+
+def _defaults() -> dict[str, Any]:
+    """What a setting was before there was a flag for it."""
+    return {field.name: field.default for field in dataclasses.fields(RunSettings)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout that this code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,90 @@
+"""Whether a process is at work in a run's folder, and how the last one ended."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from qam_jax.files import hold_lock, is_held
+from qam_jax.runs.stopping import Stopped
+
+LOCK = "lock"
+"""The file's name. It names the process at work, and then says how that one ended."""
+
+RUNNING, STOPPED, FAILED, FINISHED, UNKNOWN = "running", "stopped", "failed", "finished", ""
+
+_MAX_LENGTH = 1000  # of an error's line
+_PLAIN = (ValueError, OSError, ImportError, RuntimeError)  # whose messages speak for themselves
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes from working in a run's folder; the lock ends with the process.
+
+    How the block ended is kept in the lock's file, see `read_status`. A folder in which nothing
+    was written is removed in the end.
+
+    Raises:
+      OSError: if another process works in it; says which.
+    """
+    path = folder / LOCK
+    try:
+        with hold_lock(path, f"at work in {folder}", wait=False):
+            end = FINISHED
+            try:
+                yield
+            except BaseException as error:
+                end = _describe(error)
+                raise
+            finally:
+                with contextlib.suppress(OSError):  # a full disk, say, is not to hide the error
+                    path.write_text(end)
+                _remove_empty(folder)
+    except BlockingIOError as error:
+        raise OSError(
+            f"another process is at work in the run folder {folder} ({error.strerror}). Wait until "
+            "it ends, or give another --run_id."
+        ) from None
+
+
+def read_status(folder: Path) -> tuple[str, str]:
+    """How the process in a run's folder stands, as far as the folder tells.
+
+    Returns:
+      `running`, `stopped`, `failed`, `finished`, or nothing if it cannot be told, as of a process
+      of another machine that may have been killed; and why, if that is known.
+    """
+    path = folder / LOCK
+    held = is_held(path)
+    if held:
+        return RUNNING, ""
+    try:
+        status, _, why = path.read_text(errors="replace").partition(": ")
+    except OSError:
+        return UNKNOWN, ""
+    if status in (STOPPED, FAILED, FINISHED):
+        return status, why
+    return (UNKNOWN, "") if held is None else (STOPPED, "killed")
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, Stopped):
+        return f"{STOPPED}: {error}"
+    lines = str(error).strip().splitlines()
+    kind = type(error).__name__
+    if not isinstance(error, Exception):
+        return f"{STOPPED}: {kind}"
+    text = lines[0][:_MAX_LENGTH] if lines else kind
+    return f"{FAILED}: {text if isinstance(error, _PLAIN) or not lines else f'{kind}: {text}'}"
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a run's folder if it holds nothing, and those above it that then hold nothing."""
+    checkpoints = folder / "checkpoints"
+    if {entry.name for entry in folder.iterdir()} - {LOCK, checkpoints.name}:
+        return
+    with contextlib.suppress(OSError):  # raised where one of them is not empty
+        if checkpoints.exists():
+            checkpoints.rmdir()
+        (folder / LOCK).unlink()
+        for each in (folder, folder.parent, folder.parent.parent):
+            each.rmdir()

@@ -1,0 +1,174 @@
+"""A run as the entry points make it: training, then results in words and pictures."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from qam_jax.agents import get_config
+from qam_jax.data.download import MIRRORS
+from qam_jax.envs import find_render_backend
+from qam_jax.runs import presets
+from qam_jax.runs.settings import RunSettings, from_flags
+from qam_jax.training import exchange
+from qam_jax.training.evaluation import describe, film_episodes
+from qam_jax.training.programs import keep_programs
+from qam_jax.training.train import RunResult, train_seeds
+
+_logger = logging.getLogger(__name__)
+
+
+def config_file() -> Path:
+    """The file that --config names.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+    """
+    name, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"--config: there is no file {path}.")
+    return path
+
+
+class Resolved(NamedTuple):
+    """What a command line comes to: a run, its algorithm, and in words what the preset changed."""
+
+    settings: RunSettings
+    config: ConfigDict
+    notes: list[str]
+
+
+def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettings, ConfigDict]:
+    """The run that the command line asks for; prints what a preset changes.
+
+    Args:
+      values: the parsed flags, see `resolve_flags`.
+      **defaults: for settings that neither the command line nor a preset gives.
+
+    Raises:
+      ValueError: if there is no such preset, or it does not know the method or environment.
+      FileNotFoundError: if the preset's data are not there.
+    """
+    settings, config, notes = resolve_flags(values, **defaults)
+    check_data_folder(settings)
+    for line in notes:
+        _logger.info("%s", line)
+    return settings, config
+
+
+def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
+    """The command line's flags, then the preset's settings, then the defaults.
+
+    What a preset changes is recorded in the settings' `preset`, in the form of flags.
+
+    Args:
+      values: the parsed flags: those of `RunSettings`, and `config` of the algorithm.
+      **defaults: for settings that neither the command line nor a preset gives.
+
+    Raises:
+      ValueError: if there is no such preset, or it does not know the method or environment.
+    """
+    settings = from_flags(RunSettings, values, **defaults)
+    if not values["preset"].value:
+        return Resolved(settings, values.config, [])
+    given = {f.name for f in dataclasses.fields(RunSettings) if values[f.name].present}
+    given |= {f"config.{name}" for name in config_flags.get_override_values(values["config"])}
+    return apply_preset(settings, values.config, given)
+
+
+def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> Resolved:
+    """Settings and config with those of the preset that `settings.preset` names.
+
+    Args:
+      settings: of the run.
+      config: the algorithm and its hyperparameters; not changed.
+      given: names of the settings, and `config.<field>` of the fields, that stay as they are.
+
+    Raises:
+      ValueError: if there is no such preset, or it does not know the method or environment.
+    """
+    if settings.preset != "paper":
+        raise ValueError(f"there is no preset {settings.preset!r}: give --preset=paper, or none.")
+    method = config.get("agent_name", "")
+    preset = presets.paper(method, settings.env_name, settings.dataset_dir)
+    wanted = {**preset.settings, **{f"config.{k}": v for k, v in preset.config.items()}}
+    if settings.dataset:
+        del wanted["ogbench_dataset_dir"]  # data of one's own take its place
+    present = {**dataclasses.asdict(settings), **{f"config.{k}": config[k] for k in config}}
+    other = {name: value for name, value in wanted.items() if value != present.get(name)}
+    taken = {name: value for name, value in other.items() if name not in given}
+    notes = [f"Preset {settings.preset} for {method} in {settings.env_name}:"]
+    for name, value in other.items():
+        now = "none" if present.get(name) == "" else present.get(name)
+        if name in taken:
+            notes.append(f"  --{name}={value} (without it: {now})")
+        else:
+            notes.append(f"  --{name}={now} is given and stays; the preset has {value}")
+    defaults = get_config(method)
+    for name in sorted(set(defaults) - set(preset.config)):
+        if config[name] != defaults[name] and f"config.{name}" not in given:
+            notes.append(
+                f"  not the paper's: --config holds {name}={config[name]}, by default "
+                f"{defaults[name]}"
+            )
+    record = " ".join([settings.preset, *(f"--{name}={value}" for name, value in taken.items())])
+    changes = {name: value for name, value in taken.items() if name in preset.settings}
+    fields = {name: preset.config[name] for name in preset.config if f"config.{name}" in taken}
+    settings = dataclasses.replace(settings, **changes, preset=record)
+    return Resolved(settings, ConfigDict({**config, **fields}), notes)
+
+
+def check_data_folder(settings: RunSettings) -> None:
+    """Raises FileNotFoundError if the large dataset that a preset names is not there."""
+    folder = settings.ogbench_dataset_dir
+    if settings.preset and folder and not Path(folder).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}: the paper trains {settings.env_name} on 100 files of a "
+            f"million transitions each. Download them from {MIRRORS[0]}/{Path(folder).name}/ into "
+            "it, name their folder by --ogbench_dataset_dir, or give --ogbench_dataset_dir= "
+            "(empty) to train on the dataset of a million transitions instead."
+        )
+
+
+def launch(settings: RunSettings, config: ConfigDict) -> None:
+    """Trains or continues to, prints how the policies of each seed do, and draws them.
+
+    Args:
+      settings: what the run is.
+      config: the algorithm and its hyperparameters.
+    """
+    keep_programs(settings.compilation_cache_dir)
+    if settings.video_episodes:
+        find_render_backend()  # fails now rather than at the end of the run
+    results = train_seeds(settings, config)
+    for result in results if exchange.is_first() else ():
+        _describe(result, settings, config.agent_name)
+
+
+def _describe(result: RunResult, settings: RunSettings, name: str) -> None:
+    from qam_jax.reports.plots import plot_run  # here, so that no start waits for matplotlib
+
+    prefix = f"seed {result.seed}: " if settings.num_seeds > 1 else ""
+    episodes = {name: result.episodes} if result.episodes else {}
+    if result.behavior_episodes:
+        episodes["behaviour cloning alone"] = result.behavior_episodes
+    for policy, runs in episodes.items():
+        print(f"{prefix}{policy}: {describe(runs)}")
+    pictures = plot_run(result.folder, settings, episodes)
+    if settings.video_episodes:
+        pictures += film_episodes(
+            result.agent,
+            result.state,
+            settings.env_name,
+            result.folder / "videos",
+            num_episodes=settings.video_episodes,
+            seed=result.seed,
+            env_module=settings.env_module,
+        )
+    print(f"{prefix}Run: {result.folder}")
+    if pictures:
+        print("Pictures:", *pictures, sep="\n  ")

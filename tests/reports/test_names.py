@@ -1,0 +1,62 @@
+import gymnasium
+import ogbench  # noqa: F401 - registers the environments
+import pytest
+
+from qam_jax.agents import algorithm_names
+from qam_jax.reports.names import (
+    METHODS,
+    agent_name,
+    base_method,
+    full_env_name,
+    method_name,
+    method_order,
+    parse_task,
+)
+from qam_jax.reports.published import published_results
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"agent_name": "qam", "edit_scale": 0.0, "fql_alpha": 0.0}, "QAM"),
+        ({"agent_name": "qam", "edit_scale": 0.1, "fql_alpha": 0.0}, "QAM-E"),
+        ({"agent_name": "qam", "edit_scale": 0.0, "fql_alpha": 300.0}, "QAM-F"),
+        ({"agent_name": "qam_e", "edit_scale": 0.0}, "QAM-E"),
+        ({"agent_name": "qam_f"}, "QAM-F"),
+        ({"agent_name": "cgql_m"}, "CGQL-M"),
+        ({"agent_name": "mine"}, "mine"),
+    ],
+)
+def test_methods_have_their_published_names(config, name):
+    assert method_name(config) == name
+
+
+def test_every_algorithm_and_every_published_method_has_a_name():
+    assert {method_name({"agent_name": name}) for name in algorithm_names()} <= set(METHODS)
+    assert {result.method for result in published_results("main")} <= set(METHODS)
+    for result in published_results("sensitivity"):
+        assert base_method(result.method) == "QAM-E"
+    assert agent_name("CGQL-L") == "cgql_l"
+    assert agent_name("mine") is None
+
+
+def test_methods_come_in_the_papers_order_with_their_variants():
+    labels = ["mine", "FQL", "QAM-E (T=3)", "QAM", "QAM-E"]
+    assert sorted(labels, key=method_order) == ["QAM", "QAM-E", "QAM-E (T=3)", "FQL", "mine"]
+
+
+def test_tasks():
+    assert parse_task("cube-double-play-singletask-task3-v0") == ("cube-double-play", "task 3")
+    assert parse_task("Pendulum-v1") == ("Pendulum-v1", "Pendulum-v1")
+    assert full_env_name("Pendulum-v1") == "Pendulum-v1"
+    assert full_env_name("soccer-play-singletask-v0") == "soccer-play-singletask-v0"
+
+
+@pytest.mark.parametrize(
+    "name", ["cube-single-singletask-v0", "scene-singletask-v0", "puzzle-3x3-singletask-v0"]
+)
+def test_default_tasks_are_ogbenchs(name):
+    env = gymnasium.make(name).unwrapped
+    kind = name.removesuffix("-singletask-v0") + "-play"
+    assert parse_task(f"{kind}-singletask-v0").label == f"task {env._reward_task_id}"
+    assert full_env_name(f"{kind}-singletask-v0").endswith(f"task{env._reward_task_id}-v0")

@@ -1,0 +1,47 @@
+import dataclasses
+import json
+
+import pytest
+
+from qam_jax.agents import LATER_FIELDS, get_config
+from qam_jax.files import write_json
+from qam_jax.runs.folder import differences_from, find_folder, folder_of, read_config
+from qam_jax.runs.settings import RunSettings, resolved
+
+
+@pytest.mark.parametrize(
+    ("env_name", "name"),
+    [("", "no_environment"), ("my_envs:D4RL/Door-v1", "my_envs_D4RL_Door-v1")],
+)
+def test_the_folder_of_an_environment_is_one_folder(tmp_path, env_name, name):
+    settings = RunSettings(env_name=env_name, save_dir=str(tmp_path), run_id="run")
+    folder = find_folder(settings, get_config("bc"))
+    assert folder == tmp_path / "default" / name / "run"
+
+
+def test_the_default_folder_depends_on_what_is_computed(tmp_path):
+    settings, config = RunSettings(save_dir=str(tmp_path)), get_config("bc")
+    folder = find_folder(settings, config)
+    same = {"offline_steps": 7, "online_steps": 3, "utd_ratio": 2, "eval_envs": 3}
+    assert find_folder(dataclasses.replace(settings, **same), config) == folder
+    other = {"seed": 1, "sparse": True, "dataset_proportion": 0.5, "run": "exp/other"}
+    for change in other.items():
+        assert find_folder(dataclasses.replace(settings, **dict([change])), config) != folder
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):
+    settings, config = RunSettings(save_dir=str(tmp_path)), get_config("qam")
+    folder = folder_of(settings, config)
+    assert folder.name == "qam-seed0-bf6a60fc"
+    saved = resolved(settings, config)
+    del saved["num_seeds"]
+    for name in LATER_FIELDS:
+        del saved["agent"][name]
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", saved)
+    assert differences_from(folder, settings, config) == []
+    assert read_config(folder) == json.loads(json.dumps(resolved(settings, config)))
+    config.compute_dtype = "bfloat16"
+    (difference,) = differences_from(folder, settings, config)
+    assert difference == "agent.compute_dtype is 'float32' there and 'bfloat16' here"
+    assert folder_of(settings, config) != folder

@@ -1,0 +1,149 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qam_jax.agents import get_config, make_agent
+from qam_jax.data.dataset import make_dataset, sample_windows
+from qam_jax.training.devices import Lanes
+from qam_jax.training.update import (
+    NotFiniteError,
+    UpdateBlock,
+    averages,
+    check_all_finite,
+    check_finite,
+    empty_tally,
+    metric_names,
+)
+
+
+def _config():
+    config = get_config("qam")
+    small = {"actor_hidden_dims": (8,), "critic_hidden_dims": (8,), "num_qs": 2}
+    config.update({**small, "flow_steps": 2, "batch_size": 8})
+    return config
+
+
+def _empty_tally(agent, state):
+    return empty_tally(metric_names(agent, state, _config(), 3))
+
+
+@pytest.fixture(name="parts")
+def _parts():
+    """An agent, its first state, a block of updates, and a dataset."""
+    rng = np.random.default_rng(0)
+    data = {
+        "observations": rng.normal(size=(50, 3)),
+        "actions": rng.uniform(-1, 1, size=(50, 2)),
+        "rewards": -np.ones(50),
+        "terminals": np.eye(50)[-1] + np.eye(50)[20],
+    }
+    config = _config()
+    agent = make_agent(config)
+
+    def sample(dataset, key):
+        return sample_windows(dataset, key, config.batch_size, 5, config.discount)
+
+    def state():
+        return agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
+
+    return agent, state, sample, make_dataset(data)
+
+
+def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
+    agent, init, sample, dataset = parts
+    key = jax.random.PRNGKey(7)
+    block = UpdateBlock(agent, key, sample, Lanes([0]))
+
+    def run(lengths):
+        state = init()
+        tally = _empty_tally(agent, state)
+        for length in lengths:
+            state, tally = block(state, tally, dataset, [length])
+        return state, tally
+
+    whole = run([6])
+    jax.tree.map(np.testing.assert_array_equal, whole, run([1, 3, 2]))
+    # The same again by single updates, which also gives the metrics that were tallied.
+    state, update, rows = init(), jax.jit(agent.update), []
+    for step in range(6):
+        state, metrics = update(state, sample(dataset, jax.random.fold_in(key, step)))
+        rows.append(metrics)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), whole[0].params, state.params
+    )
+    means = averages(whole[1])
+    np.testing.assert_allclose(means["loss"], np.mean([row["loss"] for row in rows]), rtol=1e-4)
+    np.testing.assert_allclose(means["q_min"], min(row["q_min"] for row in rows), rtol=1e-4)
+    np.testing.assert_allclose(means["q_max"], max(row["q_max"] for row in rows), rtol=1e-4)
+    check_finite(whole[1], whole[0].params)
+
+
+def test_runs_side_by_side_are_the_runs_that_they_would_be_alone(parts):
+    agent, _, sample, dataset = parts
+    lanes = Lanes([4, 5, 6])
+    keys = [jax.random.PRNGKey(seed) for seed in lanes.seeds]
+    states = [agent.init(key, jnp.zeros(3), jnp.zeros(2)) for key in keys]
+    tally = _empty_tally(agent, states[0])
+    block = UpdateBlock(agent, lanes.join(keys), lanes.map(sample, (None, 0)), lanes)
+    together = lanes.join(states), lanes.join([tally] * 3)
+    for counts in ([2, 2, 2], [1, 0, 3]):
+        together = block(*together, dataset, counts)
+    for index, count in enumerate([3, 2, 5]):
+        alone = UpdateBlock(agent, keys[index], sample, Lanes([0]))
+        expected = alone(states[index], _empty_tally(agent, states[index]), dataset, [count])
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
+            lanes.pick(together, index),
+            expected,
+        )
+
+
+def test_of_runs_side_by_side_the_one_that_went_wrong_is_named(parts):
+    agent, init, *_ = parts
+    lanes = Lanes([7, 8])
+    state, tally = init(), _empty_tally(agent, init())
+    states, tallies = lanes.join([state, state]), lanes.join([tally, tally])
+    check_all_finite(lanes, tallies, states.params)
+    broken = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+    with pytest.raises(NotFiniteError, match="seed 8: training went wrong: the parameter"):
+        check_all_finite(lanes, tallies, lanes.put(states, 1, broken).params)
+    bad = tally._replace(bad_update=jnp.int32(3))
+    with pytest.raises(NotFiniteError, match=r"seed 7: .* is not finite at update 3"):
+        check_all_finite(lanes, lanes.put(tallies, 0, bad), states.params)
+
+
+def test_the_first_metric_that_is_not_finite_is_named_with_its_update(parts):
+    agent, init, sample, dataset = parts
+
+    def explode(state, batch):
+        state, metrics = agent.update(state, batch)
+        bad = jnp.where(state.step >= 3, jnp.inf, 0.0)
+        worse = jnp.where(state.step >= 4, jnp.nan, 0.0)
+        return state, metrics | {"bc_loss": metrics["bc_loss"] + bad, "loss": worse}
+
+    exploding = agent._replace(update=explode)
+    block = UpdateBlock(exploding, jax.random.PRNGKey(0), sample, Lanes([0]))
+    state = init()
+    state, tally = block(state, _empty_tally(exploding, state), dataset, [2])
+    check_finite(tally)
+    state, tally = block(state, tally, dataset, [4])
+    with pytest.raises(NotFiniteError, match="metric 'bc_loss' is not finite at update 3"):
+        check_finite(tally)
+
+
+def test_a_parameter_that_is_not_finite_is_named(parts):
+    agent, init, *_ = parts
+    state = init()
+    tally = _empty_tally(agent, state)
+    kernel = state.params["flow"]["MLP_0"]["Dense_1"]["kernel"]
+    state.params["flow"]["MLP_0"]["Dense_1"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
+    with pytest.raises(NotFiniteError, match="parameter 'flow/MLP_0/Dense_1/kernel' is not finite"):
+        check_finite(tally, state.params)
+
+
+def test_no_updates_have_no_averages(parts):
+    agent, init, *_ = parts
+    assert averages(_empty_tally(agent, init())) == {}

@@ -13,18 +13,11 @@ from qam_jax.files import read_json
 from qam_jax.reports.departures import departures, sensitivity_variant, setting_words
 from qam_jax.reports.names import Task, full_env_name, method_name, parse_task
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.settings import names_with_role
 
 # What a run's folder holds from its first moments on, and what is never one.
 _MARKS = frozenset({"config.json", "metadata.json", "train.csv", "eval.csv", "lock"})
 _INNER = frozenset({"checkpoints", "videos"})
-
-# Settings that do not change what a run is about, so that runs may differ in them.
-_INCIDENTAL = frozenset(
-    "seed online_steps eval_envs eval_episodes eval_interval log_interval save_interval "
-    "video_episodes wandb_project dataset_dir data_source mirrors ogbench_dataset_dir save_dir "
-    "group run_id keep_checkpoints max_env_crashes num_envs start_training utd_ratio "
-    "balanced_sampling buffer_size run run_step preset num_seeds num_devices".split()
-)
 
 
 class Run(NamedTuple):
@@ -169,7 +162,7 @@ def configuration(config: dict[str, Any], apart: Sequence[str] = ()) -> dict[str
       config: of a run.
       apart: settings that count, although they would not by themselves.
     """
-    left_out = _INCIDENTAL - set(apart)
+    left_out = names_with_role("run", "online", "free") - set(apart)
     flat = {name: value for name, value in config.items() if name not in left_out}
     flat |= flat.pop("agent")
     flat.pop("agent_name", None)

@@ -17,22 +17,11 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import LATER_FIELDS, complete_config, get_config
 from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
-from qam_jax.runs.settings import RunSettings, resolved
+from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 
 _PACKAGES = (
     "qam_jax jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench "
     "mujoco"
-)
-# Settings that may change when a run is continued: they do not change what it computes.
-_FREE_SETTINGS = frozenset(
-    "offline_steps online_steps eval_envs video_episodes wandb_project dataset_dir data_source "
-    "mirrors ogbench_dataset_dir save_dir group run_id preset keep_checkpoints max_env_crashes "
-    "num_seeds num_devices compilation_cache_dir overlap_evaluation".split()
-)
-# Settings that may change until fine-tuning begins; they are not in the default name of a run,
-# so that an offline run can be fine-tuned in its own folder.
-_ONLINE_SETTINGS = frozenset(
-    "start_training utd_ratio num_envs balanced_sampling buffer_size".split()
 )
 
 
@@ -68,7 +57,7 @@ def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDi
     config = resolved(settings, agent_config)
     earlier = read_config(folder)
     if not earlier["online_steps"]:
-        earlier |= {name: config[name] for name in _ONLINE_SETTINGS}
+        earlier |= {name: config[name] for name in names_with_role("online")}
     return _differences(earlier, config)
 
 
@@ -131,8 +120,8 @@ def record_start(
 
 
 def _default_run_id(config: dict[str, Any]) -> str:
-    left_out = _FREE_SETTINGS | _ONLINE_SETTINGS
-    identity = {name: value for name, value in config.items() if name not in left_out}
+    kept = names_with_role("result", "run")
+    identity = {name: config[name] for name in kept}
     defaults = get_config(config["agent"]["agent_name"])
     identity["agent"] = {
         name: value
@@ -147,7 +136,7 @@ def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "")
     earlier, now = json.loads(json.dumps(earlier)), json.loads(json.dumps(now))
     found = []
     for name in sorted(earlier.keys() | now.keys()):
-        if not prefix and name in _FREE_SETTINGS:
+        if not prefix and name in names_with_role("free", "schedule"):
             continue
         before, after = earlier.get(name), now.get(name)
         if isinstance(before, dict) and isinstance(after, dict):

@@ -1,4 +1,4 @@
-"""What a run is: every setting outside the agent's own config, each with its help text."""
+"""Settings of a run: every setting outside the algorithm's config, with its help and its role."""
 
 import dataclasses
 from typing import Any
@@ -6,9 +6,46 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+ROLES = {
+    "result": "changes what is learnt: fixed for a run, and part of the method in reports",
+    "schedule": "how long to train: may grow on continuing, part of the method in reports",
+    "online": "shapes fine-tuning alone: may change until fine-tuning begins",
+    "run": "tells runs of one method apart: fixed for a run, not part of the method in reports",
+    "free": "where and how a run is executed: may change whenever the run is continued",
+}
+"""What a setting means for the identity of a run; every list of settings derives from it."""
 
-def _setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
+
+def _setting(
+    default: Any,
+    help_text: str,
+    *,
+    role: str = "",
+    choices: tuple[str, ...] = (),
+    at_least: int | None = None,
+    at_most: int | None = None,
+    inherited: bool = True,
+) -> Any:
+    """Declares a setting.
+
+    Args:
+      default: its value where none is given.
+      help_text: its help on the command line.
+      role: one of `ROLES`.
+      choices: the values that it can take; empty: any.
+      at_least: its smallest value.
+      at_most: its largest value.
+      inherited: whether a run that starts from another run's checkpoint takes over its value.
+    """
+    metadata = {
+        "help": help_text,
+        "role": role,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "inherited": inherited,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,23 +56,34 @@ class DataSettings:
         "",
         "Data of your own: an .npz file, a folder of them, or minari:<id>; empty: OGBench's "
         "dataset of env_name.",
+        role="result",
     )
-    dataset_dir: str = _setting("~/.ogbench/data", "Folder of OGBench's dataset files.")
+    dataset_dir: str = _setting(
+        "~/.ogbench/data", "Folder of OGBench's dataset files.", role="free"
+    )
     data_source: str = _setting(
         "auto",
         "local: only dataset_dir; download: from a mirror; generate: simulate it; "
         "auto: the first of these that works.",
-        ("auto", "local", "download", "generate"),
+        choices=("auto", "local", "download", "generate"),
+        role="free",
     )
-    mirrors: str = _setting("", "Comma-separated URLs of folders to download from, tried first.")
+    mirrors: str = _setting(
+        "", "Comma-separated URLs of folders to download from, tried first.", role="free"
+    )
     ogbench_dataset_dir: str = _setting(
-        "", "Folder of shards, .npz files of which one at a time is trained on."
+        "", "Folder of shards, .npz files of which one at a time is trained on.", role="free"
     )
     dataset_replace_interval: int = _setting(
-        1000, "Steps until the next shard of ogbench_dataset_dir; 0: only the first is used."
+        1000,
+        "Steps until the next shard of ogbench_dataset_dir; 0: only the first is used.",
+        role="result",
+        at_least=0,
     )
-    dataset_proportion: float = _setting(1.0, "Leading part of each file that is used.")
-    sparse: bool = _setting(False, "Make every reward that is not 0 a -1.")
+    dataset_proportion: float = _setting(
+        1.0, "Leading part of each file that is used.", role="result"
+    )
+    sparse: bool = _setting(False, "Make every reward that is not 0 a -1.", role="result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,59 +94,143 @@ class RunSettings(DataSettings):
         "pointmaze-medium-navigate-singletask-v0",
         "OGBench's single-task name, or the id of a gymnasium environment; empty: none, for "
         "training on data alone.",
+        role="result",
     )
-    env_module: str = _setting("", "Module to import, which registers env_name with gymnasium.")
-    seed: int = _setting(0, "Seed of networks, batches, noise and episodes.")
+    env_module: str = _setting(
+        "", "Module to import, which registers env_name with gymnasium.", role="result"
+    )
+    seed: int = _setting(
+        0,
+        "Seed of networks, batches, noise and episodes.",
+        role="run",
+        at_least=0,
+        at_most=2**31 - 1,
+    )
     num_seeds: int = _setting(
-        1, "Runs in one program, of the seeds from --seed on, each in a folder of its own."
+        1,
+        "Runs in one program, of the seeds from --seed on, each in a folder of its own.",
+        role="free",
+        at_least=1,
+        at_most=10**4,
     )
     num_devices: int = _setting(
-        1, "Devices to spread seeds, then batches over; 0: all that this process sees."
+        1,
+        "Devices to spread seeds, then batches over; 0: all that this process sees.",
+        role="free",
+        at_least=0,
+        at_most=10**6,
     )
     bc_steps: int = _setting(
-        0, "Updates of behaviour cloning alone, whose flow the other stages start from."
+        0,
+        "Updates of behaviour cloning alone, whose flow the other stages start from.",
+        role="result",
+        at_least=0,
     )
-    offline_steps: int = _setting(1_000_000, "Updates on the dataset.")
-    online_steps: int = _setting(0, "Environment steps of fine-tuning after that.")
+    offline_steps: int = _setting(1_000_000, "Updates on the dataset.", role="schedule", at_least=0)
+    online_steps: int = _setting(
+        0, "Environment steps of fine-tuning after that.", role="free", at_least=0, inherited=False
+    )
     start_training: int = _setting(
         5000,
         "Environment steps before the first online update; of an agent without training, with "
         "random actions.",
+        role="online",
+        at_least=0,
     )
-    utd_ratio: int = _setting(1, "Updates per environment step.")
-    num_envs: int = _setting(1, "Environments that gather experience side by side.")
+    utd_ratio: int = _setting(
+        1, "Updates per environment step.", role="online", at_least=1, at_most=10**4
+    )
+    num_envs: int = _setting(
+        1,
+        "Environments that gather experience side by side.",
+        role="online",
+        at_least=1,
+        at_most=10**4,
+    )
     balanced_sampling: bool = _setting(
-        False, "Half of each online batch from the dataset, half from experience; else uniform."
+        False,
+        "Half of each online batch from the dataset, half from experience; else uniform.",
+        role="online",
     )
-    buffer_size: int = _setting(0, "Online transitions kept for training; 0: all.")
-    log_interval: int = _setting(1000, "Steps per row of train.csv.")
-    eval_interval: int = _setting(50_000, "Steps between evaluations; a multiple of log_interval.")
-    save_interval: int = _setting(50_000, "Steps between checkpoints; a multiple of log_interval.")
-    keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, beside the best.")
-    eval_episodes: int = _setting(50, "Episodes of an evaluation.")
+    buffer_size: int = _setting(
+        0,
+        "Online transitions kept for training; 0: all.",
+        role="online",
+        at_least=0,
+        at_most=2**31 - 1,
+    )
+    log_interval: int = _setting(1000, "Steps per row of train.csv.", role="run", at_least=1)
+    eval_interval: int = _setting(
+        50_000, "Steps between evaluations; a multiple of log_interval.", role="run", at_least=1
+    )
+    save_interval: int = _setting(
+        50_000, "Steps between checkpoints; a multiple of log_interval.", role="run", at_least=1
+    )
+    keep_checkpoints: int = _setting(
+        2,
+        "Newest checkpoints that are kept, beside the best.",
+        role="free",
+        at_least=1,
+        at_most=10**6,
+    )
+    eval_episodes: int = _setting(
+        50, "Episodes of an evaluation.", role="run", at_least=1, at_most=10**6
+    )
     overlap_evaluation: bool = _setting(
         False,
         "Train on during evaluations of the offline stage: where an accelerator would idle "
         "meanwhile, or there are more processors than the updates keep busy; not where several "
         "processes train together.",
+        role="free",
     )
-    eval_envs: int = _setting(0, "Environments evaluated side by side; 0: twice the processors.")
-    max_env_crashes: int = _setting(10, "Crashes of environments that a run endures.")
-    video_episodes: int = _setting(0, "Episodes filmed at the end of the run.")
-    run: str = _setting("", "Folder of the run whose checkpoint this one starts from.")
-    run_step: str = _setting("newest", "Which checkpoint of --run: a step, newest or best.")
-    save_dir: str = _setting("exp", "Folder of all runs.")
-    group: str = _setting("default", "Folder of related runs, inside save_dir.")
+    eval_envs: int = _setting(
+        0,
+        "Environments evaluated side by side; 0: twice the processors.",
+        role="free",
+        at_least=0,
+        at_most=10**4,
+    )
+    max_env_crashes: int = _setting(
+        10, "Crashes of environments that a run endures.", role="free", at_least=0, at_most=10**6
+    )
+    video_episodes: int = _setting(
+        0,
+        "Episodes filmed at the end of the run.",
+        role="free",
+        at_least=0,
+        at_most=10**4,
+        inherited=False,
+    )
+    run: str = _setting(
+        "", "Folder of the run whose checkpoint this one starts from.", role="run", inherited=False
+    )
+    run_step: str = _setting(
+        "newest", "Which checkpoint of --run: a step, newest or best.", role="run", inherited=False
+    )
+    save_dir: str = _setting("exp", "Folder of all runs.", role="free", inherited=False)
+    group: str = _setting(
+        "default", "Folder of related runs, inside save_dir.", role="free", inherited=False
+    )
     preset: str = _setting(
         "",
         "paper: the paper's settings and hyperparameters, by method and env_name, for all flags "
         "that are not given.",
+        role="free",
     )
-    run_id: str = _setting("", "Name of the run's folder; empty: made of algorithm, seed, config.")
+    run_id: str = _setting(
+        "",
+        "Name of the run's folder; empty: made of algorithm, seed, config.",
+        role="free",
+        inherited=False,
+    )
     compilation_cache_dir: str = _setting(
-        "~/.cache/qam_jax", "Folder of compiled programs, shared by all runs; empty: none."
+        "~/.cache/qam_jax",
+        "Folder of compiled programs, shared by all runs; empty: none.",
+        role="free",
     )
-    wandb_project: str = _setting("", "Weights & Biases project to log to; empty: none.")
+    wandb_project: str = _setting(
+        "", "Weights & Biases project to log to; empty: none.", role="free"
+    )
 
     @property
     def total_steps(self) -> int:
@@ -121,6 +253,12 @@ class HostSettings:
     num_processes: int = _setting(0, "Processes that train together, where given by hand.")
     process_id: int = _setting(-1, "Number of this process, from 0, where given by hand.")
     start_timeout: int = _setting(300, "Seconds in which all processes have to come together.")
+
+
+def names_with_role(*roles: str) -> frozenset[str]:
+    """Names of the settings of a run that have one of these `ROLES`."""
+    fields = dataclasses.fields(RunSettings)
+    return frozenset(field.name for field in fields if field.metadata["role"] in roles)
 
 
 _DEFINE = {
@@ -160,11 +298,12 @@ def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) 
 
 def check_settings(settings: RunSettings) -> None:
     """Raises ValueError, naming the setting and the mend, where settings make no sense."""
-    for name, (low, high) in _RANGES.items():
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            bounds = f"at least {low}" if high == _LARGE else f"in [{low}, {high}]"
-            raise ValueError(f"--{name} must be {bounds}, got {value}.")
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        low, high = field.metadata["at_least"], field.metadata["at_most"]
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
+            raise ValueError(f"--{field.name} must be {bounds}, got {value}.")
     for name in ("eval_interval", "save_interval"):
         value = getattr(settings, name)
         if value % settings.log_interval:
@@ -176,10 +315,10 @@ def check_settings(settings: RunSettings) -> None:
         value = getattr(settings, name)
         if value in (".", "..") or "/" in value or "\\" in value:
             raise ValueError(f"--{name} must be the name of one folder, got {value!r}.")
-    if settings.seed + settings.num_seeds - 1 > _RANGES["seed"][1]:
+    if settings.seed + settings.num_seeds > 2**31:
         raise ValueError(
             f"the last of the {settings.num_seeds} seeds (--num_seeds) from --seed="
-            f"{settings.seed} on would be above {_RANGES['seed'][1]}: give a smaller --seed."
+            f"{settings.seed} on would be above {2**31 - 1}: give a smaller --seed."
         )
     if settings.num_seeds > 1 and settings.wandb_project:
         raise ValueError(
@@ -225,30 +364,6 @@ def _check_environment(settings: RunSettings) -> None:
         )
     if settings.video_episodes:
         raise ValueError("--video_episodes needs an environment, but --env_name is empty.")
-
-
-_LARGE = 10**12
-_RANGES = {
-    "bc_steps": (0, _LARGE),
-    "offline_steps": (0, _LARGE),
-    "online_steps": (0, _LARGE),
-    "start_training": (0, _LARGE),
-    "utd_ratio": (1, 10**4),
-    "num_envs": (1, 10**4),
-    "buffer_size": (0, 2**31 - 1),
-    "dataset_replace_interval": (0, _LARGE),
-    "log_interval": (1, _LARGE),
-    "eval_interval": (1, _LARGE),
-    "save_interval": (1, _LARGE),
-    "keep_checkpoints": (1, 10**6),
-    "seed": (0, 2**31 - 1),
-    "num_seeds": (1, 10**4),
-    "num_devices": (0, 10**6),
-    "eval_episodes": (1, 10**6),
-    "eval_envs": (0, 10**4),
-    "max_env_crashes": (0, 10**6),
-    "video_episodes": (0, 10**4),
-}
 
 
 def resolved(settings: RunSettings, agent_config: ConfigDict) -> dict[str, Any]:

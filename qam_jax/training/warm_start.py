@@ -15,7 +15,6 @@ from qam_jax.runs.metrics import read_csv, write_csv
 from qam_jax.runs.settings import RunSettings
 from qam_jax.training import exchange
 
-_OWN_SETTINGS = {"online_steps", "run", "run_step", "save_dir", "group", "run_id", "video_episodes"}
 _FIXED_FIELDS = ("horizon_length", "action_chunking")  # what the policy's actions are
 
 
@@ -67,7 +66,8 @@ def settings_of(run: str, step: str) -> dict[str, Any]:
     saved = load_run(run, step)
     inherited = saved.config.to_dict()
     bc_steps = min(inherited["bc_steps"], saved.step)
-    names = {field.name for field in dataclasses.fields(RunSettings)} - _OWN_SETTINGS
+    fields = dataclasses.fields(RunSettings)
+    names = [field.name for field in fields if field.metadata["inherited"]]
     return {
         **{name: inherited[name] for name in names},
         "bc_steps": bc_steps,

@@ -11,13 +11,45 @@ from qam_jax.envs import make_env
 from qam_jax.files import atomic_write
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings
-from qam_jax.training.evaluation import Episode
+from qam_jax.training.evaluation import Episode, describe, film_episodes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _COLOR = "#1f5fa8"
 _FAILURE_COLOR = "#c44e3a"
+
+
+def show_result(result: Any, settings: RunSettings, agent_name: str) -> None:
+    """Prints the scores of a finished run, draws its pictures and films its episodes.
+
+    Args:
+      result: a `qam_jax.training.train.RunResult`, the run of one seed.
+      settings: the settings that the run was trained with.
+      agent_name: the name of the algorithm, for the line of its score.
+    """
+    prefix = f"seed {result.seed}: " if settings.num_seeds > 1 else ""
+    episodes = {
+        agent_name: result.episodes,
+        "behaviour cloning alone": result.behavior_episodes,
+    }
+    episodes = {policy: runs for policy, runs in episodes.items() if runs}
+    for policy, runs in episodes.items():
+        print(f"{prefix}{policy}: {describe(runs)}")
+    pictures = plot_run(result.folder, settings, episodes)
+    if settings.video_episodes:
+        pictures += film_episodes(
+            result.agent,
+            result.state,
+            settings.env_name,
+            result.folder / "videos",
+            num_episodes=settings.video_episodes,
+            seed=result.seed,
+            env_module=settings.env_module,
+        )
+    print(f"{prefix}Run: {result.folder}")
+    if pictures:
+        print("Pictures:", *pictures, sep="\n  ")
 
 
 def plot_run(

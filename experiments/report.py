@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         from qam_jax.files import atomic_write
         from qam_jax.reports.console import make_console
         from qam_jax.reports.page import render_page
-        from qam_jax.reports.report import make_report
+        from qam_jax.reports.summary import make_report
         from qam_jax.reports.tables import write_figures, write_tables
         from qam_jax.reports.terminal import print_report
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qam_jax.reports.names import method_order
+from qam_jax.reports.collect import Run, ranges
+from qam_jax.reports.labels import method_order
 from qam_jax.reports.results import Result
-from qam_jax.reports.runs import Run, ranges
 from qam_jax.reports.statistics import bootstrap, performance_profile
 
 _REPLICATES = 1000

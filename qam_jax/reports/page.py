@@ -9,13 +9,13 @@ import jinja2
 
 from qam_jax.reports import panels
 from qam_jax.reports.compare import FISHER, PREDICTION, STUDENT, WELCH
+from qam_jax.reports.comparisons import Standing
 from qam_jax.reports.figures import Draw, inline_svg
-from qam_jax.reports.names import method_order, parse_task
-from qam_jax.reports.report import Report
+from qam_jax.reports.labels import method_order, parse_task
 from qam_jax.reports.results import OVERALL, Aggregate, Result, describe_missing
 from qam_jax.reports.sensitivity import sensitivity_tables
-from qam_jax.reports.standings import Standing
 from qam_jax.reports.statistics import Estimate
+from qam_jax.reports.summary import Report
 
 _MAX_LINES = 40  # of missing runs; all are in missing.csv
 TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}

@@ -3,12 +3,12 @@
 from functools import partial
 
 from qam_jax.reports import figures
+from qam_jax.reports.collect import Run
 from qam_jax.reports.curves import Curve, borders, learning_curves, profiles
-from qam_jax.reports.names import parse_task
-from qam_jax.reports.report import Report
+from qam_jax.reports.labels import parse_task
 from qam_jax.reports.results import OVERALL, Aggregate
-from qam_jax.reports.runs import Run
 from qam_jax.reports.sensitivity import Point, Table
+from qam_jax.reports.summary import Report
 
 Panel = tuple[str, figures.Draw]
 """A title, and what draws the panel."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qam_jax.files import read_json
-from qam_jax.reports.names import method_name, parse_task
-from qam_jax.reports.runs import find_run_folders, why_empty
+from qam_jax.reports.collect import find_run_folders, why_empty
+from qam_jax.reports.labels import method_name, parse_task
 from qam_jax.runs.lock import (
     FAILED,
     FINISHED,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qam_jax.reports.expected import Key, absent_runs
-from qam_jax.reports.names import method_order, parse_task
-from qam_jax.reports.runs import Run, ranges
+from qam_jax.reports.collect import Run, ranges
+from qam_jax.reports.labels import method_order, parse_task
+from qam_jax.reports.missing import Key, absent_runs
 from qam_jax.reports.statistics import (
     Estimate,
     estimate,

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qam_jax.reports.departures import setting_words
-from qam_jax.reports.names import method_name, method_order, parse_task
+from qam_jax.reports.collect import Run, identities, tell_apart
+from qam_jax.reports.labels import method_name, method_order, parse_task
+from qam_jax.reports.paper_settings import setting_words
 from qam_jax.reports.results import stage_steps
-from qam_jax.reports.runs import Run, identities, tell_apart
 from qam_jax.reports.statistics import Estimate, estimate, mean_score
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from qam_jax.files import atomic_write
 from qam_jax.reports import panels
+from qam_jax.reports.comparisons import Standing
 from qam_jax.reports.figures import save_panels
-from qam_jax.reports.report import Report
 from qam_jax.reports.sensitivity import sensitivity_tables
-from qam_jax.reports.standings import Standing
 from qam_jax.reports.statistics import Estimate
+from qam_jax.reports.summary import Report
 
 _TABLES = (
     "runs", "results", "aggregates", "improvements", "sensitivity", "missing", "published",

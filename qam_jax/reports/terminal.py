@@ -7,13 +7,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qam_jax.reports.comparisons import Comparison, Standing
 from qam_jax.reports.page import interval, number, standings_view
-from qam_jax.reports.report import Report
 from qam_jax.reports.results import OVERALL, Aggregate, describe_missing
 from qam_jax.reports.sensitivity import Table as SensitivityTable
 from qam_jax.reports.sensitivity import sensitivity_tables
-from qam_jax.reports.standings import Comparison, Standing
 from qam_jax.reports.statistics import Estimate
+from qam_jax.reports.summary import Report
 
 _MAX_LINES = 20  # of missing runs
 _MAX_STANDINGS = 40  # of results that are within the others' spread

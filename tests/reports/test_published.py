@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from qam_jax import agents
-from qam_jax.reports.departures import departures, paper_settings, sensitivity_variant
-from qam_jax.reports.names import method_name, parse_task
+from qam_jax.reports.labels import method_name, parse_task
+from qam_jax.reports.paper_settings import departures, paper_settings, sensitivity_variant
 from qam_jax.reports.published import (
     STUDIES,
     published_result,

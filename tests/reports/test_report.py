@@ -14,8 +14,8 @@ from rich.console import Console
 from qam_jax.reports.figures import inline_svg, lines
 from qam_jax.reports.page import interval, number, render_page
 from qam_jax.reports.panels import curve_panels
-from qam_jax.reports.report import make_report
 from qam_jax.reports.statistics import Estimate
+from qam_jax.reports.summary import make_report
 from qam_jax.reports.tables import write_figures, write_tables
 from qam_jax.reports.terminal import print_report
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from qam_jax.reports.collect import collect
 from qam_jax.reports.curves import borders, learning_curves, left_out, profiles
 from qam_jax.reports.results import (
     OVERALL,
@@ -12,7 +13,6 @@ from qam_jax.reports.results import (
     seed_notes,
     task_results,
 )
-from qam_jax.reports.runs import collect
 
 _CUBE = "cube-double-play-singletask-task{}-v0"
 _MAZE = "antmaze-large-navigate-singletask-task1-v0"

@@ -7,8 +7,8 @@ from matplotlib import pyplot as plt
 
 from qam_jax.reports.page import render_page
 from qam_jax.reports.panels import sensitivity_panels
-from qam_jax.reports.report import make_report
 from qam_jax.reports.sensitivity import sensitivity_tables
+from qam_jax.reports.summary import make_report
 from qam_jax.reports.tables import write_figures, write_tables
 
 _TASK = "cube-double-play-singletask-task2-v0"

@@ -5,7 +5,7 @@ import functools
 from importlib import resources
 from typing import NamedTuple
 
-from qam_jax.reports.names import full_env_name
+from qam_jax.reports.labels import full_env_name
 
 STUDIES = ("main", "data_quality", "sensitivity")
 

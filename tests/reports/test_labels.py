@@ -3,7 +3,7 @@ import ogbench  # noqa: F401 - registers the environments
 import pytest
 
 from qam_jax.agents import algorithm_names
-from qam_jax.reports.names import (
+from qam_jax.reports.labels import (
     METHODS,
     agent_name,
     base_method,

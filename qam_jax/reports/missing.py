@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from qam_jax.reports.names import full_env_name, method_name
+from qam_jax.reports.collect import Run
+from qam_jax.reports.labels import full_env_name, method_name
 from qam_jax.reports.published import STUDIES, published_results
-from qam_jax.reports.runs import Run
 
 Key = tuple[str, str, int]
 """A run's method, by its label, its task's full name, and its seed."""

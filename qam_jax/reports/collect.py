@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qam_jax.files import read_json
-from qam_jax.reports.departures import departures, sensitivity_variant, setting_words
-from qam_jax.reports.names import Task, full_env_name, method_name, parse_task
+from qam_jax.reports.labels import Task, full_env_name, method_name, parse_task
+from qam_jax.reports.paper_settings import departures, sensitivity_variant, setting_words
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import names_with_role
 

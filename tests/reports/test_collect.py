@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from qam_jax.reports.runs import collect, find_run_folders, ranges, read_run
+from qam_jax.reports.collect import collect, find_run_folders, ranges, read_run
 
 _TASK = "cube-double-play-singletask-task2-v0"
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from qam_jax.reports.collect import collect
+from qam_jax.reports.comparisons import compare_groups, published_standings
 from qam_jax.reports.published import published_result
 from qam_jax.reports.results import task_results
-from qam_jax.reports.runs import collect
-from qam_jax.reports.standings import compare_groups, published_standings
 
 _TASK = "cube-double-play-singletask-task2-v0"
 _PAPER = published_result(_TASK, "QAM")

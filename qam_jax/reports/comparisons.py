@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qam_jax.reports.collect import Run, configuration
 from qam_jax.reports.compare import Sample, Verdict, adjusted, compare, summarize_runs
-from qam_jax.reports.departures import departures, setting_words
-from qam_jax.reports.names import base_method, method_order
+from qam_jax.reports.labels import base_method, method_order
+from qam_jax.reports.paper_settings import departures, setting_words
 from qam_jax.reports.published import published_result
 from qam_jax.reports.results import Result, task_results
-from qam_jax.reports.runs import Run, configuration
 from qam_jax.reports.statistics import Estimate, estimate, probability_of_improvement
 
 _PAPER_EPISODES = 50

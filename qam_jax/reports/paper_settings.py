@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from qam_jax.reports.names import agent_name, method_name, parse_task
+from qam_jax.reports.labels import agent_name, method_name, parse_task
 from qam_jax.reports.published import published_results
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings

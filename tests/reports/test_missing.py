@@ -1,7 +1,7 @@
 import pytest
 
+from qam_jax.reports.collect import collect
 from qam_jax.reports.results import describe_missing, missing_runs
-from qam_jax.reports.runs import collect
 
 _TASK = "cube-double-play-singletask-task2-v0"
 _STUDY = f"""

@@ -4,8 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from qam_jax.reports.collect import Run, collect
+from qam_jax.reports.comparisons import (
+    Comparison,
+    Standing,
+    compare_groups,
+    published_standings,
+)
 from qam_jax.reports.curves import left_out
-from qam_jax.reports.names import method_order
+from qam_jax.reports.labels import method_order
 from qam_jax.reports.results import (
     Aggregate,
     Missing,
@@ -17,14 +24,7 @@ from qam_jax.reports.results import (
     seed_notes,
     task_results,
 )
-from qam_jax.reports.runs import Run, collect
 from qam_jax.reports.sensitivity import Point, sensitivity
-from qam_jax.reports.standings import (
-    Comparison,
-    Standing,
-    compare_groups,
-    published_standings,
-)
 from qam_jax.reports.statistics import Estimate
 
 

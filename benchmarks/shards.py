@@ -21,8 +21,8 @@ from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.shards import Shards, open_shards
 from qam_jax.envs import make_env
-from qam_jax.training.devices import Lanes
-from qam_jax.training.update import Tally, UpdateBlock, empty_tally, metric_names
+from qam_jax.training.devices import Layout
+from qam_jax.training.update import MetricSums, UpdateBlock, empty_sums, metric_names
 
 _ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
 _DATASET = "pointmaze-medium-navigate-v0"
@@ -38,14 +38,14 @@ def main() -> None:
         print(f"{arguments.shards} files of {size / 1e6:.1f} MB in {folder}")
         env = make_env(_ENV_NAME)
         _time_reading(folder, env, arguments.interval)
-        block, state, tally = _start(folder, env, arguments.interval)
+        block, state, sums = _start(folder, env, arguments.interval)
         alone = open_shards(folder, env, replace_interval=0)
-        speed, state, tally = _train(alone, block, state, tally, arguments.interval, 2)
+        speed, state, sums = _train(alone, block, state, sums, arguments.interval, 2)
         alone.close()
         print(f"one file alone: {speed:.1f} updates/s")
         source = open_shards(folder, env, replace_interval=arguments.interval)
         start = time.perf_counter()
-        speed, *_ = _train(source, block, state, tally, arguments.interval, arguments.shards)
+        speed, *_ = _train(source, block, state, sums, arguments.interval, arguments.shards)
         _report(source, time.perf_counter() - start, speed)
         source.close()
 
@@ -101,7 +101,7 @@ def _time_reading(folder: Path, env: gymnasium.Env, interval: int) -> None:
 
 def _start(
     folder: Path, env: gymnasium.Env, interval: int
-) -> tuple[UpdateBlock, AgentState, Tally]:
+) -> tuple[UpdateBlock, AgentState, MetricSums]:
     """A small QAM, its update compiled."""
     config = runpy.run_path(str(_CONFIG))["get_config"]()
     agent: Agent = make_agent(config)
@@ -112,16 +112,21 @@ def _start(
     def sample(data, key):
         return sample_windows(data, key, config.batch_size, config.horizon_length, config.discount)
 
-    block = UpdateBlock(agent, jax.random.PRNGKey(1), sample, Lanes([0]))
-    tally = empty_tally(metric_names(agent, state, config, dataset.observations.shape[1]))
-    state, tally = jax.block_until_ready(block(state, tally, dataset, [1]))
+    block = UpdateBlock(agent, jax.random.PRNGKey(1), sample, Layout([0]))
+    sums = empty_sums(metric_names(agent, state, config, dataset.observations.shape[1]))
+    state, sums = jax.block_until_ready(block(state, sums, dataset, [1]))
     source.close()
-    return block, state, tally
+    return block, state, sums
 
 
 def _train(
-    source: Shards, block: UpdateBlock, state: AgentState, tally: Tally, interval: int, count: int
-) -> tuple[float, AgentState, Tally]:
+    source: Shards,
+    block: UpdateBlock,
+    state: AgentState,
+    sums: MetricSums,
+    interval: int,
+    count: int,
+) -> tuple[float, AgentState, MetricSums]:
     """Trains for `count` intervals; returns the updates per second while nothing was waited for."""
     seconds = 0.0
     for step in range(0, count * interval, interval):
@@ -131,9 +136,9 @@ def _train(
             waited = source.stall_seconds - waited
             print(f"swap {source.num_swaps:3d}: waited {1e3 * waited:6.1f} ms, {_memory()}")
         start = time.perf_counter()
-        state, tally = jax.block_until_ready(block(state, tally, dataset, [interval]))
+        state, sums = jax.block_until_ready(block(state, sums, dataset, [interval]))
         seconds += time.perf_counter() - start
-    return count * interval / seconds, state, tally
+    return count * interval / seconds, state, sums
 
 
 def _memory() -> str:

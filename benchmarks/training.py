@@ -16,9 +16,9 @@ from qam_jax.agents import Agent, AgentState, get_config, make_agent
 from qam_jax.data.dataset import make_dataset, sample_windows
 from qam_jax.data.sources import InMemory
 from qam_jax.runs.checkpoints import init_state
-from qam_jax.training.devices import Lanes
+from qam_jax.training.devices import Layout
 from qam_jax.training.offline import OfflineStage
-from qam_jax.training.update import UpdateBlock, empty_tally, metric_names
+from qam_jax.training.update import UpdateBlock, empty_sums, metric_names
 from qam_jax.types import Batch, TransitionDataset
 
 _SIZES = {  # changes of the config, observation, action
@@ -78,27 +78,27 @@ def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[
     agent, dataset = make_agent(config), make_synthetic(28, 5)
     key = jax.random.PRNGKey(1)
     source = InMemory(dataset, "synthetic", Path())
-    lanes = Lanes([0])
-    stage = OfflineStage("offline", agent, config, [key], source, lanes, 0, 10**9)
+    layout = Layout([0])
+    stage = OfflineStage("offline", agent, config, [key], source, layout, 0, 10**9)
     block = UpdateBlock(
         agent,
         key,
         lambda data, key: sample_windows(
             data, key, config.batch_size, config.horizon_length, config.discount
         ),
-        lanes,
+        layout,
     )
     state = init_state(agent, jax.random.PRNGKey(0), 28, 5)
-    tally = partial(empty_tally, metric_names(agent, state, config, 28))
-    carry = {"stage": [state, tally(), [0]]}
-    carry["block"] = [jax.tree.map(jnp.copy, state), tally()]
+    sums = partial(empty_sums, metric_names(agent, state, config, 28))
+    carry = {"stage": [state, sums(), [0]]}
+    carry["block"] = [jax.tree.map(jnp.copy, state), sums()]
 
     def run_stage():
-        state, tally, steps = carry["stage"]
+        state, sums, steps = carry["stage"]
         ends = [steps[0] + count]
         while steps < ends:
-            state, tally, steps = stage.advance(state, tally, steps, ends)
-        carry["stage"] = [state, tally, steps]
+            state, sums, steps = stage.advance(state, sums, steps, ends)
+        carry["stage"] = [state, sums, steps]
 
     def run_block():
         carry["block"] = list(jax.block_until_ready(block(*carry["block"], dataset, [count])))

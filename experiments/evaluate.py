@@ -25,8 +25,8 @@ def main(argv: list[str]) -> None:
     with plain_errors():
         from qam_jax.runs.checkpoints import load_run
         from qam_jax.runs.settings import RunSettings
+        from qam_jax.training.devices import keep_programs
         from qam_jax.training.evaluation import Evaluator, describe, film_episodes
-        from qam_jax.training.programs import keep_programs
 
         keep_programs(RunSettings.compilation_cache_dir)
         folder = Path(_RUN.value).expanduser()

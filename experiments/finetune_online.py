@@ -10,55 +10,46 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from qam_jax.runs import settings as settings_module
-from qam_jax.runs.command_line import (
-    plain_errors,
-    run_main,
-    start_logging,
-    take_flag,
-    with_default_config,
-)
+from qam_jax.runs import settings
+from qam_jax.runs.command_line import plain_errors, pop_flag, run_with_config, start_logging
 from qam_jax.runs.settings import HostSettings, RunSettings, define_flags, from_flags
-from qam_jax.training.hosts import session
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 
 define_flags(RunSettings)
 define_flags(HostSettings)
-flags.FLAGS.set_default("offline_steps", 0)  # or those of --run
+flags.FLAGS.set_default("offline_steps", 0)  # or the steps of --run
 flags.FLAGS.set_default("online_steps", 500_000)
-flags.adopt_module_key_flags(settings_module)
-config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "File with the algorithm and its hyperparameters; --config.<field>=<value> changes a field. "
-    "Without it: those of --run, or the paper's QAM.",
-)
+flags.adopt_module_key_flags(settings)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which have much to say
-    with plain_errors(), session(from_flags(HostSettings, flags.FLAGS)):
+    with plain_errors():
+        from qam_jax.reports.plots import show_result
+        from qam_jax.runs.hosts import is_first, session
         from qam_jax.training.launch import config_file, launch, run_from_flags
-        from qam_jax.training.warm_start import settings_of
+        from qam_jax.training.run import inherited_settings
 
-        config_file()
-        run, step = flags.FLAGS.run, flags.FLAGS.run_step
-        if run and flags.FLAGS.preset:
-            raise ValueError(
-                f"--run={run} goes on with that run's settings and hyperparameters, --preset takes "
-                "the preset's: give one of them, and single flags for what is to differ."
-            )
-        inherited = settings_of(run, step) if run else {}
-        launch(*run_from_flags(flags.FLAGS, **inherited))
+        with session(from_flags(HostSettings, flags.FLAGS)):
+            config_file()
+            source, step = flags.FLAGS.run, flags.FLAGS.run_step
+            if source and flags.FLAGS.preset:
+                raise ValueError(
+                    f"--run={source} goes on with that run's settings and hyperparameters, "
+                    "--preset takes the preset's: give one of them, and single flags for what is "
+                    "to differ."
+                )
+            inherited = inherited_settings(source, step) if source else {}
+            run, config = run_from_flags(flags.FLAGS, **inherited)
+            for result in launch(run, config):
+                if is_first():
+                    show_result(result, run, config.agent_name)
 
 
 if __name__ == "__main__":
-    run_folder = take_flag(list(sys.argv), "run")
-    config = f"of_run.py:{run_folder}" if run_folder else "qam.py"
-    with_default_config(sys.argv, str(_CONFIGS / config))
-    run_main(main)
+    run_folder = pop_flag(list(sys.argv), "run")
+    run_with_config(main, _CONFIGS / (f"of_run.py:{run_folder}" if run_folder else "qam.py"))

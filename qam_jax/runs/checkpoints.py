@@ -20,9 +20,8 @@ from orbax.checkpoint import checkpoint_managers
 from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.agents.bc import behavior_config
 from qam_jax.files import DamagedError
+from qam_jax.runs import hosts
 from qam_jax.runs.folder import read_config, read_metadata
-from qam_jax.training import exchange
-from qam_jax.training.update import Tally
 from qam_jax.types import Array
 
 _logger = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class Checkpoints:
         self,
         step: int,
         state: AgentState,
-        tally: Tally,
+        sums: chex.ArrayTree,
         progress: dict[str, Any],
         score: float | None = None,
         milestone: bool = False,
@@ -114,7 +113,7 @@ class Checkpoints:
         Args:
           step: of the run.
           state: the agent's; on the devices of all processes where there are several.
-          tally: metrics since their last row.
+          sums: metrics since their last row.
           progress: anything else, for JSON.
           score: the higher, the better; None if it is not known.
           milestone: whether it is kept for good.
@@ -127,10 +126,10 @@ class Checkpoints:
                 return
             self.wait()
             self._manager.delete(step)
-        items = jax.device_get((state, tally))
+        items = jax.device_get((state, sums))
         self._check_space(step, items)
         arguments = ocp.args.Composite(
-            agent=ocp.args.StandardSave(state if exchange.several() else items[0]),
+            agent=ocp.args.StandardSave(state if hosts.several() else items[0]),
             tally=ocp.args.StandardSave(items[1]),
             progress=ocp.args.JsonSave({**progress, "checksum": _checksum(items[0])}),
         )
@@ -144,13 +143,15 @@ class Checkpoints:
         """What `save` was given as `progress`. Raises DamagedError if it cannot be read."""
         return self._read(step, progress=ocp.args.JsonRestore())["progress"]
 
-    def restore(self, step: int, state: AgentState, tally: Tally) -> tuple[AgentState, Tally]:
+    def restore(
+        self, step: int, state: AgentState, sums: chex.ArrayTree
+    ) -> tuple[AgentState, chex.ArrayTree]:
         """Reads a checkpoint.
 
         Args:
           step: of which there is one.
           state: a state of the same agent, for the structure; its values are not used.
-          tally: likewise.
+          sums: likewise.
 
         Raises:
           DamagedError: if it cannot be read, or the values are not those that were saved.
@@ -158,7 +159,7 @@ class Checkpoints:
         restored = self._read(
             step,
             agent=_restore_like(state),
-            tally=_restore_like(tally),
+            tally=_restore_like(sums),
             progress=ocp.args.JsonRestore(),
         )
         _verify(restored)
@@ -195,7 +196,7 @@ class Checkpoints:
                 result = restore_fn(step)
             except DamagedError as error:
                 trouble = str(error)
-            trouble = next(filter(None, exchange.gather("restored", trouble)), "")
+            trouble = next(filter(None, hosts.gather(trouble)), "")
             if trouble:
                 damaged.append((step, trouble))
                 continue
@@ -232,7 +233,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(self.folder / str(step), aside)
 
-        exchange.from_first("put aside", move)
+        hosts.from_first(move)
         self._manager.reload()
         _logger.warning(
             "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is "
@@ -303,20 +304,20 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
 
 def _taking_part(folder: Path, read_only: bool) -> ocp.options.MultiprocessingOptions:
     """Which processes a manager of checkpoints is at work in: a reader is one process's own."""
-    index = exchange.process_index()
-    if exchange.several() and read_only:
+    if hosts.several() and read_only:
+        index = jax.process_index()
         return ocp.options.MultiprocessingOptions(
             primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
         )
     return ocp.options.MultiprocessingOptions(
-        barrier_sync_key_prefix=folder.name if exchange.several() else None
+        barrier_sync_key_prefix=folder.name if hosts.several() else None
     )
 
 
 def _restore_like(tree: chex.ArrayTree) -> ocp.args.StandardRestore:
     """Arguments that read a tree of this structure: on the device, or, with several processes,
     into the memory of each."""
-    return ocp.args.StandardRestore(jax.device_get(tree) if exchange.several() else tree)
+    return ocp.args.StandardRestore(jax.device_get(tree) if hosts.several() else tree)
 
 
 class _Milestones(checkpoint_managers.PreservationPolicy):

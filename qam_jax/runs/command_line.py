@@ -1,14 +1,15 @@
-"""How entry points talk: plain lines above the progress bar, and errors without a traceback."""
+"""Command line of the entry points: flags, log lines and errors without a traceback."""
 
 import contextlib
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import absl.logging
 from absl import app, flags
+from ml_collections import config_flags
 from tqdm import tqdm
 
 from qam_jax.envs.pool import EnvFailure
@@ -68,37 +69,37 @@ def until_closed() -> Iterator[None]:
         os.close(nowhere)
 
 
+def unknown_field(error: AttributeError | KeyError, arguments: Sequence[str]) -> str:
+    """Temporary."""
+    return str(error)
+
+
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """`absl.app.run`, with a plain message for a misspelt config field as well."""
+    """Parses the flags and calls the program; a mistake in a flag ends it with one line."""
     app.run(main, flags_parser=_parse_flags)
 
 
-def unknown_field(error: AttributeError | KeyError, arguments: Iterable[str]) -> str:
-    """Which argument is for a field that the config does not have, in words.
+def run_with_config(main: Callable[[list[str]], None], default: Path) -> None:
+    """`run_main` with a flag --config, which stands first, before the flags of its fields.
 
     Args:
-      error: from ml_collections, whose message begins with the field's name or ends with it.
-      arguments: of the command line.
-
-    Returns:
-      Nothing if the error is another one, as in the file of a config.
+      main: the program.
+      default: the config's file where --config is not given.
     """
-    text = str(error).replace("\\", "")
-    path = re.search(r"Attempting to lookup: ([\w.]+)", text) or re.search(r"(\w+)", text)
-    given = [each for each in arguments if path and each.split("=")[0] == f"--config.{path[1]}"]
-    if not given:
-        return ""
-    near = re.search(r'Did you mean "(\w+)"', text)
-    hint = f" Did you mean --config.{near[1]}?" if near else ""
-    return f"no such config field: {given[0]}.{hint}"
+    arguments = list(sys.argv)
+    config = pop_flag(arguments, "config") or str(default)
+    arguments.insert(1, f"--config={config}")
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "File with the algorithm and its hyperparameters; --config.<field>=<value> changes one.",
+        sys_argv=arguments,
+        accept_new_attributes=True,  # the algorithm says which field it does not know
+    )
+    app.run(main, argv=arguments, flags_parser=_parse_flags)
 
 
-def with_default_config(arguments: list[str], default: str) -> None:
-    """Puts --config, or else its default, first: before the flags that change its fields."""
-    arguments.insert(1, f"--config={take_flag(arguments, 'config') or default}")
-
-
-def take_flag(arguments: list[str], name: str) -> str | None:
+def pop_flag(arguments: list[str], name: str) -> str | None:
     """Removes a flag, given as `--name=value` or `--name value`, and returns its value."""
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -113,14 +114,8 @@ def take_flag(arguments: list[str], name: str) -> str | None:
 def _parse_flags(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
-    except OSError as error:  # from --config=<file>:<run>, or --config.<field> without a file
-        sys.exit(f"Error: {error}")
-    except (AttributeError, KeyError) as error:  # from --config.<field>
-        found = unknown_field(error, arguments)
-        sys.exit(f"Error: {found or f'--config cannot be read: {type(error).__name__}: {error}'}")
     except flags.Error as error:
-        _, in_config, details = str(error).partition("whilst parsing config file:")
-        if in_config:
-            given = next(each for each in arguments if each.startswith("--config="))
-            sys.exit(f"Error: {given} cannot be read: {details.strip().splitlines()[-1]}")
-        return app.parse_flags_with_usage(arguments)  # which says the same, and how to get help
+        sys.exit(f"Error: {error}\nThe flags are listed by: python {arguments[0]} --help")
+    except (OSError, ValueError, AttributeError, KeyError) as error:  # of the config's file
+        given = next((each for each in arguments if each.startswith("--config=")), "--config")
+        sys.exit(f"Error: {given} cannot be read: {error}")

@@ -253,6 +253,9 @@ class HostSettings:
     num_processes: int = _setting(0, "Processes that train together, where given by hand.")
     process_id: int = _setting(-1, "Number of this process, from 0, where given by hand.")
     start_timeout: int = _setting(300, "Seconds in which all processes have to come together.")
+    heartbeat_timeout: int = _setting(
+        100, "Seconds without a sign of a process after which JAX ends the others."
+    )
 
 
 def names_with_role(*roles: str) -> frozenset[str]:

@@ -1,96 +1,103 @@
-"""Several runs in one program, on one device or several."""
+"""Placement of seeds and batches on devices, and the cache of compiled programs."""
 
+import hashlib
+import logging
+import os
+import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qam_jax.data.sources import DataSource
-from qam_jax.training import exchange
+from qam_jax.files import ensure_writable_dir
+from qam_jax.runs import hosts
 from qam_jax.types import Batch, TransitionDataset
+
+_logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 _SEED, _DATA = "seed", "data"  # axes of the mesh
 
 
-class Lanes:
-    """How the runs of `N` seeds share one program.
+class Layout:
+    """How the runs of `N` seeds share one program and the devices.
 
-    What a run has (its state, its metrics, its batch) is joined with that of the others along a
-    leading axis [N]. A single run has no such axis: its program is the plain one.
+    The trees of the runs (states, metrics, batches) are stacked along a leading axis [N]. A single
+    run has no such axis: its program is the plain one.
 
-    Several devices form a mesh of two axes. Over the axis `seed` the runs are spread; what devices
-    are left beyond that share the batches of a run, over the axis `data`, and hold its state each.
-    Where several processes train together, the mesh is of the devices of all of them; each calls
-    the same methods in the same order, with the same values.
+    Several devices form a mesh of two axes. Seeds are spread over the axis `seed`; each batch is
+    spread over the axis `data`, whose devices all hold the state. The mesh of several processes
+    has the devices of all of them.
 
     Args:
-      seeds: of the runs.
-      num_devices: how many devices to use; 0 for all that there are, and always with several
-        processes.
-      batch_size: of a run.
+      seeds: seeds of the runs.
+      num_devices: how many devices to use; 0 for all, which several processes require.
+      batch_size: of one run.
 
     Raises:
-      ValueError: if there are not so many devices, or runs and batches cannot be spread evenly.
+      ValueError: if there are fewer devices, or runs and batches cannot be spread evenly.
     """
 
     def __init__(self, seeds: Sequence[int], num_devices: int = 1, batch_size: int = 0):
         self.seeds = list(seeds)
         self._mesh = _make_mesh(len(self.seeds), num_devices, batch_size)
-        # A process can only read what it holds all of.
-        everywhere = NamedSharding(self._mesh, PartitionSpec()) if exchange.several() else None
-        self._pick = jax.jit(_pick, out_shardings=everywhere)
+        # A process can only read arrays that it holds completely.
+        everywhere = NamedSharding(self._mesh, PartitionSpec()) if hosts.several() else None
+        self._pick = jax.jit(
+            lambda tree, index: jax.tree.map(lambda x: x[index], tree), out_shardings=everywhere
+        )
 
     @property
     def sharding(self) -> NamedSharding | None:
-        """Where a program leaves joined trees; None if that is left to the compiler."""
-        return NamedSharding(self._mesh, self._spec) if exchange.several() else None
+        """Where a program leaves stacked trees; None leaves it to the compiler."""
+        return NamedSharding(self._mesh, self._spec) if hosts.several() else None
 
     def join(self, trees: Sequence[_T]) -> _T:
-        """One tree of the runs' trees, on the devices."""
+        """Stacks the trees of the runs, and places them on the devices."""
         return self._place(self.stack(trees), self._spec)
 
     def stack(self, trees: Sequence[_T]) -> _T:
-        """One tree of the runs' trees, inside a program."""
+        """Stacks the trees of the runs, inside a program."""
         return trees[0] if self._alone else jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
     def pick(self, tree: _T, index: int) -> _T:
-        """What belongs to one of the runs."""
+        """Returns the part of a stacked tree that belongs to one run."""
         return tree if self._alone else self._pick(tree, index)
 
     def local(self, tree: _T) -> _T:
-        """What was picked, or shared, as this process holds it: to be used in it alone."""
-        if not exchange.several():
+        """Returns a picked or shared tree as arrays of this process alone."""
+        if not hosts.several():
             return tree
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def put(self, tree: _T, index: int, value: _T) -> _T:
-        """The joined tree with another value for one of the runs."""
+        """Returns the stacked tree with another value for one run."""
         if self._alone:
             return self._place(value, PartitionSpec())
-        if exchange.several():
-            value = self._place(value, PartitionSpec())
-            return jax.jit(_put, out_shardings=self.sharding)(tree, index, value)
-        return _put(tree, index, value)
+        if not hosts.several():
+            return _put(tree, index, value)
+        value = self._place(value, PartitionSpec())
+        return jax.jit(_put, out_shardings=self.sharding)(tree, index, value)
 
     def share(self, tree: _T) -> _T:
-        """A tree that all devices hold."""
+        """Places a tree on all devices."""
         return self._place(tree, PartitionSpec())
 
     def map(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-        """A function of one run's arguments, made one of joined arguments."""
+        """Maps a function of one run's arguments over stacked arguments."""
         if self._alone:
             return function
         axis = {} if self._mesh is None else {"spmd_axis_name": _SEED}
         return jax.vmap(function, in_axes, **axis)
 
     def spread(self, batch: Batch) -> Batch:
-        """Inside a program: lets the devices share the joined batches."""
+        """Spreads the stacked batches over the devices, inside a program."""
         if self._mesh is None:
             return batch
         spec = PartitionSpec(_DATA) if self._alone else PartitionSpec(_SEED, _DATA)
@@ -105,47 +112,74 @@ class Lanes:
         return PartitionSpec() if self._alone else PartitionSpec(_SEED)
 
     def _place(self, tree: _T, spec: PartitionSpec) -> _T:
-        """Puts a tree where it belongs, also without a mesh: programs are compiled once for what
-        is bound to a device, as what was restored from disk is, and once for what is not."""
+        """Places a tree, also without a mesh: JAX compiles a program anew for arrays that are not
+        bound to a device, as restored arrays are."""
         if self._mesh is None:
             return jax.device_put(tree, jax.local_devices()[0])
         sharding = NamedSharding(self._mesh, spec)
-        if exchange.several():
+        if hosts.several():
             return jax.tree.map(lambda x: _place_own_part(x, sharding), tree)
         return jax.device_put(tree, sharding)
 
 
 class SharedData:
-    """The data of a source, on all devices.
+    """Data of a source, held on all devices; call it with the run's step.
 
     Args:
-      source: of the data.
-      lanes: the runs.
+      source: source of the data.
+      layout: how the seeds lie on the devices.
     """
 
-    def __init__(self, source: DataSource, lanes: Lanes):
-        self._source, self._lanes = source, lanes
+    def __init__(self, source: DataSource, layout: Layout):
+        self._source, self._layout = source, layout
         self._dataset: TransitionDataset | None = None  # the last one that the source gave,
         self._shared: TransitionDataset | None = None  # and its copy on the devices
 
     def at(self, step: int) -> TransitionDataset:
-        """What `DataSource.at` gives."""
+        """Returns the dataset of `DataSource.at`, on the devices."""
         dataset = self._source.at(step)
         if dataset is not self._dataset:
-            self._dataset, self._shared = dataset, self._lanes.share(dataset)
+            self._dataset, self._shared = dataset, self._layout.share(dataset)
         return self._shared
 
 
-def _pick(tree: chex.ArrayTree, index: int) -> chex.ArrayTree:
-    return jax.tree.map(lambda x: x[index], tree)
+def keep_programs(folder: str | os.PathLike) -> None:
+    """Lets JAX keep compiled programs in a folder, so that later processes do not compile them.
+
+    A folder that JAX has already, as by `JAX_COMPILATION_CACHE_DIR`, stays. If the folder cannot
+    be written to, that is logged, and programs are compiled each time.
+
+    Args:
+      folder: shared by all processes; each kind of processor has its own folder in it. Empty: none.
+    """
+    if not str(folder) or jax.config.jax_compilation_cache_dir:
+        return
+    try:
+        path = ensure_writable_dir(Path(folder).expanduser() / _processor())
+    except OSError as error:
+        _logger.warning("Compiled programs are not kept: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small ones too
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _put(tree: chex.ArrayTree, index: int, value: chex.ArrayTree) -> chex.ArrayTree:
+def _processor() -> str:
+    """Names the instructions of this processor: a program for another one may crash here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        facts = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        facts = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+
+
+def _put(tree: _T, index: int, value: _T) -> _T:
     return jax.tree.map(lambda x, new: x.at[index].set(new), tree, value)
 
 
-def _place_own_part(x: chex.Array, sharding: NamedSharding) -> jax.Array:
-    """An array on the devices of all processes, of which each process places its own part."""
+def _place_own_part(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Makes an array on the devices of all processes; each process places its own part."""
     x = np.asarray(x)
     x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
@@ -153,9 +187,9 @@ def _place_own_part(x: chex.Array, sharding: NamedSharding) -> jax.Array:
 
 def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:
     devices = jax.devices()  # of all processes
-    if exchange.several() and num_devices:
+    if hosts.several() and num_devices:
         raise ValueError(
-            f"--num_devices={num_devices}, but {exchange.process_count()} processes that train "
+            f"--num_devices={num_devices}, but {jax.process_count()} processes that train "
             f"together use all of their {len(devices)} devices: give --num_devices=0."
         )
     count = num_devices or len(devices)
@@ -164,7 +198,7 @@ def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:
             f"--num_devices={count}, but this process has {len(devices)} "
             f"({devices[0].device_kind}): give at most as many, or 0 for all."
         )
-    if count == 1 and not exchange.several():
+    if count == 1 and not hosts.several():
         return None
     for_seeds = next(
         n for n in range(min(count, num_runs), 0, -1) if not (count % n or num_runs % n)

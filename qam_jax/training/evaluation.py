@@ -26,13 +26,35 @@ from qam_jax.envs import (
     make_film_env,
 )
 from qam_jax.machine import num_usable_cpus
-from qam_jax.runs.keys import split_seed
 from qam_jax.types import Array
 
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """`(observations [n, O], episodes [n], chunks [n]) -> action chunks [n, H, A]`."""
 
 _MAX_FILM_CRASHES = 3
+
+
+class RunKeys(NamedTuple):
+    """Independent keys of a run, by their use.
+
+    Attributes:
+      agent: networks and updates.
+      batches: batches.
+      evaluation: the policy's noise in evaluations.
+      experience: the policy's noise while gathering experience.
+      cloning: the stage of behaviour cloning.
+    """
+
+    agent: Array
+    batches: Array
+    evaluation: Array
+    experience: Array
+    cloning: Array
+
+
+def split_seed(seed: int) -> RunKeys:
+    """Makes a run's keys from its seed."""
+    return RunKeys(*jax.random.split(jax.random.PRNGKey(seed), 5))
 
 
 class Episode(NamedTuple):

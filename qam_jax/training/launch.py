@@ -1,4 +1,4 @@
-"""A run as the entry points make it: training, then results in words and pictures."""
+"""From a command line to the settings of a run, and on to training."""
 
 import dataclasses
 import logging
@@ -13,9 +13,7 @@ from qam_jax.data.download import MIRRORS
 from qam_jax.envs import find_render_backend
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings, from_flags
-from qam_jax.training import exchange
-from qam_jax.training.evaluation import describe, film_episodes
-from qam_jax.training.programs import keep_programs
+from qam_jax.training.devices import keep_programs
 from qam_jax.training.train import RunResult, train_seeds
 
 _logger = logging.getLogger(__name__)
@@ -134,41 +132,14 @@ def check_data_folder(settings: RunSettings) -> None:
         )
 
 
-def launch(settings: RunSettings, config: ConfigDict) -> None:
-    """Trains or continues to, prints how the policies of each seed do, and draws them.
+def launch(settings: RunSettings, config: ConfigDict) -> list[RunResult]:
+    """Trains the runs, or continues to, as the entry points do.
 
     Args:
-      settings: what the run is.
+      settings: settings of the runs.
       config: the algorithm and its hyperparameters.
     """
     keep_programs(settings.compilation_cache_dir)
     if settings.video_episodes:
         find_render_backend()  # fails now rather than at the end of the run
-    results = train_seeds(settings, config)
-    for result in results if exchange.is_first() else ():
-        _describe(result, settings, config.agent_name)
-
-
-def _describe(result: RunResult, settings: RunSettings, name: str) -> None:
-    from qam_jax.reports.plots import plot_run  # here, so that no start waits for matplotlib
-
-    prefix = f"seed {result.seed}: " if settings.num_seeds > 1 else ""
-    episodes = {name: result.episodes} if result.episodes else {}
-    if result.behavior_episodes:
-        episodes["behaviour cloning alone"] = result.behavior_episodes
-    for policy, runs in episodes.items():
-        print(f"{prefix}{policy}: {describe(runs)}")
-    pictures = plot_run(result.folder, settings, episodes)
-    if settings.video_episodes:
-        pictures += film_episodes(
-            result.agent,
-            result.state,
-            settings.env_name,
-            result.folder / "videos",
-            num_episodes=settings.video_episodes,
-            seed=result.seed,
-            env_module=settings.env_module,
-        )
-    print(f"{prefix}Run: {result.folder}")
-    if pictures:
-        print("Pictures:", *pictures, sep="\n  ")
+    return train_seeds(settings, config)

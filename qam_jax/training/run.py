@@ -1,4 +1,4 @@
-"""One of the runs of a program: how it begins or continues, and what is recorded of it."""
+"""One run: how it begins or continues, and what is recorded of it."""
 
 import dataclasses
 import functools
@@ -10,36 +10,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
 from qam_jax.agents.base import check_has_behavior, with_behavior
 from qam_jax.agents.bc import behavior_config
 from qam_jax.data.sources import DataSource
-from qam_jax.runs.checkpoints import Checkpoints, init_state
+from qam_jax.runs import hosts
+from qam_jax.runs.checkpoints import Checkpoints, SavedRun, init_state, load_run
 from qam_jax.runs.folder import record_start
-from qam_jax.runs.keys import split_seed
-from qam_jax.runs.metrics import MetricLog
+from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
 from qam_jax.runs.settings import RunSettings, resolved
-from qam_jax.training import exchange
-from qam_jax.training.evaluation import Episode, Evaluator
+from qam_jax.training.evaluation import Episode, Evaluator, split_seed
 from qam_jax.training.online import Acting
-from qam_jax.training.update import Tally, empty_tally, metric_names
-from qam_jax.training.warm_start import start_from
+from qam_jax.training.update import MetricSums, empty_sums, metric_names
 
 _logger = logging.getLogger(__name__)
+
+_ACTION_FIELDS = ("horizon_length", "action_chunking")  # they shape the policy's actions
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the runs of a program have in common: all but their seeds.
+    """Everything that the runs of a program share: all but their seeds.
 
     Attributes:
-      settings: what the runs are; of their seeds it holds the first.
+      settings: settings of the runs, with the first seed.
       agent: the algorithm.
       config: its config.
-      source: the data.
+      source: source of the data.
       dims: `(O, A)`.
       evaluator: None without an environment.
     """
@@ -53,18 +52,18 @@ class Plan:
 
     @property
     def ends(self) -> dict[str, int]:
-        """At which step each stage ends, in their order."""
+        """Step at which each stage ends, in their order."""
         settings = self.settings
         border = settings.bc_steps + settings.offline_steps
         return {"cloning": settings.bc_steps, "offline": border, "online": settings.total_steps}
 
     @property
     def starts(self) -> dict[str, int]:
-        """At which step each stage starts."""
+        """Step at which each stage starts."""
         return dict(zip(self.ends, (0, *self.ends.values()), strict=False))
 
     def stage_at(self, step: int) -> str | None:
-        """The stage that goes on from a step; None at the end."""
+        """Returns the stage that goes on from a step; None at the end."""
         return next((name for name, end in self.ends.items() if step < end), None)
 
     @functools.cached_property
@@ -74,39 +73,33 @@ class Plan:
         return make_agent(config), config
 
     def algorithm(self, stage: str) -> tuple[Agent, ConfigDict]:
-        """What a stage trains, with its config."""
+        """Returns the algorithm that a stage trains, with its config."""
         return self.cloning if stage == "cloning" else (self.agent, self.config)
 
-    @functools.cached_property
-    def _metric_names(self) -> dict[str, list[str]]:
-        return {}
-
-    def empty_tally(self, stage: str, state: AgentState) -> Tally:
-        """A tally of no updates in a stage; of the state only the shapes are looked at."""
-        if stage not in self._metric_names:
-            agent, config = self.algorithm(stage)
-            self._metric_names[stage] = metric_names(agent, state, config, self.dims[0])
-        return empty_tally(self._metric_names[stage])
+    def empty_sums(self, stage: str, state: AgentState) -> MetricSums:
+        """Returns the sums of no updates in a stage, from the shapes of the state alone."""
+        agent, config = self.algorithm(stage)
+        return empty_sums(metric_names(agent, state, config, self.dims[0]))
 
 
 class Snapshot(NamedTuple):
-    """A run at one step: the agent's state, its metrics since the last row, and how far it is."""
+    """A run at one step: the agent's state, metrics since the last row, step and last row."""
 
     state: AgentState
-    tally: Tally
+    sums: MetricSums
     step: int
     reported: int
 
 
-class Pending(NamedTuple):
+class PendingEvaluation(NamedTuple):
     """An evaluation that is at work while training goes on.
 
     Attributes:
-      episodes: what comes of it.
-      before: the run when it began, before the row of metrics of that step.
-      row: the step of that row.
-      due: the step that the evaluation is of.
-      save: whether a checkpoint is to follow.
+      episodes: its result.
+      before: the run when the evaluation began, before the row of metrics of that step.
+      row: step of that row.
+      due: step that the evaluation is of.
+      save: whether a checkpoint follows.
     """
 
     episodes: Future[list[Episode]]
@@ -116,23 +109,23 @@ class Pending(NamedTuple):
     save: bool
 
 
-class Member:
+class Run:
     """One run.
 
     Attributes:
-      settings: its own, with its seed.
+      settings: settings of this run, with its seed.
       folder: its folder.
-      checkpoints: those in it.
+      checkpoints: checkpoints in that folder.
       keys: its sources of randomness.
-      log: of its metrics, once its start is recorded; in the first process alone.
-      stage: the name of the stage that it is in.
-      step: how far it is: updates of the earlier stages and environment steps of the online stage.
-      reported: the step of its last row of metrics.
-      state: the agent's at `step`, while no stage is at work.
-      tally: its metrics since the last row, while no stage is at work.
-      acting: what it acts with, in the online stage.
-      episodes: of the last evaluation of this process.
-      pending: its evaluation that is at work while training goes on.
+      log: log of its metrics, once its start is recorded; in process 0 alone.
+      stage: name of the stage that it is in.
+      step: updates of the earlier stages, plus environment steps of the online stage.
+      reported: step of its last row of metrics.
+      state: the agent's state at `step`, while no stage is at work.
+      sums: metrics since the last row, while no stage is at work.
+      acting: environments and experience, in the online stage.
+      episodes: episodes of the last evaluation of this process.
+      pending: evaluation that is at work while training goes on.
     """
 
     def __init__(self, plan: Plan, settings: RunSettings, folder: Path, checkpoints: Checkpoints):
@@ -142,10 +135,10 @@ class Member:
         self.log: MetricLog | None = None
         self.stage, self.step, self.reported = "", 0, 0
         self.state: AgentState | None = None
-        self.tally: Tally | None = None
+        self.sums: MetricSums | None = None
         self.acting: Acting | None = None
         self.episodes: list[Episode] = []
-        self.pending: Pending | None = None
+        self.pending: PendingEvaluation | None = None
 
     def close(self) -> None:
         """Ends its environments and closes its files."""
@@ -190,8 +183,14 @@ class Member:
             self.state = with_behavior(plan.config, fresh, self.state.params["behavior"])
         self._enter(plan.stage_at(self.step))
 
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """How far the run is: stage, last row, and step where seeds make equal steps."""
+        step = self.step if self.stage != "online" else 0
+        return list(self._plan.ends).index(self.stage), self.reported, step
+
     def _enter(self, stage: str) -> None:
-        self.stage, self.tally = stage, self._plan.empty_tally(stage, self.state)
+        self.stage, self.sums = stage, self._plan.empty_sums(stage, self.state)
         if stage == "online":
             self.acting = self._make_acting()
 
@@ -201,8 +200,8 @@ class Member:
         self._check_continuation(saved)
         stage = saved["stage"]
         state = self._init_state(self._plan.algorithm(stage)[0])
-        tally = self._plan.empty_tally(stage, state)
-        self.state, self.tally = self.checkpoints.restore(step, state, tally)
+        sums = self._plan.empty_sums(stage, state)
+        self.state, self.sums = self.checkpoints.restore(step, state, sums)
         if stage == "online":
             acting = self._make_acting()
             try:
@@ -240,17 +239,15 @@ class Member:
         return init_state(agent, key, *self._plan.dims)
 
     def record_start(self) -> None:
-        """Writes what the run is, prints it, and opens its metrics.
+        """Writes what the run is, prints it, and opens its metrics; in process 0 alone.
 
         Raises:
           ValueError: if the run was trained on other data.
         """
-        if not exchange.is_first():
+        if not hosts.is_first():
             return
         plan, settings = self._plan, self.settings
-        state = self.state
-        if self.stage == "cloning":
-            state = self._init_state(plan.agent)  # what the run is about
+        state = self.state if self.stage != "cloning" else self._init_state(plan.agent)
         count = parameter_count(state)
         record_start(
             self.folder,
@@ -270,35 +267,118 @@ class Member:
             self.folder, kept, settings.wandb_project, resolved(settings, plan.config)
         )
 
-    def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
-        """`evaluate` beside training, in an environment, by a single process."""
-        return self._plan.evaluator.start(agent, state, self.settings.seed)
-
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row of metrics; see `MetricLog.write`."""
         if self.log is not None:
             self.log.write(kind, step, metrics)
 
     def _log_episode(self, step: int, episode: Episode) -> None:
-        self.write(
-            "env",
-            step,
-            {
-                "return": episode.episode_return,
-                "length": episode.length,
-                "success": episode.success,
-            },
-        )
+        row = {"return": episode.episode_return, "length": episode.length}
+        self.write("env", step, {**row, "success": episode.success})
 
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the episodes of this run's evaluations, in the first process, for all of them; none
-        without an environment. The positions are known to the first alone."""
-        evaluator = self._plan.evaluator
+        """Runs the evaluation's episodes, in process 0 for all; none without an environment."""
+        evaluator, seed = self._plan.evaluator, self.settings.seed
         if evaluator is None:
             return []
-        return exchange.from_first(
-            "evaluation",
-            lambda: evaluator.evaluate(agent, state, self.settings.seed),
-            lambda episodes: json.dumps([episode[:3] for episode in episodes]).encode(),
-            lambda content: [Episode(*each, np.empty((0, 2))) for each in json.loads(content)],
-        )
+        return hosts.from_first(lambda: evaluator.evaluate(agent, state, seed))
+
+    def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
+        """Starts an evaluation beside training, by a single process."""
+        return self._plan.evaluator.start(agent, state, self.settings.seed)
+
+
+def start_from(
+    run: str, step: str, config: ConfigDict, state: AgentState, folder: Path
+) -> tuple[AgentState, int]:
+    """Returns the state with which a run starts from the checkpoint of another run.
+
+    From a run of `bc`, or a checkpoint of the cloning stage, only the flow is taken; see
+    `with_behavior`. The rows of metrics are copied, so that there is one curve.
+
+    Args:
+      run: folder of the other run.
+      step: which of its checkpoints: a number, `newest` or `best`.
+      config: algorithm and hyperparameters of the new run.
+      state: state of the new run before any update.
+      folder: folder of the new run.
+
+    Returns:
+      The state, and the step of the other run.
+
+    Raises:
+      FileNotFoundError: if there is no such run or checkpoint.
+      ValueError: if the checkpoint is of another algorithm, horizon or network size; names the
+        difference.
+    """
+    saved = load_run(run, step)
+    cloned = set(saved.state.params) == {"behavior"} and config.agent_name != "bc"
+    _check_config(run, saved, config, cloned)
+    if cloned:
+        behavior = saved.state.params["behavior"]
+        _check_shapes(run, saved, behavior, state.params["behavior"], config)
+        state = with_behavior(config, state, behavior)
+    else:
+        _check_shapes(run, saved, saved.state, state, config)
+        state = saved.state
+    for kind in ("train", "eval", "env") if hosts.is_first() else ():
+        rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]
+        if rows:
+            write_csv(folder / f"{kind}.csv", rows[0], rows)
+    return state, saved.step
+
+
+def inherited_settings(run: str, step: str) -> dict[str, Any]:
+    """Returns the settings that a run takes over from the run whose checkpoint it starts from.
+
+    Raises:
+      FileNotFoundError: if there is no such run or checkpoint.
+    """
+    saved = load_run(run, step)
+    earlier = saved.config.to_dict()
+    bc_steps = min(earlier["bc_steps"], saved.step)
+    fields = dataclasses.fields(RunSettings)
+    return {
+        **{field.name: earlier[field.name] for field in fields if field.metadata["inherited"]},
+        "bc_steps": bc_steps,
+        "offline_steps": saved.step - bc_steps,
+    }
+
+
+def _check_config(run: str, saved: SavedRun, config: ConfigDict, cloned: bool) -> None:
+    for name in _ACTION_FIELDS if cloned else ("agent_name", *_ACTION_FIELDS):
+        there, here = saved.config.agent[name], config[name]
+        if there != here:
+            mend = f"--config.{name}={there}"
+            if name == "agent_name":
+                mend = f"--config=experiments/configs/{there}.py"
+            raise ValueError(
+                f"the run {run} has {name} = {there!r}, this one {here!r}: its checkpoint cannot "
+                f"be continued so. Give {mend}, or another --run."
+            )
+
+
+def _check_shapes(run: str, saved: SavedRun, there: Any, here: Any, config: ConfigDict) -> None:
+    """Raises ValueError, naming the first parameter that differs and the fields behind it."""
+    found, expected = _shapes(there), _shapes(here)
+    if found == expected:
+        return
+    name = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
+    before, now = (json.loads(agent.to_json()) for agent in (saved.config.agent, config))
+    fields = [
+        f"{field} = {before.get(field)!r} there and {now[field]!r} here"
+        for field in now
+        if before.get(field) != now[field]
+    ]
+    raise ValueError(
+        f"the checkpoint of {run} does not fit this run's networks: {name} has the shape "
+        f"{found.get(name, 'none')} there and {expected.get(name, 'none')} here. Config fields "
+        f"that differ: {'; '.join(fields) or 'none, so it is the environment or the data'}."
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
+    }

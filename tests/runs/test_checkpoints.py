@@ -12,22 +12,22 @@ import pytest
 from qam_jax.agents import get_config, make_agent
 from qam_jax.runs import checkpoints as module
 from qam_jax.runs.checkpoints import Checkpoints, init_state
-from qam_jax.training.update import Tally
+from qam_jax.training.update import MetricSums
 
 
 def _items():
     config = get_config("bc")
     config.update({"actor_hidden_dims": (64, 64), "flow_steps": 2})
     state = init_state(make_agent(config), jax.random.PRNGKey(0), 3, 2)
-    tally = Tally({"loss": jnp.float32(2.5)}, jnp.int32(4), jnp.int32(-1), jnp.int32(0))
-    return state, tally
+    sums = MetricSums({"loss": jnp.float32(2.5)}, jnp.int32(4), jnp.int32(-1), jnp.int32(0))
+    return state, sums
 
 
 def _saved(folder, steps, scores=None, keep=2):
-    checkpoints, (state, tally) = Checkpoints(folder, keep), _items()
+    checkpoints, (state, sums) = Checkpoints(folder, keep), _items()
     for step in steps:
         marked = state.replace(step=jnp.int32(step))
-        checkpoints.save(step, marked, tally, {"stage": "offline"}, (scores or {}).get(step))
+        checkpoints.save(step, marked, sums, {"stage": "offline"}, (scores or {}).get(step))
     checkpoints.close()
     return folder / "checkpoints"
 
@@ -42,9 +42,9 @@ def _restore(folder):
 
 def test_a_checkpoint_is_read_back_as_it_was(tmp_path):
     _saved(tmp_path, [7])
-    checkpoints, (state, tally) = Checkpoints(tmp_path), _items()
-    restored = checkpoints.restore(7, jax.tree.map(jnp.zeros_like, state), tally)
-    jax.tree.map(np.testing.assert_array_equal, restored, (state.replace(step=7), tally))
+    checkpoints, (state, sums) = Checkpoints(tmp_path), _items()
+    restored = checkpoints.restore(7, jax.tree.map(jnp.zeros_like, state), sums)
+    jax.tree.map(np.testing.assert_array_equal, restored, (state.replace(step=7), sums))
     assert checkpoints.read_progress(7)["stage"] == "offline"
     assert _restore(tmp_path / "empty") is None
 
@@ -148,9 +148,9 @@ import resource, signal, sys
 from tests_checkpoints import _items
 from qam_jax.runs.checkpoints import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-checkpoints, (state, tally) = Checkpoints(sys.argv[1]), _items()
+checkpoints, (state, sums) = Checkpoints(sys.argv[1]), _items()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-checkpoints.save(6, state, tally, {"stage": "offline"})
+checkpoints.save(6, state, sums, {"stage": "offline"})
 checkpoints.close()
 """
 

@@ -18,9 +18,9 @@ from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings
 from qam_jax.runs.stopping import Stopped, StopRequest
+from qam_jax.training.run import inherited_settings
 from qam_jax.training.train import train
 from qam_jax.training.update import NotFiniteError
-from qam_jax.training.warm_start import settings_of
 
 # An environment that is not ours: it knows no success, its actions lie in [-2, 2], and its
 # episodes are truncated after 200 steps.
@@ -151,7 +151,7 @@ def test_a_stage_of_behavior_cloning_comes_first(settings):
 
 
 def test_a_run_starts_from_another_ones_checkpoint(settings, offline):
-    inherited = settings_of(str(offline.folder), "8")
+    inherited = inherited_settings(str(offline.folder), "8")
     assert (inherited["offline_steps"], inherited["env_name"]) == (8, _ENV_NAME)
     tuned = RunSettings(**{
         **inherited, "run": str(offline.folder), "run_step": "8", "group": "tuned",

@@ -17,7 +17,7 @@ from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings
 from qam_jax.runs.stopping import Stopped, StopRequest
-from qam_jax.training.devices import Lanes
+from qam_jax.training.devices import Layout
 from qam_jax.training.train import train, train_seeds
 
 
@@ -125,13 +125,13 @@ def test_more_devices_than_there_are(settings):
 
 
 def test_joined_trees_come_apart_again():
-    lanes, trees = Lanes([0, 1]), [{"a": jnp.ones(3)}, {"a": jnp.zeros(3)}]
-    joined = lanes.join(trees)
+    layout, trees = Layout([0, 1]), [{"a": jnp.ones(3)}, {"a": jnp.zeros(3)}]
+    joined = layout.join(trees)
     for index in range(2):
-        np.testing.assert_array_equal(lanes.pick(joined, index)["a"], trees[index]["a"])
-    swapped = lanes.put(joined, 0, {"a": jnp.full(3, 7.0)})
+        np.testing.assert_array_equal(layout.pick(joined, index)["a"], trees[index]["a"])
+    swapped = layout.put(joined, 0, {"a": jnp.full(3, 7.0)})
     np.testing.assert_array_equal(swapped["a"], [[7] * 3, [0] * 3])
-    alone = Lanes([0])
+    alone = Layout([0])
     np.testing.assert_array_equal(alone.join(trees[:1])["a"], trees[0]["a"])
     assert alone.stack(trees[:1]) is trees[0] is alone.pick(trees[0], 0)
 

@@ -7,14 +7,13 @@ import pytest
 
 from qam_jax.agents import get_config, make_agent
 from qam_jax.data.dataset import make_dataset, sample_windows
-from qam_jax.training.devices import Lanes
+from qam_jax.training.devices import Layout
 from qam_jax.training.update import (
     NotFiniteError,
     UpdateBlock,
     averages,
-    check_all_finite,
     check_finite,
-    empty_tally,
+    empty_sums,
     metric_names,
 )
 
@@ -26,8 +25,8 @@ def _config():
     return config
 
 
-def _empty_tally(agent, state):
-    return empty_tally(metric_names(agent, state, _config(), 3))
+def _empty_sums(agent, state):
+    return empty_sums(metric_names(agent, state, _config(), 3))
 
 
 @pytest.fixture(name="parts")
@@ -55,14 +54,14 @@ def _parts():
 def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
     agent, init, sample, dataset = parts
     key = jax.random.PRNGKey(7)
-    block = UpdateBlock(agent, key, sample, Lanes([0]))
+    block = UpdateBlock(agent, key, sample, Layout([0]))
 
     def run(lengths):
         state = init()
-        tally = _empty_tally(agent, state)
+        sums = _empty_sums(agent, state)
         for length in lengths:
-            state, tally = block(state, tally, dataset, [length])
-        return state, tally
+            state, sums = block(state, sums, dataset, [length])
+        return state, sums
 
     whole = run([6])
     jax.tree.map(np.testing.assert_array_equal, whole, run([1, 3, 2]))
@@ -83,36 +82,36 @@ def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
 
 def test_runs_side_by_side_are_the_runs_that_they_would_be_alone(parts):
     agent, _, sample, dataset = parts
-    lanes = Lanes([4, 5, 6])
-    keys = [jax.random.PRNGKey(seed) for seed in lanes.seeds]
+    layout = Layout([4, 5, 6])
+    keys = [jax.random.PRNGKey(seed) for seed in layout.seeds]
     states = [agent.init(key, jnp.zeros(3), jnp.zeros(2)) for key in keys]
-    tally = _empty_tally(agent, states[0])
-    block = UpdateBlock(agent, lanes.join(keys), lanes.map(sample, (None, 0)), lanes)
-    together = lanes.join(states), lanes.join([tally] * 3)
+    sums = _empty_sums(agent, states[0])
+    block = UpdateBlock(agent, layout.join(keys), layout.map(sample, (None, 0)), layout)
+    together = layout.join(states), layout.join([sums] * 3)
     for counts in ([2, 2, 2], [1, 0, 3]):
         together = block(*together, dataset, counts)
     for index, count in enumerate([3, 2, 5]):
-        alone = UpdateBlock(agent, keys[index], sample, Lanes([0]))
-        expected = alone(states[index], _empty_tally(agent, states[index]), dataset, [count])
+        alone = UpdateBlock(agent, keys[index], sample, Layout([0]))
+        expected = alone(states[index], _empty_sums(agent, states[index]), dataset, [count])
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
-            lanes.pick(together, index),
+            layout.pick(together, index),
             expected,
         )
 
 
 def test_of_runs_side_by_side_the_one_that_went_wrong_is_named(parts):
     agent, init, *_ = parts
-    lanes = Lanes([7, 8])
-    state, tally = init(), _empty_tally(agent, init())
-    states, tallies = lanes.join([state, state]), lanes.join([tally, tally])
-    check_all_finite(lanes, tallies, states.params)
+    layout = Layout([7, 8])
+    state, sums = init(), _empty_sums(agent, init())
+    states, all_sums = layout.join([state, state]), layout.join([sums, sums])
+    check_finite(all_sums, states.params, layout)
     broken = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
     with pytest.raises(NotFiniteError, match="seed 8: training went wrong: the parameter"):
-        check_all_finite(lanes, tallies, lanes.put(states, 1, broken).params)
-    bad = tally._replace(bad_update=jnp.int32(3))
+        check_finite(all_sums, layout.put(states, 1, broken).params, layout)
+    bad = sums._replace(bad_update=jnp.int32(3))
     with pytest.raises(NotFiniteError, match=r"seed 7: .* is not finite at update 3"):
-        check_all_finite(lanes, lanes.put(tallies, 0, bad), states.params)
+        check_finite(layout.put(all_sums, 0, bad), states.params, layout)
 
 
 def test_the_first_metric_that_is_not_finite_is_named_with_its_update(parts):
@@ -125,25 +124,25 @@ def test_the_first_metric_that_is_not_finite_is_named_with_its_update(parts):
         return state, metrics | {"bc_loss": metrics["bc_loss"] + bad, "loss": worse}
 
     exploding = agent._replace(update=explode)
-    block = UpdateBlock(exploding, jax.random.PRNGKey(0), sample, Lanes([0]))
+    block = UpdateBlock(exploding, jax.random.PRNGKey(0), sample, Layout([0]))
     state = init()
-    state, tally = block(state, _empty_tally(exploding, state), dataset, [2])
-    check_finite(tally)
-    state, tally = block(state, tally, dataset, [4])
+    state, sums = block(state, _empty_sums(exploding, state), dataset, [2])
+    check_finite(sums, state.params)
+    state, sums = block(state, sums, dataset, [4])
     with pytest.raises(NotFiniteError, match="metric 'bc_loss' is not finite at update 3"):
-        check_finite(tally)
+        check_finite(sums, state.params)
 
 
 def test_a_parameter_that_is_not_finite_is_named(parts):
     agent, init, *_ = parts
     state = init()
-    tally = _empty_tally(agent, state)
+    sums = _empty_sums(agent, state)
     kernel = state.params["flow"]["MLP_0"]["Dense_1"]["kernel"]
     state.params["flow"]["MLP_0"]["Dense_1"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
     with pytest.raises(NotFiniteError, match="parameter 'flow/MLP_0/Dense_1/kernel' is not finite"):
-        check_finite(tally, state.params)
+        check_finite(sums, state.params)
 
 
 def test_no_updates_have_no_averages(parts):
     agent, init, *_ = parts
-    assert averages(_empty_tally(agent, init())) == {}
+    assert averages(_empty_sums(agent, init())) == {}

@@ -6,7 +6,7 @@ import pytest
 
 _PROGRAM = """
 import sys, jax, jax.numpy as jnp
-from qam_jax.training.programs import keep_programs
+from qam_jax.training.devices import keep_programs
 keep_programs(sys.argv[1])
 print(jax.jit(lambda x: jnp.sin(x) + 1.25)(0.0), jax.config.jax_compilation_cache_dir)
 """

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import get_config
+from qam_jax.runs import hosts
 from qam_jax.runs.checkpoints import load_run
+from qam_jax.runs.hosts import check_same, session
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import HostSettings, RunSettings
-from qam_jax.training import exchange
-from qam_jax.training.hosts import check_same, session
 from qam_jax.training.train import train
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
@@ -31,7 +31,7 @@ _SMALL = {
 _TRAIN = """
 import json, sys
 from qam_jax.agents import get_config
-from qam_jax.training.hosts import session
+from qam_jax.runs.hosts import session
 from qam_jax.training.train import train_seeds
 from qam_jax.runs.settings import HostSettings, RunSettings
 hosts, config, runs = map(json.loads, sys.argv[1:])
@@ -229,7 +229,7 @@ def _last_checkpoint(errors):
 
 def test_commands_that_differ_are_refused(monkeypatch):
     theirs = {"seed": 0, "config.lr": 0.1}
-    monkeypatch.setattr(exchange, "gather", lambda label, value: [theirs, value])
+    monkeypatch.setattr(hosts, "gather", lambda value: [theirs, value])
     check_same("settings", theirs)
     with pytest.raises(
         ValueError,

@@ -1,0 +1,258 @@
+"""Several processes that train together, by JAX's own distributed runtime.
+
+All processes make the same calls in the same order. JAX's heartbeat ends the other processes when
+one is lost; the launcher starts the same command again, which continues from the last checkpoint.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import pickle
+import platform
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from qam_jax.runs.settings import HostSettings
+from qam_jax.runs.stopping import Stopped
+
+_logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_WEEK_MS = 7 * 24 * 3600 * 1000  # a download or an evaluation may take long; JAX notices a loss
+_RUNTIME_ERROR = re.compile("UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED")
+
+
+class LostProcessError(OSError):
+    """Another process was lost, so that training cannot go on."""
+
+
+def several() -> bool:
+    """Whether this process trains together with others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which acts, evaluates, writes and logs."""
+    return not several() or jax.process_index() == 0
+
+
+def gather(value: _T) -> list[_T]:
+    """Returns the value that each process gave, in their order.
+
+    Args:
+      value: anything that can be pickled.
+    """
+    if not several():
+        return [value]
+    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(content.size))
+    capacity = 1 << int(sizes.max()).bit_length()  # few shapes, so few programs to compile
+    contents = multihost_utils.process_allgather(np.resize(content, capacity))
+    return [pickle.loads(each[:size].tobytes()) for each, size in zip(contents, sizes, strict=True)]
+
+
+def from_first(function: Callable[[], _T]) -> _T:
+    """Calls a function in process 0 alone, and returns its result in all processes.
+
+    The other processes wait as long as it takes, without keeping their devices busy.
+
+    Raises:
+      Exception: what the function raised, in all processes.
+    """
+    if not several():
+        return function()
+    result, error = None, None
+    if is_first():
+        try:
+            result = function()
+        except (Exception, Stopped) as raised:
+            error = raised
+    wait_for_all("first")
+    plain = error if isinstance(error, Stopped | None) else OSError(f"process 0: {error}")
+    result, theirs = gather((result, plain))[0]
+    if error or theirs:
+        raise error or theirs
+    return result
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until all processes have come here."""
+    if several():
+        ocp.multihost.get_barrier_sync_fn()(key=f"qam_jax_{name}", timeout_ms=_WEEK_MS)
+
+
+def take_turns(function: Callable[[], _T]) -> _T:
+    """Calls a function in all processes; the first process of each machine goes ahead.
+
+    The others of the machine then find on disk what the first one left there.
+    """
+    machines = gather(platform.node())
+    index = jax.process_index() if several() else 0
+    leads = machines.index(machines[index]) == index
+    result = function() if leads else None
+    wait_for_all("turns")
+    return result if leads else function()
+
+
+def check_same(label: str, mine: dict[str, Any]) -> None:
+    """Raises ValueError, naming the differences, if the processes were not given the same."""
+    everyone = gather(mine)
+    for index, theirs in enumerate(everyone):
+        differing = [
+            f"{name} is {everyone[0].get(name)!r} in process 0 and {theirs.get(name)!r} in "
+            f"process {index}"
+            for name in sorted(everyone[0].keys() | theirs.keys())
+            if everyone[0].get(name) != theirs.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"the processes differ in their {label}: {'; '.join(differing)}. Start all with "
+                "the same command, code and data."
+            )
+
+
+@contextlib.contextmanager
+def session(settings: HostSettings) -> Iterator[None]:
+    """Connects the processes that the settings name, and disconnects them at the end.
+
+    Enter it before JAX is used.
+
+    Args:
+      settings: which processes train together; by default this one alone.
+
+    Raises:
+      ValueError: if the settings contradict each other, or JAX detects no cluster.
+      OSError: if process 0 cannot be reached, or another process is lost.
+    """
+    if not _check(settings):
+        yield
+        return
+    _start(settings)
+    try:
+        _introduce()
+        yield
+    except Stopped:  # all processes stop after the same update
+        with contextlib.suppress(RuntimeError):  # but one may be stopped before the first one
+            jax.distributed.shutdown()
+        raise
+    except BaseException as error:
+        atexit.register(_exit_at_once)  # before JAX's own exit, which waits for the others
+        message = str(error).strip()
+        if isinstance(error, ValueError | RuntimeError) and _RUNTIME_ERROR.match(message):
+            raise LostProcessError(
+                f"another process is lost ({message.splitlines()[0][:200]}). Training cannot go "
+                "on without it. The same command, given to all processes, continues from the last "
+                "checkpoint."
+            ) from error
+        raise
+    wait_for_all("end")  # the first one may still draw and film
+    jax.distributed.shutdown()
+
+
+def _check(settings: HostSettings) -> bool:
+    """Whether the settings ask for several processes. Raises ValueError if they make no sense."""
+    defaults = HostSettings()
+    names = ("coordinator_address", "num_processes", "process_id")
+    given = [name for name in names if getattr(settings, name) != getattr(defaults, name)]
+    missing = [name for name in names if name not in given]
+    if given and settings.distributed:
+        raise ValueError(
+            f"--distributed detects what --{given[0]} says by hand: give one or the other."
+        )
+    if given and missing:
+        raise ValueError(
+            f"--{' and --'.join(given)} without --{' and --'.join(missing)}: by hand it takes all "
+            "three of them. On a TPU slice or under SLURM --distributed alone will do."
+        )
+    for name in ("start_timeout", "heartbeat_timeout"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(settings, name)}.")
+    if not given:
+        return settings.distributed
+    if settings.num_processes < 1:
+        raise ValueError(f"--num_processes must be at least 1, got {settings.num_processes}.")
+    if not 0 <= settings.process_id < settings.num_processes:
+        raise ValueError(
+            f"--process_id={settings.process_id} is none of the {settings.num_processes} of "
+            f"--num_processes: number them from 0 to {settings.num_processes - 1}."
+        )
+    host, _, port = settings.coordinator_address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(
+            f"--coordinator_address must be <host>:<port>, such as 10.0.0.1:1234, got "
+            f"{settings.coordinator_address!r}."
+        )
+    return True
+
+
+def _start(settings: HostSettings) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take over SIGTERM
+    timeouts = {
+        "initialization_timeout": settings.start_timeout,
+        "heartbeat_timeout_seconds": settings.heartbeat_timeout,
+        "shutdown_timeout_seconds": settings.heartbeat_timeout,
+    }
+    if settings.distributed:
+        try:
+            jax.distributed.initialize(**timeouts)
+        except ValueError as error:
+            raise ValueError(
+                f"--distributed: JAX detects no cluster here ({error}) Start inside of one, under "
+                "SLURM by srun, or say it by hand: --coordinator_address, --num_processes and "
+                "--process_id."
+            ) from error
+        return
+    if settings.process_id > 0:
+        _reach(settings)
+    jax.distributed.initialize(
+        settings.coordinator_address,
+        settings.num_processes,
+        settings.process_id,
+        cluster_detection_method="deactivate",
+        **timeouts,
+    )
+
+
+def _reach(settings: HostSettings) -> None:
+    """Waits until process 0 can be reached: JAX would end this process without an exception."""
+    host, _, port = settings.coordinator_address.rpartition(":")
+    end = time.monotonic() + settings.start_timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(
+                    f"process 0 cannot be reached at --coordinator_address="
+                    f"{settings.coordinator_address} ({error.strerror or error}), for "
+                    f"--start_timeout={settings.start_timeout} seconds. Is it running, is the "
+                    "address right, and is the port open?"
+                ) from error
+            time.sleep(0.2)
+
+
+def _introduce() -> None:
+    """Logs how many devices take part; the other processes log warnings alone from now on."""
+    if not is_first():
+        logging.getLogger("qam_jax").setLevel(logging.WARNING)
+    devices, kind = jax.devices(), jax.devices()[0].device_kind
+    _logger.info("%d processes with %d devices (%s).", jax.process_count(), len(devices), kind)
+
+
+def _exit_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

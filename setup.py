@@ -11,7 +11,7 @@ setup(
     package_data={
         "qam_jax.reports": ["*.j2"],
         "qam_jax.reports.published": ["*.csv", "*.md"],
-        "qam_jax.runs.presets": ["*.csv"],
+        "qam_jax.runs.presets": ["*.csv", "*.toml"],
         "qam_jax.sweeps": ["named/*.toml"],
     },
     python_requires=">=3.11,<3.13",  # labmaze, behind ogbench, has no wheels for 3.13,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.data import generate, names
+from qam_jax.data import generate, tasks
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 def _make() -> None:
     name = _DATASET.value
     if "singletask" in name.split("-"):
-        name = names.parse_env_name(name).dataset_name
+        name = tasks.parse_env_name(name).dataset_name
     generate.get_recipe(name)  # complains of a name that cannot be made
     folder = Path(_DATASET_DIR.value).expanduser()
     path = folder / f"{name}.npz"

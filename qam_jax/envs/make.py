@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from qam_jax.data.names import parse_env_name
+from qam_jax.data.tasks import parse_env_name
 from qam_jax.envs.wrappers import Films, OwnRandomState
 
 _logger = logging.getLogger("qam_jax.envs")

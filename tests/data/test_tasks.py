@@ -2,7 +2,7 @@ import gymnasium
 import ogbench  # noqa: F401 - registers the environments
 import pytest
 
-from qam_jax.data.names import parse_env_name
+from qam_jax.data.tasks import parse_env_name
 
 
 @pytest.mark.parametrize(

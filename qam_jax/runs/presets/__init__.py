@@ -6,9 +6,10 @@ those of its own paper, arXiv 2605.27079, in the schedule of the former.
 
 import csv
 import functools
-import re
 from importlib import resources
 from typing import Any, NamedTuple
+
+from qam_jax.data.tasks import find_task
 
 # Of the study of data quality: these domains, with another kind of data, under their settings.
 _OTHER_DATA = {
@@ -24,7 +25,6 @@ _LONG_TASKS = ("antmaze-giant", "humanoidmaze")
 _SPARSE = "-sparse"
 _WITHOUT_TABLE = ("bc", "trqam")  # all their hyperparameters are the same everywhere
 _OFF_WHERE_NOT_LISTED = {"qam_e": "edit_scale", "qam_f": "fql_alpha"}
-_NAME = re.compile(r"^(?P<domain>.+)-singletask(-task[1-5])?-v0$")
 
 
 class Preset(NamedTuple):
@@ -95,8 +95,8 @@ def find_domain(env_name: str) -> str:
     Raises:
       ValueError: if it is none of the paper's; names these.
     """
-    match = _NAME.match(env_name)
-    domain = match["domain"] if match else ""
+    task = find_task(env_name)
+    domain = task.domain if task and task.version == "v0" else ""
     if domain not in paper_domains():
         raise ValueError(
             f"the paper has no environment {env_name!r}; it has "

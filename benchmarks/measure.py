@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qam_jax.machine import num_usable_cpus
+from qam_jax.files import num_usable_cpus
 
 _SIDE = 1024  # of the matrices that show the machine's limit
 _PRODUCTS = 4  # of them in a row

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.data import generate, names
+from qam_jax.data import generate
+from qam_jax.data.tasks import parse_task
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
 def _make() -> None:
     name = _DATASET.value
     if "singletask" in name.split("-"):
-        name = names.parse_env_name(name).dataset_name
+        name = parse_task(name).dataset_name
     generate.get_recipe(name)  # complains of a name that cannot be made
     folder = Path(_DATASET_DIR.value).expanduser()
     path = folder / f"{name}.npz"

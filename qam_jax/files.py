@@ -1,4 +1,4 @@
-"""Files that are either absent, the old version or complete: never half-written."""
+"""Services of the operating system: atomic files, locks between processes, processors."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,21 +17,22 @@ from typing import Any, TextIO
 
 _logger = logging.getLogger(__name__)
 
-_GLANCE_SECONDS = 0.1  # in which a look at a lock is over
-_HOLDER = re.compile(r"^process \d+ on ")  # of the note in a lock's file
+_GLANCE_SECONDS = 0.1  # `is_held` looks at a lock for less than this time
+_HOLDER = re.compile(r"^process \d+ on ")  # how the text in a lock's file begins
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 class DamagedError(ValueError):
-    """What was saved cannot be read back."""
+    """A saved file cannot be read back."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; moves it into place only if the block succeeds.
+    """Yields a temporary path beside `path`, and moves the file into place if the block succeeds.
 
-    The content reaches the disk before the move, so that a crash leaves either the old file or
-    the new one. The temporary name keeps the suffix of `path`, since writers such as `np.savez`
-    look at it.
+    After a crash, `path` holds the old file or the complete new one, never a part. This is own
+    code because no dependency of the project offers it. The temporary name keeps the suffix of
+    `path`, because writers such as `np.savez` look at it.
 
     Args:
       path: the file to create or replace. Its folder is created.
@@ -40,26 +42,21 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     ensure_writable_dir(path.parent)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}"
-    )
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def ensure_writable_dir(path: str | os.PathLike) -> Path:
-    """Creates the folder `path` and checks that files can be made in it.
+    """Creates the folder `path` and checks that files can be created in it.
 
     Raises:
-      OSError: naming the folder and what to do, if that is not so.
+      OSError: if not; the message names the folder and what to do.
     """
     path = Path(path).expanduser()
     try:
@@ -75,7 +72,7 @@ def ensure_writable_dir(path: str | os.PathLike) -> Path:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file. Raises DamagedError, naming it, if it is damaged."""
+    """Reads a JSON file. Raises DamagedError, which names the file, if it is damaged."""
     try:
         return json.loads(Path(path).read_text())
     except ValueError as error:
@@ -92,25 +89,29 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 @contextlib.contextmanager
 def hold_lock(path: str | os.PathLike, doing: str, *, wait: bool = True) -> Iterator[bool]:
-    """Lets one process at a time into the block; the kernel frees the lock of one that dies.
+    """Lets one process at a time into the block; the kernel frees the lock of a dead process.
+
+    The package `filelock` does not serve: it cannot say who holds a lock, whether any process
+    holds it (`is_held`), nor go on with a warning where the file system has no locks.
 
     Args:
-      path: the lock's file. It is created, and says who holds it. The holder may remove it.
-      doing: what is done in the block, for the note to those who wait.
+      path: the lock's file. It is created, and names the holder. The holder may remove it.
+      doing: what the block does, for the log of a process that waits.
       wait: whether to wait for another process.
 
     Yields:
       Whether the lock is held: False where the file system has no locks.
 
     Raises:
-      BlockingIOError: if another process holds the lock and `wait` is False; says which.
+      BlockingIOError: if another process holds the lock and `wait` is False; its `strerror` names
+        the holder.
     """
     with contextlib.ExitStack() as stack:
         while True:
             file = stack.enter_context(open(path, "a+"))
             held = _lock(file, doing, wait)
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                break  # else the last holder removed it in between
+                break  # otherwise the last holder has removed the file meanwhile
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
@@ -118,16 +119,13 @@ def hold_lock(path: str | os.PathLike, doing: str, *, wait: bool = True) -> Iter
 
 
 def is_held(path: str | os.PathLike) -> bool | None:
-    """Whether a process holds the lock of `hold_lock`.
+    """Whether a process holds the lock of `hold_lock`; None if this machine cannot tell.
 
-    Locks of other machines may not be seen over a shared file system, so only the machine that
-    held it last is sure that nobody does.
+    A shared file system may hide the locks of other machines. A lock that seems free is therefore
+    certainly free only on the machine that held it last.
 
     Args:
       path: the lock's file, which is not changed.
-
-    Returns:
-      None if that cannot be told from here.
     """
     try:
         with open(path) as file:
@@ -140,41 +138,35 @@ def is_held(path: str | os.PathLike) -> bool | None:
     return False if _HOLDER.sub("", holder) == platform.node() else None
 
 
+def num_usable_cpus() -> int:
+    """Number of processors that this process may use; the machine can have more."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _lock(file: TextIO, doing: str, wait: bool) -> bool:
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(file):
             if wait:
                 _logger.warning("another process is %s; waiting for it", doing)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            else:
-                _try_again(file)
-    except BlockingIOError:
-        raise
+                return True
+            time.sleep(_GLANCE_SECONDS)  # `is_held` of another process may hold it just now
+            if not _try_lock(file):
+                file.seek(0)
+                raise BlockingIOError(errno.EWOULDBLOCK, file.read())
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+        if error.errno not in _NO_LOCKS:
             raise
         _logger.warning("%s cannot be locked: let one process at a time be %s", file.name, doing)
         return False
     return True
 
 
-def _try_again(file: TextIO) -> None:
-    """Takes a lock that was held a moment ago, if only by `is_held`, which looks just then.
-
-    Raises:
-      BlockingIOError: if it is still held; says by whom.
-    """
-    time.sleep(_GLANCE_SECONDS)
+def _try_lock(file: TextIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        raise BlockingIOError(error.errno, file.read()) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    except BlockingIOError:
+        return False
+    return True

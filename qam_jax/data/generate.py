@@ -24,7 +24,6 @@ import tqdm
 from qam_jax import files
 from qam_jax.data import scripted
 from qam_jax.data.scripted import Episode, Recipe
-from qam_jax.machine import num_usable_cpus
 
 
 def get_recipe(dataset_name: str) -> Recipe:
@@ -91,7 +90,7 @@ def generate_dataset(
     if num_episodes is not None:
         recipe = recipe._replace(num_episodes=num_episodes)
     if num_processes is None:
-        num_processes = num_usable_cpus()
+        num_processes = files.num_usable_cpus()
     for what, value, least in (
         ("num_episodes", recipe.num_episodes, 1),
         ("seed", seed, 0),

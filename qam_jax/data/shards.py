@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from qam_jax.data import npz
-from qam_jax.data.columns import Stamp, Task, find_cache, freeze_task, open_columns, read_stamp
+from qam_jax.data.column_cache import Stamp, Task, find_cache, freeze_task, open_columns, read_stamp
 from qam_jax.data.dataset import layout
 from qam_jax.data.parts import (
     RELABEL_FIELDS,
@@ -65,7 +65,7 @@ def open_shards(
 
     Files are taken in the order of their names, without `*-val.npz`; update `s` trains on number
     `(s // replace_interval) % n`. Each is converted into memory-mapped columns when it is first
-    used (see `qam_jax.data.columns`), which takes as much disk space as its arrays.
+    used (see `qam_jax.data.column_cache`), which takes as much disk space as its arrays.
 
     Args:
       folder: of the files; fields as in `qam_jax.data.npz`, or OGBench's.

@@ -16,7 +16,6 @@ from qam_jax.data.dataset import fingerprint, make_dataset
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
 from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
 from qam_jax.data.minari import load_minari
-from qam_jax.data.names import parse_env_name
 from qam_jax.data.npz import FIELDS, load_npz, read_headers
 from qam_jax.data.parts import (
     RELABEL_FIELDS,
@@ -26,6 +25,7 @@ from qam_jax.data.parts import (
     find_files,
     take_leading,
 )
+from qam_jax.data.tasks import parse_task
 from qam_jax.types import TransitionDataset
 
 _MINARI_PREFIX = "minari:"
@@ -111,7 +111,7 @@ def load_ogbench(
         fit the environment, or the proportion is out of range or leaves nothing.
     """
     check_proportion(proportion)
-    dataset_name = parse_env_name(env_name).dataset_name
+    dataset_name = parse_task(env_name).dataset_name
     path, source = _provide(dataset_name, Path(dataset_dir).expanduser(), data_source, mirrors)
     data = load_npz(path, fields=RELABEL_FIELDS, require=("qpos",))
     check_dimensions(_shapes(data), env, path)

@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from qam_jax.data.names import parse_env_name
+from qam_jax.data.tasks import find_task, parse_task
 from qam_jax.envs.wrappers import Films, OwnRandomState
 
 _logger = logging.getLogger("qam_jax.envs")
@@ -65,11 +65,7 @@ def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.En
 
 def is_ogbench(env_name: str) -> bool:
     """Whether a name has the form of OGBench's single-task names."""
-    try:
-        parse_env_name(env_name)
-    except ValueError:
-        return False
-    return True
+    return find_task(env_name) is not None
 
 
 def make_film_env(env_name: str, folder: Path, env_module: str = "") -> gymnasium.Env:
@@ -117,9 +113,9 @@ def find_render_backend() -> str:
 
 def _make_ogbench(env_name: str, **kwargs: Any) -> gymnasium.Env:
     _register_ogbench()
-    env_id = parse_env_name(env_name).env_id
+    env_id = parse_task(env_name).env_id
     if env_id not in gymnasium.registry:
-        kind = env_name.partition("-singletask")[0].rpartition("-")[2]
+        kind = parse_task(env_name).dataset_type
         known = [
             name.replace("-singletask", f"-{kind}-singletask")
             for name in gymnasium.registry

@@ -25,7 +25,7 @@ from qam_jax.envs import (
     make_env,
     make_film_env,
 )
-from qam_jax.machine import num_usable_cpus
+from qam_jax.files import num_usable_cpus
 from qam_jax.types import Array
 
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from qam_jax.data import columns
+from qam_jax.data import column_cache
 from qam_jax.data.shards import open_shards
 
 
 @pytest.fixture(name="fast_disk")
 def _fast_disk(monkeypatch):
     """Nothing is waited for until it is on the disk, and the cache is where it is by default."""
-    monkeypatch.setattr(columns.os, "fsync", lambda handle: None)
-    monkeypatch.delenv(columns.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(column_cache.os, "fsync", lambda handle: None)
+    monkeypatch.delenv(column_cache.CACHE_VARIABLE, raising=False)
 
 
 @pytest.fixture(name="open_folder")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_jax.data import columns, shards
+from qam_jax.data import column_cache, shards
 from qam_jax.data.dataset import sample_windows
 from qam_jax.data.sources import load_own
 from qam_jax.envs import make_env
@@ -135,10 +135,10 @@ def test_rewards_of_a_task_equal_those_of_ogbench(tmp_path, open_folder, env_nam
 def test_rewards_are_kept_for_each_task(tmp_path, open_folder, env, monkeypatch):
     np.savez(tmp_path / "a.npz", **_states(env))
     first = open_folder(tmp_path, env).at(0)
-    monkeypatch.setattr(columns, "load_npz", None)  # the columns are made only once
+    monkeypatch.setattr(column_cache, "load_npz", None)  # the columns are made only once
     other = open_folder(tmp_path, make_env(_ENV_NAME.replace("task3", "task1"))).at(0)
     assert not np.array_equal(first.rewards, other.rewards)
-    monkeypatch.setattr(columns, "relabel_dataset", None)
+    monkeypatch.setattr(column_cache, "relabel_dataset", None)
     again = open_folder(tmp_path, env).at(0)
     np.testing.assert_array_equal(first.rewards, again.rewards)
 
@@ -162,7 +162,7 @@ def test_rewards_of_the_file_are_taken_where_it_has_some(tmp_path, open_folder, 
 def test_files_that_differ_are_named_before_anything_is_read(
     folder, open_folder, monkeypatch, write
 ):
-    monkeypatch.setattr(columns, "load_npz", None)
+    monkeypatch.setattr(column_cache, "load_npz", None)
     write(folder / "b.npz", observations=np.zeros((12, 3)))
     with pytest.raises(ValueError, match=r"b\.npz does not belong with .*a\.npz.*\[N, 3\].*\[N, 2"):
         open_folder(folder)

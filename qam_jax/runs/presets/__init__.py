@@ -2,13 +2,13 @@
 
 import csv
 import functools
-import re
 import tomllib
 from fnmatch import fnmatch
 from importlib import resources
 from typing import Any, NamedTuple
 
-_NAME = re.compile(r"^(?P<domain>.+)-singletask(-task[1-5])?-v0$")
+from qam_jax.data.tasks import find_task
+
 _SPARSE = "-sparse"  # ends the names of domains whose rewards are made sparse, in the table
 
 
@@ -74,8 +74,8 @@ def find_domain(env_name: str) -> str:
     Raises:
       ValueError: if the paper does not have the environment; names its domains.
     """
-    match = _NAME.match(env_name)
-    domain = match["domain"] if match else ""
+    task = find_task(env_name)
+    domain = task.domain if task and task.version == "v0" else ""
     if domain not in paper_domains():
         raise ValueError(
             f"the paper has no environment {env_name!r}; it has "

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from qam_jax.data import columns
+from qam_jax.data import column_cache
 from qam_jax.data.npz import FIELDS, load_npz
 
 
@@ -26,7 +26,7 @@ def _converted(folder, monkeypatch):
         paths.append(path.name)
         return load_npz(path, **options)
 
-    monkeypatch.setattr(columns, "load_npz", note)
+    monkeypatch.setattr(column_cache, "load_npz", note)
     return paths
 
 
@@ -71,8 +71,8 @@ def test_a_half_written_conversion_is_never_used(folder, open_folder, monkeypatc
         save(target, column)
 
     with monkeypatch.context() as patch:
-        patch.setattr(columns.np, "save", die)
-        patch.setattr(columns.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(column_cache.np, "save", die)
+        patch.setattr(column_cache.shutil, "rmtree", lambda *args, **kwargs: None)
         with pytest.raises(_KilledError):
             open_folder(folder, replace_interval=0).at(0)
     (leftover,) = (folder / ".columns").glob(".a.part-*")
@@ -85,7 +85,7 @@ def test_a_full_disk_is_reported_with_what_to_do(folder, open_folder, monkeypatc
     def fail(target, column):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(columns.np, "save", fail)
+    monkeypatch.setattr(column_cache.np, "save", fail)
     with pytest.raises(OSError, match=r"cannot store the columns of .*a\.npz.*QAM_JAX_CACHE"):
         open_folder(folder, replace_interval=0).at(0)
     assert not list((folder / ".columns").glob(".a.part-*"))
@@ -98,7 +98,7 @@ def test_where_the_folder_cannot_be_written_to_another_is_used(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
     assert list((tmp_path / "xdg" / "qam_jax" / "columns").glob("shards-*/a/source.json"))
-    monkeypatch.setenv(columns.CACHE_VARIABLE, str(tmp_path / "mine"))
+    monkeypatch.setenv(column_cache.CACHE_VARIABLE, str(tmp_path / "mine"))
     assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
     assert list((tmp_path / "mine").rglob("a/source.json"))
 
@@ -135,7 +135,7 @@ def test_two_sources_convert_at_once(folder, open_folder, monkeypatch, locks):
             both_loaded.wait(10)
         return data
 
-    monkeypatch.setattr(columns, "load_npz", load)
+    monkeypatch.setattr(column_cache, "load_npz", load)
     sources = [open_folder(folder, replace_interval=0) for _ in range(2)]
     results = [None, None]
 

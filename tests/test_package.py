@@ -34,7 +34,7 @@ def test_layers_import_only_what_they_may(module, unwanted):
 
 
 _LAYERS = (
-    ("types", "checks", "files", "machine", "products"),
+    ("types", "files", "machine", "products"),
     ("flow", "adjoint", "critic", "diffusion"),
     ("networks",),
     ("agents", "data", "envs"),  # agents know nothing of the others

@@ -12,9 +12,8 @@ Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of fl
 import jax
 import jax.numpy as jnp
 
-from qam_jax.checks import check_shape
 from qam_jax.flow import memoryless_noise_scale
-from qam_jax.types import Array, QFn, VelocityFn
+from qam_jax.types import Array, QFn, VelocityFn, check_shape
 
 
 def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float | Array) -> Array:

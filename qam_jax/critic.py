@@ -6,8 +6,7 @@ Shapes: `...` is any batch shape, `K` the number of critics.
 import jax
 import jax.numpy as jnp
 
-from qam_jax.checks import check_shape
-from qam_jax.types import Array
+from qam_jax.types import Array, check_shape
 
 
 def pessimistic_value(q_values: Array, rho: float) -> Array:

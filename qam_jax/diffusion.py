@@ -13,8 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qam_jax.checks import check_positive, check_shape
-from qam_jax.types import Array
+from qam_jax.types import Array, check_positive, check_shape
 
 EpsilonFn = Callable[[Array, Array], Array]
 """Predicted noise: `(x [..., D], t [..., 1]) -> [..., D]`, observations closed over."""

@@ -9,8 +9,7 @@ Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of fl
 import jax
 import jax.numpy as jnp
 
-from qam_jax.checks import check_positive, check_shape
-from qam_jax.types import Array, VelocityFn
+from qam_jax.types import Array, VelocityFn, check_positive, check_shape
 
 
 def flow_matching_loss(

@@ -1,4 +1,4 @@
-"""Types that every layer shares."""
+"""Types and shape checks that every layer shares."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import chex
 import jax
 
 Array = jax.Array
+Key = chex.PRNGKey
 Params = dict[str, chex.ArrayTree]
 Metrics = dict[str, Array]
 
@@ -14,6 +15,18 @@ VelocityFn = Callable[[Array, Array], Array]
 
 QFn = Callable[[Array], Array]
 """Value of actions: `(actions [..., D]) -> [...]`, observations closed over."""
+
+
+def check_shape(name: str, array: Array, expected: tuple[int, ...]) -> None:
+    """Raises ValueError with the argument's name if `array` does not have the shape `expected`."""
+    if array.shape != expected:
+        raise ValueError(f"{name} must have shape {expected}, got {array.shape}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError with the argument's name if `value` is not above zero."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}.")
 
 
 @chex.dataclass(frozen=True)

@@ -33,16 +33,11 @@ _UNKNOWN = -math.inf  # a score
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder: the newest few, the best, and the end of each stage.
+    """Checkpoints in a run's folder: the newest `keep`, the best, and the end of each stage.
 
-    Each holds the agent's state, the metrics since their last row, and `progress`, which is
-    whatever else it takes to continue, as JSON. Where several processes train together all of them
-    call the same methods; each writes a part of the arrays, the first one all the rest.
-
-    Args:
-      folder: the run's folder.
-      keep: how many of the newest to keep.
-      read_only: whether nothing is to be written, not even the folder.
+    A checkpoint holds the agent's state, the metrics since their last row, and `progress`: as JSON,
+    whatever else it takes to continue. Several processes that train together all call the same
+    methods; each writes a part of the arrays, process 0 everything else.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2, *, read_only: bool = False):
@@ -65,34 +60,34 @@ class Checkpoints:
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoints are."""
+        """Folder of the checkpoints."""
         return Path(self._manager.directory)
 
     @property
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, in order."""
+        """Steps of the checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     @property
     def best_step(self) -> int | None:
-        """The step of the checkpoint that scored best, the newest of equals; None if none did."""
+        """Step of the checkpoint with the best score, the newest of equals; None without scores."""
         scores = [(_score(self._manager.metrics(step)), step) for step in self.steps]
         best, step = max(scores, default=(_UNKNOWN, None))
         return None if best == _UNKNOWN else step
 
     def find(self, step: int | str) -> int:
-        """The step that a number, `newest` or `best` stands for.
+        """Finds the step of a checkpoint by its number, or by `newest` or `best`.
 
         Raises:
-          FileNotFoundError: if there is no such checkpoint; names those that there are.
+          FileNotFoundError: if there is no such checkpoint; names the steps that there are.
         """
         steps = self.steps
         named = {"newest": steps[-1] if steps else None, "best": self.best_step}
         found = named[step] if step in named else int(step) if str(step).isdigit() else step
         if found not in steps:
             raise FileNotFoundError(
-                f"no checkpoint {step!r} in {self.folder}; there are those of the steps "
-                f"{steps or '(none)'}, and 'newest' and 'best'."
+                f"no checkpoint {step!r} in {self.folder}: give 'newest', 'best', or one of the "
+                f"steps {steps or '(none)'}."
             )
         return found
 
@@ -107,19 +102,19 @@ class Checkpoints:
     ) -> None:
         """Starts to write a checkpoint.
 
-        If there is one of this step already, as of a run that was stopped during the evaluation
-        that is due there, it gives way only to one whose score is known or that is a milestone.
+        A run that was stopped during an evaluation has a checkpoint of that step already. It gives
+        way only to a milestone, or to a checkpoint with a score.
 
         Args:
-          step: of the run.
-          state: the agent's; on the devices of all processes where there are several.
+          step: step of the run.
+          state: the agent's state, on the devices of all processes.
           sums: metrics since their last row.
           progress: anything else, for JSON.
-          score: the higher, the better; None if it is not known.
-          milestone: whether it is kept for good.
+          score: the higher, the better; None if unknown.
+          milestone: whether the checkpoint is kept for good.
 
         Raises:
-          OSError: if it, or the one before it, cannot be written. Older ones remain.
+          OSError: if this checkpoint or the one before cannot be written. Older ones remain.
         """
         if step in self.steps:
             if score is None and not milestone:
@@ -140,21 +135,16 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def read_progress(self, step: int) -> dict[str, Any]:
-        """What `save` was given as `progress`. Raises DamagedError if it cannot be read."""
+        """Reads the `progress` of a checkpoint. Raises DamagedError if it cannot be read."""
         return self._read(step, progress=ocp.args.JsonRestore())["progress"]
 
     def restore(
         self, step: int, state: AgentState, sums: chex.ArrayTree
     ) -> tuple[AgentState, chex.ArrayTree]:
-        """Reads a checkpoint.
-
-        Args:
-          step: of which there is one.
-          state: a state of the same agent, for the structure; its values are not used.
-          sums: likewise.
+        """Reads a checkpoint into the structure of a state and of sums.
 
         Raises:
-          DamagedError: if it cannot be read, or the values are not those that were saved.
+          DamagedError: if it cannot be read, or the values differ from the saved ones.
         """
         restored = self._read(
             step,
@@ -166,7 +156,7 @@ class Checkpoints:
         return restored["agent"], restored["tally"]
 
     def restore_agent(self, step: int, state: AgentState) -> AgentState:
-        """Reads the agent's state alone; see `restore`."""
+        """Reads the agent's state alone, as `restore` does."""
         restored = self._read(step, agent=_restore_like(state), progress=ocp.args.JsonRestore())
         _verify(restored)
         return restored["agent"]
@@ -178,16 +168,16 @@ class Checkpoints:
             raise DamagedError(_first_line(error)) from error
 
     def restore_newest(self, restore_fn: Callable[[int], _T]) -> _T | None:
-        """Restores from the newest checkpoint that can be read; damaged ones are put aside.
+        """Restores the newest checkpoint that can be read, and puts damaged ones aside.
 
         Args:
-          restore_fn: from a step to anything; raises DamagedError if its checkpoint is damaged.
+          restore_fn: reads the checkpoint of a step; raises DamagedError if it is damaged.
 
         Returns:
-          What `restore_fn` returned; None if there is no checkpoint.
+          The result of `restore_fn`; None if there is no checkpoint.
 
         Raises:
-          ValueError: if there are checkpoints, but all are damaged.
+          ValueError: if all checkpoints are damaged.
         """
         steps, damaged = self.steps, []
         for step in reversed(steps):
@@ -220,7 +210,7 @@ class Checkpoints:
             raise self._failed(None, error) from error
 
     def close(self) -> None:
-        """Waits, and lets go of the folder."""
+        """Waits, and releases the folder."""
         try:
             self.wait()
         finally:
@@ -256,13 +246,12 @@ class Checkpoints:
 
 
 def init_state(agent: Agent, key: Array, observation_dim: int, action_dim: int) -> AgentState:
-    """The agent's state before its first update."""
+    """Returns the agent's state before its first update."""
     return jax.jit(agent.init)(key, jnp.zeros(observation_dim), jnp.zeros(action_dim))
 
 
 class SavedRun(NamedTuple):
-    """A run read back: config.json as `config`, its agent (of the stage that the checkpoint
-    belongs to), the agent's state, and the run's step."""
+    """A saved run: config.json, the agent of the checkpoint's stage, its state, and the step."""
 
     config: ConfigDict
     agent: Agent
@@ -271,14 +260,14 @@ class SavedRun(NamedTuple):
 
 
 def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
-    """Reads a run from its folder.
+    """Reads a run from its folder, `exp/<group>/<env_name>/<run id>`.
 
     Args:
-      folder: the run's folder, `exp/<group>/<env_name>/<run id>`.
-      step: of which checkpoint, a number; or `newest`; or `best`, by its evaluation.
+      folder: the run's folder.
+      step: the checkpoint's step, `newest` or `best`.
 
     Raises:
-      FileNotFoundError: if that is not a run's folder, or there is no such checkpoint.
+      FileNotFoundError: if it is not a run's folder, or there is no such checkpoint.
     """
     config, metadata = ConfigDict(read_config(folder)), read_metadata(folder)
     checkpoints = Checkpoints(folder, read_only=True)
@@ -303,7 +292,7 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
 
 
 def _taking_part(folder: Path, read_only: bool) -> ocp.options.MultiprocessingOptions:
-    """Which processes a manager of checkpoints is at work in: a reader is one process's own."""
+    """Names the processes that a manager of checkpoints works in; a reader works in one."""
     if hosts.several() and read_only:
         index = jax.process_index()
         return ocp.options.MultiprocessingOptions(
@@ -315,8 +304,7 @@ def _taking_part(folder: Path, read_only: bool) -> ocp.options.MultiprocessingOp
 
 
 def _restore_like(tree: chex.ArrayTree) -> ocp.args.StandardRestore:
-    """Arguments that read a tree of this structure: on the device, or, with several processes,
-    into the memory of each."""
+    """Reads a tree of this structure onto the device; with several processes into memory."""
     return ocp.args.StandardRestore(jax.device_get(tree) if hosts.several() else tree)
 
 

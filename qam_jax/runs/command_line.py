@@ -94,6 +94,7 @@ def run_with_config(main: Callable[[list[str]], None], default: Path) -> None:
         None,
         "File with the algorithm and its hyperparameters; --config.<field>=<value> changes one.",
         sys_argv=arguments,
+        lock_config=False,
         accept_new_attributes=True,  # the algorithm says which field it does not know
     )
     app.run(main, argv=arguments, flags_parser=_parse_flags)

@@ -1,4 +1,4 @@
-"""A run's folder: what the run is, where it ran, and whether it is this run's to continue."""
+"""Folder of a run: its name, config.json and metadata.json, and whether a run may continue it."""
 
 import dataclasses
 import datetime
@@ -26,7 +26,7 @@ _PACKAGES = (
 
 
 def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
-    """The run's folder, which is created, and holds either nothing or this very run.
+    """Creates the run's folder, or finds it with an earlier part of the same run.
 
     Raises:
       ValueError: if the folder holds a run of another config; names what differs.
@@ -44,14 +44,14 @@ def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
 
 
 def folder_of(settings: RunSettings, agent_config: ConfigDict) -> Path:
-    """Where the run's folder is or will be."""
+    """Returns the path of the run's folder, which need not exist."""
     env_name = re.sub("[/:]", "_", settings.env_name) or "no_environment"
     folder = Path(settings.save_dir).expanduser() / settings.group / env_name
     return folder / (settings.run_id or _default_run_id(resolved(settings, agent_config)))
 
 
 def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDict) -> list[str]:
-    """What keeps the run in a folder from being this one; nothing if there is none yet."""
+    """Lists the settings in which the run of a folder differs; nothing if there is no run yet."""
     if not (folder / "config.json").exists():
         return []
     config = resolved(settings, agent_config)
@@ -62,11 +62,11 @@ def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDi
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """Reads config.json of a run's folder; what an earlier version did not know is filled in.
+    """Reads config.json of a run's folder; fills in settings that came after the run.
 
     Raises:
-      FileNotFoundError: if the folder is not that of a run.
-      DamagedError: if it cannot be read.
+      FileNotFoundError: if the folder is not a run's folder.
+      DamagedError: if the file cannot be read.
     """
     path = Path(folder).expanduser() / "config.json"
     if not path.exists():
@@ -92,7 +92,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 def record_start(
     folder: Path, settings: RunSettings, agent_config: ConfigDict, **facts: Any
 ) -> None:
-    """Writes config.json and metadata.json: the `facts`, and where and with what it was started.
+    """Writes config.json and metadata.json: `facts`, versions, device and git revision.
 
     Raises:
       ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
@@ -147,7 +147,7 @@ def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "")
 
 
 def _defaults() -> dict[str, Any]:
-    """What a setting was before there was a flag for it."""
+    """Returns the value of each setting in a run that did not know it."""
     return {field.name: field.default for field in dataclasses.fields(RunSettings)}
 
 
@@ -159,7 +159,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the checkout that this code runs from, if it is one."""
+    """Asks git about the checkout that this code runs from, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Whether a process is at work in a run's folder, and how the last one ended."""
+"""Lock of a run's folder: which process is at work in it, and how the last one ended."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from qam_jax.files import hold_lock, is_held
 from qam_jax.runs.stopping import Stopped
 
 LOCK = "lock"
-"""The file's name. It names the process at work, and then says how that one ended."""
+"""Name of the file. It names the process at work; afterwards it says how that process ended."""
 
 RUNNING, STOPPED, FAILED, FINISHED, UNKNOWN = "running", "stopped", "failed", "finished", ""
 
@@ -18,13 +18,12 @@ _PLAIN = (ValueError, OSError, ImportError, RuntimeError)  # whose messages spea
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keeps other processes from working in a run's folder; the lock ends with the process.
+    """Keeps other processes out of a run's folder; the lock ends with the process.
 
-    How the block ended is kept in the lock's file, see `read_status`. A folder in which nothing
-    was written is removed in the end.
+    The lock's file records how the block ended; see `read_status`. An empty folder is removed.
 
     Raises:
-      OSError: if another process works in it; says which.
+      OSError: if another process works in the folder; names it.
     """
     path = folder / LOCK
     try:
@@ -47,11 +46,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def read_status(folder: Path) -> tuple[str, str]:
-    """How the process in a run's folder stands, as far as the folder tells.
+    """Returns the status of the process in a run's folder, and the reason if it is known.
 
-    Returns:
-      `running`, `stopped`, `failed`, `finished`, or nothing if it cannot be told, as of a process
-      of another machine that may have been killed; and why, if that is known.
+    The status is `running`, `stopped`, `failed` or `finished`. It is empty where the folder does
+    not tell, as of a process of another machine that may have been killed.
     """
     path = folder / LOCK
     held = is_held(path)
@@ -78,7 +76,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes a run's folder if it holds nothing, and those above it that then hold nothing."""
+    """Removes a run's folder if it is empty, and the folders above that become empty."""
     checkpoints = folder / "checkpoints"
     if {entry.name for entry in folder.iterdir()} - {LOCK, checkpoints.name}:
         return

@@ -12,16 +12,15 @@ from qam_jax.files import atomic_write
 
 
 class MetricLog:
-    """Writes `<kind>.csv` and the other records in a run's folder.
+    """Writes `<kind>.csv`, TensorBoard events and Weights & Biases, if asked for.
 
     A continued run drops the rows beyond the step that it continues from, so that none is doubled.
-    Metrics that a row does not have are left empty.
 
     Args:
       folder: the run's folder.
       kept: for each kind, the step of the last row to keep.
       wandb_project: project of Weights & Biases; empty for none.
-      config: what the run is, for Weights & Biases.
+      config: the run's settings, for Weights & Biases.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class MetricLog:
             self._wandb.finish()
 
     def _open(self, kind: str, names: Iterable[str]) -> None:
-        """Opens a file to add rows to that have these columns beside those that it has."""
+        """Opens a file of metrics, and adds the columns that it lacks."""
         if kind in self._writers:
             self._writers.pop(kind)[0].close()
         path = self._path(kind)
@@ -75,10 +74,7 @@ class MetricLog:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """The rows of a file of metrics; none if there is no such file.
-
-    A last line without its end, which a crash may leave, does not count.
-    """
+    """Reads a file of metrics, if it exists, without a last line that a crash cut short."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -90,7 +86,7 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
 
 def write_csv(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, float]]) -> None:
-    """Writes a file of metrics; a value that is missing or nan is left empty."""
+    """Writes a file of metrics; a missing value or nan is left empty."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, list(names))
         writer.writeheader()

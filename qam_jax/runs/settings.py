@@ -19,11 +19,11 @@ ROLES = {
 def _setting(
     default: Any,
     help_text: str,
-    *,
     role: str = "",
+    low: int | None = None,
+    high: int | None = None,
+    *,
     choices: tuple[str, ...] = (),
-    at_least: int | None = None,
-    at_most: int | None = None,
     inherited: bool = True,
 ) -> Any:
     """Declares a setting.
@@ -32,19 +32,13 @@ def _setting(
       default: its value where none is given.
       help_text: its help on the command line.
       role: one of `ROLES`.
+      low: its smallest value.
+      high: its largest value.
       choices: the values that it can take; empty: any.
-      at_least: its smallest value.
-      at_most: its largest value.
       inherited: whether a run that starts from another run's checkpoint takes over its value.
     """
-    metadata = {
-        "help": help_text,
-        "role": role,
-        "choices": choices,
-        "at_least": at_least,
-        "at_most": at_most,
-        "inherited": inherited,
-    }
+    metadata = {"help": help_text, "role": role, "low": low, "high": high}
+    metadata |= {"choices": choices, "inherited": inherited}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -56,34 +50,30 @@ class DataSettings:
         "",
         "Data of your own: an .npz file, a folder of them, or minari:<id>; empty: OGBench's "
         "dataset of env_name.",
-        role="result",
+        "result",
     )
-    dataset_dir: str = _setting(
-        "~/.ogbench/data", "Folder of OGBench's dataset files.", role="free"
-    )
+    dataset_dir: str = _setting("~/.ogbench/data", "Folder of OGBench's dataset files.", "free")
     data_source: str = _setting(
         "auto",
         "local: only dataset_dir; download: from a mirror; generate: simulate it; "
         "auto: the first of these that works.",
+        "free",
         choices=("auto", "local", "download", "generate"),
-        role="free",
     )
     mirrors: str = _setting(
-        "", "Comma-separated URLs of folders to download from, tried first.", role="free"
+        "", "Comma-separated URLs of folders to download from, tried first.", "free"
     )
     ogbench_dataset_dir: str = _setting(
-        "", "Folder of shards, .npz files of which one at a time is trained on.", role="free"
+        "", "Folder of shards, .npz files of which one at a time is trained on.", "free"
     )
     dataset_replace_interval: int = _setting(
         1000,
         "Steps until the next shard of ogbench_dataset_dir; 0: only the first is used.",
-        role="result",
-        at_least=0,
+        "result",
+        0,
     )
-    dataset_proportion: float = _setting(
-        1.0, "Leading part of each file that is used.", role="result"
-    )
-    sparse: bool = _setting(False, "Make every reward that is not 0 a -1.", role="result")
+    dataset_proportion: float = _setting(1.0, "Leading part of each file that is used.", "result")
+    sparse: bool = _setting(False, "Make every reward that is not 0 a -1.", "result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,143 +84,108 @@ class RunSettings(DataSettings):
         "pointmaze-medium-navigate-singletask-v0",
         "OGBench's single-task name, or the id of a gymnasium environment; empty: none, for "
         "training on data alone.",
-        role="result",
+        "result",
     )
     env_module: str = _setting(
-        "", "Module to import, which registers env_name with gymnasium.", role="result"
+        "", "Module to import, which registers env_name with gymnasium.", "result"
     )
-    seed: int = _setting(
-        0,
-        "Seed of networks, batches, noise and episodes.",
-        role="run",
-        at_least=0,
-        at_most=2**31 - 1,
-    )
+    seed: int = _setting(0, "Seed of networks, batches, noise and episodes.", "run", 0, 2**31 - 1)
     num_seeds: int = _setting(
         1,
         "Runs in one program, of the seeds from --seed on, each in a folder of its own.",
-        role="free",
-        at_least=1,
-        at_most=10**4,
+        "free",
+        1,
+        10**4,
     )
     num_devices: int = _setting(
         1,
         "Devices to spread seeds, then batches over; 0: all that this process sees.",
-        role="free",
-        at_least=0,
-        at_most=10**6,
+        "free",
+        0,
+        10**6,
     )
     bc_steps: int = _setting(
         0,
         "Updates of behaviour cloning alone, whose flow the other stages start from.",
-        role="result",
-        at_least=0,
+        "result",
+        0,
     )
-    offline_steps: int = _setting(1_000_000, "Updates on the dataset.", role="schedule", at_least=0)
+    offline_steps: int = _setting(1_000_000, "Updates on the dataset.", "schedule", 0)
     online_steps: int = _setting(
-        0, "Environment steps of fine-tuning after that.", role="free", at_least=0, inherited=False
+        0, "Environment steps of fine-tuning after that.", "free", 0, inherited=False
     )
     start_training: int = _setting(
         5000,
         "Environment steps before the first online update; of an agent without training, with "
         "random actions.",
-        role="online",
-        at_least=0,
+        "online",
+        0,
     )
-    utd_ratio: int = _setting(
-        1, "Updates per environment step.", role="online", at_least=1, at_most=10**4
-    )
+    utd_ratio: int = _setting(1, "Updates per environment step.", "online", 1, 10**4)
     num_envs: int = _setting(
-        1,
-        "Environments that gather experience side by side.",
-        role="online",
-        at_least=1,
-        at_most=10**4,
+        1, "Environments that gather experience side by side.", "online", 1, 10**4
     )
     balanced_sampling: bool = _setting(
         False,
         "Half of each online batch from the dataset, half from experience; else uniform.",
-        role="online",
+        "online",
     )
     buffer_size: int = _setting(
-        0,
-        "Online transitions kept for training; 0: all.",
-        role="online",
-        at_least=0,
-        at_most=2**31 - 1,
+        0, "Online transitions kept for training; 0: all.", "online", 0, 2**31 - 1
     )
-    log_interval: int = _setting(1000, "Steps per row of train.csv.", role="run", at_least=1)
+    log_interval: int = _setting(1000, "Steps per row of train.csv.", "run", 1)
     eval_interval: int = _setting(
-        50_000, "Steps between evaluations; a multiple of log_interval.", role="run", at_least=1
+        50_000, "Steps between evaluations; a multiple of log_interval.", "run", 1
     )
     save_interval: int = _setting(
-        50_000, "Steps between checkpoints; a multiple of log_interval.", role="run", at_least=1
+        50_000, "Steps between checkpoints; a multiple of log_interval.", "run", 1
     )
     keep_checkpoints: int = _setting(
-        2,
-        "Newest checkpoints that are kept, beside the best.",
-        role="free",
-        at_least=1,
-        at_most=10**6,
+        2, "Newest checkpoints that are kept, beside the best.", "free", 1, 10**6
     )
-    eval_episodes: int = _setting(
-        50, "Episodes of an evaluation.", role="run", at_least=1, at_most=10**6
-    )
+    eval_episodes: int = _setting(50, "Episodes of an evaluation.", "run", 1, 10**6)
     overlap_evaluation: bool = _setting(
         False,
         "Train on during evaluations of the offline stage: where an accelerator would idle "
         "meanwhile, or there are more processors than the updates keep busy; not where several "
         "processes train together.",
-        role="free",
+        "free",
     )
     eval_envs: int = _setting(
-        0,
-        "Environments evaluated side by side; 0: twice the processors.",
-        role="free",
-        at_least=0,
-        at_most=10**4,
+        0, "Environments evaluated side by side; 0: twice the processors.", "free", 0, 10**4
     )
     max_env_crashes: int = _setting(
-        10, "Crashes of environments that a run endures.", role="free", at_least=0, at_most=10**6
+        10, "Crashes of environments that a run endures.", "free", 0, 10**6
     )
     video_episodes: int = _setting(
-        0,
-        "Episodes filmed at the end of the run.",
-        role="free",
-        at_least=0,
-        at_most=10**4,
-        inherited=False,
+        0, "Episodes filmed at the end of the run.", "free", 0, 10**4, inherited=False
     )
     run: str = _setting(
-        "", "Folder of the run whose checkpoint this one starts from.", role="run", inherited=False
+        "", "Folder of the run whose checkpoint this one starts from.", "run", inherited=False
     )
     run_step: str = _setting(
-        "newest", "Which checkpoint of --run: a step, newest or best.", role="run", inherited=False
+        "newest", "Which checkpoint of --run: a step, newest or best.", "run", inherited=False
     )
-    save_dir: str = _setting("exp", "Folder of all runs.", role="free", inherited=False)
+    save_dir: str = _setting("exp", "Folder of all runs.", "free", inherited=False)
     group: str = _setting(
-        "default", "Folder of related runs, inside save_dir.", role="free", inherited=False
+        "default", "Folder of related runs, inside save_dir.", "free", inherited=False
     )
     preset: str = _setting(
         "",
         "paper: the paper's settings and hyperparameters, by method and env_name, for all flags "
         "that are not given.",
-        role="free",
+        "free",
     )
     run_id: str = _setting(
         "",
         "Name of the run's folder; empty: made of algorithm, seed, config.",
-        role="free",
+        "free",
         inherited=False,
     )
     compilation_cache_dir: str = _setting(
-        "~/.cache/qam_jax",
-        "Folder of compiled programs, shared by all runs; empty: none.",
-        role="free",
+        "~/.cache/qam_jax", "Folder of compiled programs, shared by all runs; empty: none.", "free"
     )
-    wandb_project: str = _setting(
-        "", "Weights & Biases project to log to; empty: none.", role="free"
-    )
+    wandb_project: str = _setting("", "Weights & Biases project to log to; empty: none.", "free")
 
     @property
     def total_steps(self) -> int:
@@ -240,7 +195,7 @@ class RunSettings(DataSettings):
 
 @dataclasses.dataclass(frozen=True)
 class HostSettings:
-    """The processes that train together; a process is alone unless a flag says otherwise."""
+    """Processes that train together; by default a process trains alone."""
 
     distributed: bool = _setting(
         False,
@@ -259,7 +214,7 @@ class HostSettings:
 
 
 def names_with_role(*roles: str) -> frozenset[str]:
-    """Names of the settings of a run that have one of these `ROLES`."""
+    """Returns the names of a run's settings that have one of these `ROLES`."""
     fields = dataclasses.fields(RunSettings)
     return frozenset(field.name for field in fields if field.metadata["role"] in roles)
 
@@ -273,7 +228,7 @@ _DEFINE = {
 
 
 def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines one absl flag for each field of a settings class, among those of `values`."""
+    """Defines one absl flag in `values` for each field of a settings class."""
     for field in dataclasses.fields(settings_class):
         default, text = field.default, field.metadata["help"]
         if field.metadata["choices"]:
@@ -284,12 +239,12 @@ def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -
 
 
 def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) -> Any:
-    """The settings that the command line gave.
+    """Makes the settings from parsed flags.
 
     Args:
       settings_class: the class that `define_flags` was called with.
       values: the parsed flags.
-      **defaults: for flags that the command line left out, in place of the class's.
+      **defaults: values of flags that the command line left out, in place of the class's.
     """
     settings = {}
     for field in dataclasses.fields(settings_class):
@@ -300,10 +255,10 @@ def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) 
 
 
 def check_settings(settings: RunSettings) -> None:
-    """Raises ValueError, naming the setting and the mend, where settings make no sense."""
+    """Raises ValueError for settings that make no sense; names the setting and the remedy."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        low, high = field.metadata["at_least"], field.metadata["at_most"]
+        low, high = field.metadata["low"], field.metadata["high"]
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
             raise ValueError(f"--{field.name} must be {bounds}, got {value}.")
@@ -370,5 +325,5 @@ def _check_environment(settings: RunSettings) -> None:
 
 
 def resolved(settings: RunSettings, agent_config: ConfigDict) -> dict[str, Any]:
-    """All settings and the agent's config, as they go into config.json."""
+    """Returns all settings and the algorithm's config, as config.json holds them."""
     return {**dataclasses.asdict(settings), "agent": agent_config.to_dict()}

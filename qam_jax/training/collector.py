@@ -1,4 +1,4 @@
-"""Gathers experience in several environments at once."""
+"""Collector of experience in several environments at once."""
 
 import logging
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ _logger = logging.getLogger(__name__)
 
 
 class Experience(NamedTuple):
-    """What one chunk of actions in every environment led to.
+    """Experience of one chunk of actions in every environment.
 
     Attributes:
-      transitions: arrays with leading dimension N, those of an episode in their order.
-      episodes: [N] the episode of each.
-      finished: the episodes that ended, by their number.
+      transitions: N transitions; transitions of one episode stand in their order.
+      episodes: [N], number of the episode of each transition.
+      finished: episodes that ended, by their number.
     """
 
     transitions: Transitions
@@ -30,12 +30,12 @@ class Experience(NamedTuple):
 class Collector:
     """Acts in environments, a chunk of actions at a time, from episode to episode.
 
-    What happens in an episode depends on the run's seed, the episode's number and the policy
-    alone, not on how many environments there are.
+    An episode depends on the run's seed, its own number and the policy alone, not on the number
+    of environments.
 
     Args:
       pool: the environments.
-      seed: of the run.
+      seed: seed of the run.
       sparse: makes every reward that is not 0 a -1.
     """
 
@@ -66,7 +66,7 @@ class Collector:
                 self._start_episodes(np.ones(self._pool.num_envs, bool))
 
     def save(self) -> dict[str, Any]:
-        """Which episodes are in progress, for JSON."""
+        """Returns the episodes in progress, for JSON."""
         return {
             "episodes": self._episodes.tolist(),
             "chunks": self._chunks.tolist(),
@@ -76,13 +76,13 @@ class Collector:
         }
 
     def restore(self, saved: dict[str, Any], episodes: dict[int, EpisodeSoFar]) -> None:
-        """Continues from what `save` returned: executes the episodes in progress once more.
+        """Continues from the result of `save`: executes the episodes in progress once more.
 
         An environment that does not come to the same observation starts a new episode.
 
         Args:
-          saved: by `save`.
-          episodes: those in progress that have gone at least one step.
+          saved: result of `save`.
+          episodes: episodes in progress that have gone at least one step.
         """
         self._episodes = np.array(saved["episodes"])
         self._chunks = np.array(saved["chunks"])
@@ -164,7 +164,7 @@ _FIELDS = ("observations", "actions", "rewards", "masks", "next_observations")
 
 
 def random_policy(seed: int, chunk_shape: tuple[int, int]) -> Policy:
-    """Actions [n, H, A] uniform in [-1, 1]."""
+    """Makes a policy of uniform actions [n, H, A] in [-1, 1]."""
 
     def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         draws = [
@@ -184,7 +184,7 @@ def _transitions(
     terminated: bool,
     sparse: bool,
 ) -> Transitions:
-    """Those of one environment, from the observation before its chunk of actions."""
+    """Makes the transitions of one environment's chunk of actions."""
     count = info["num_steps"][env]
     following = info["observations"][env, :count]
     rewards = info["rewards"][env, :count]
@@ -209,5 +209,5 @@ def _episode(info: dict[str, Any], env: int) -> Episode:
 
 
 def _episode_seed(seed: int, episode: int) -> int:
-    """A seed that no evaluation has."""
+    """Returns a seed that no evaluation has."""
     return int(np.random.SeedSequence([seed, 1, int(episode)]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Runs a policy in several environments at once and reports how it does."""
+"""Evaluation: runs a policy in several environments at once, and summarises its episodes."""
 
 import collections
 import concurrent.futures
@@ -76,8 +76,8 @@ class Episode(NamedTuple):
 def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
     """Compiles the agent's policy once; `policy = make_policy(agent)(state, key)`.
 
-    The noise of a decision depends on the key, the episode and the chunk within it alone, not on
-    how many environments run side by side.
+    The noise of a decision depends on the key, the episode and the chunk alone, not on the number
+    of environments.
     """
 
     @jax.jit
@@ -111,12 +111,11 @@ def run_episodes(
     Episodes that a crash of the environments cuts short start again from their seeds.
 
     Args:
-      policy: see `Policy`.
-      envs: the environments; whatever they were doing before is dropped.
+      policy: the policy.
+      envs: the environments; their earlier episodes are dropped.
       num_episodes: at least the number of environments.
       seed: episode e starts from `episode_seed(seed, e)`.
-      on_step: called before each step of the environments. What it raises ends the evaluation,
-        and the environments can be used again.
+      on_step: called before each step of the environments; may raise to end the evaluation.
 
     Raises:
       ValueError: if there are more environments than episodes.
@@ -177,16 +176,15 @@ def _run(
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed that an episode starts from; it depends on these two numbers alone."""
+    """Returns the seed that an episode starts from."""
     return int(np.random.SeedSequence(seed).generate_state(episode + 1)[episode])
 
 
 def summarize(episodes: list[Episode]) -> dict[str, float]:
-    """Success rate with its 95% interval (Wilson), mean return and mean length.
+    """Returns the success rate with its 95% interval (Wilson), mean return and mean length.
 
-    The interval is for binomial counts, so it is within [0, 1] even at a rate of 0 or 1. Rate and
-    interval are nan if no episode reports success or failure; otherwise an episode that reports
-    neither counts as a failure.
+    Rate and interval are nan if no episode reports success or failure; otherwise an episode that
+    reports neither counts as a failure.
     """
     num_episodes = len(episodes)
     rate = low = high = math.nan
@@ -205,7 +203,7 @@ def summarize(episodes: list[Episode]) -> dict[str, float]:
 
 
 def describe(episodes: list[Episode]) -> str:
-    """A summary in words; of the return only if the environment does not report success."""
+    """Summarises episodes in words: by success, or else by return."""
     summary = summarize(episodes)
     if math.isnan(summary["success"]):
         deviation = np.std([episode.episode_return for episode in episodes])
@@ -221,7 +219,7 @@ def describe(episodes: list[Episode]) -> str:
 
 
 def headline(episodes: list[Episode]) -> str:
-    """The one number that counts most, for a progress bar."""
+    """Summarises episodes in one number, for a progress bar."""
     summary = summarize(episodes)
     if math.isnan(summary["success"]):
         return f"return={summary['return']:.1f}"
@@ -229,7 +227,7 @@ def headline(episodes: list[Episode]) -> str:
 
 
 def score(episodes: list[Episode]) -> float:
-    """What the best checkpoint is chosen by: success rate, or mean return where it is unknown."""
+    """Returns the score that checkpoints are ranked by: success rate, or else mean return."""
     summary = summarize(episodes)
     return summary["return"] if math.isnan(summary["success"]) else summary["success"]
 
@@ -237,16 +235,16 @@ def score(episodes: list[Episode]) -> float:
 class Evaluator:
     """Evaluates agents on one environment, in processes that it starts once and keeps.
 
-    The episodes are the same every time: they depend on a seed alone.
+    The episodes depend on a seed alone, so that they are the same every time.
 
     Args:
       env_name: see `qam_jax.envs.make_env`.
-      num_episodes: of an evaluation.
-      num_envs: how many to step side by side; 0 for twice the number of processors.
-      seed: of episodes and of the policy's noise, where `evaluate` is given none.
+      num_episodes: episodes of an evaluation.
+      num_envs: environments side by side; 0 for twice the number of processors.
+      seed: seed of episodes and of the policy's noise, where `evaluate` is given none.
       env_module: see `qam_jax.envs.make_env`.
-      max_crashes: how many crashes of the environments are survived, over all evaluations.
-      on_step: called before each step of the environments; may raise to abandon the evaluation.
+      max_crashes: crashes of the environments to survive, over all evaluations.
+      on_step: called before each step of the environments; may raise to end the evaluation.
     """
 
     def __init__(
@@ -272,7 +270,7 @@ class Evaluator:
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
 
     def evaluate(self, agent: Agent, state: AgentState, seed: int | None = None) -> list[Episode]:
-        """Runs the episodes of a seed with an agent's policy.
+        """Runs the episodes of a seed with the agent's policy.
 
         Raises:
           EnvFailure: if the environments cannot be made or crash too often.
@@ -294,7 +292,7 @@ class Evaluator:
     def start(
         self, agent: Agent, state: AgentState, seed: int | None = None
     ) -> concurrent.futures.Future[list[Episode]]:
-        """`evaluate` in a thread, after those that were started before; see there."""
+        """Calls `evaluate` in a thread, after the evaluations that were started before."""
         return self._thread.submit(self.evaluate, agent, state, seed)
 
     def _before_step(self) -> None:
@@ -304,7 +302,7 @@ class Evaluator:
             self._on_step()
 
     def close(self) -> None:
-        """Ends the environments' processes, and what was started with them."""
+        """Ends the environments' processes and the evaluations in them."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
         if self._envs is not None:
@@ -321,10 +319,7 @@ def film_episodes(
     seed: int,
     env_module: str = "",
 ) -> list[Path]:
-    """Films the first episodes of an evaluation with the same seed.
-
-    Returns:
-      The films' paths in `folder`, in the order of the episodes.
+    """Films the first episodes of an evaluation with the same seed; returns the films' paths.
 
     Raises:
       OSError: if this machine cannot render; says what to install.

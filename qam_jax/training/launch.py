@@ -20,11 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 def config_file() -> Path:
-    """The file that --config names.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-    """
+    """Returns the file that --config names. Raises FileNotFoundError if there is none."""
     name, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
     path = Path(name).resolve()
     if not path.is_file():
@@ -33,7 +29,7 @@ def config_file() -> Path:
 
 
 class Resolved(NamedTuple):
-    """What a command line comes to: a run, its algorithm, and in words what the preset changed."""
+    """Settings and config of a command line, and in words what the preset changed."""
 
     settings: RunSettings
     config: ConfigDict
@@ -41,14 +37,11 @@ class Resolved(NamedTuple):
 
 
 def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettings, ConfigDict]:
-    """The run that the command line asks for; prints what a preset changes.
+    """Makes settings and config from the command line; logs what a preset changes.
 
-    Args:
-      values: the parsed flags, see `resolve_flags`.
-      **defaults: for settings that neither the command line nor a preset gives.
+    See `resolve_flags` for arguments and errors.
 
     Raises:
-      ValueError: if there is no such preset, or it does not know the method or environment.
       FileNotFoundError: if the preset's data are not there.
     """
     settings, config, notes = resolve_flags(values, **defaults)
@@ -59,13 +52,13 @@ def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettin
 
 
 def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
-    """The command line's flags, then the preset's settings, then the defaults.
+    """Resolves the command line's flags, then the preset's settings, then the defaults.
 
-    What a preset changes is recorded in the settings' `preset`, in the form of flags.
+    The settings' `preset` records what the preset changes, in the form of flags.
 
     Args:
-      values: the parsed flags: those of `RunSettings`, and `config` of the algorithm.
-      **defaults: for settings that neither the command line nor a preset gives.
+      values: the parsed flags of `RunSettings`, and the algorithm's `config`.
+      **defaults: values of settings that neither the command line nor a preset gives.
 
     Raises:
       ValueError: if there is no such preset, or it does not know the method or environment.
@@ -79,10 +72,10 @@ def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
 
 
 def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> Resolved:
-    """Settings and config with those of the preset that `settings.preset` names.
+    """Applies the preset that `settings.preset` names to settings and config.
 
     Args:
-      settings: of the run.
+      settings: settings of the run.
       config: the algorithm and its hyperparameters; not changed.
       given: names of the settings, and `config.<field>` of the fields, that stay as they are.
 
@@ -95,7 +88,7 @@ def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> 
     preset = presets.paper(method, settings.env_name, settings.dataset_dir)
     wanted = {**preset.settings, **{f"config.{k}": v for k, v in preset.config.items()}}
     if settings.dataset:
-        del wanted["ogbench_dataset_dir"]  # data of one's own take its place
+        del wanted["ogbench_dataset_dir"]  # the user's own data take its place
     present = {**dataclasses.asdict(settings), **{f"config.{k}": config[k] for k in config}}
     other = {name: value for name, value in wanted.items() if value != present.get(name)}
     taken = {name: value for name, value in other.items() if name not in given}

@@ -1,9 +1,12 @@
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from qam_jax.runs.command_line import plain_errors, take_flag, with_default_config
+from qam_jax.runs.command_line import plain_errors, pop_flag
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -22,16 +25,45 @@ def test_a_signal_where_there_is_nothing_to_save_ends_at_once(number, capsys):
 )
 def test_flags_are_found_however_they_are_written(given):
     arguments = ["script", "--seed=3", *given, "--runs=5"]
-    assert take_flag(arguments, "run") == "exp/a"
+    assert pop_flag(arguments, "run") == "exp/a"
     assert arguments == ["script", "--seed=3", "--runs=5"]
-    assert take_flag(arguments, "run") is None
+    assert pop_flag(arguments, "run") is None
 
 
-@pytest.mark.parametrize("given", [["--config=mine.py"], ["--config", "mine.py"]])
-def test_the_config_comes_before_the_flags_that_change_it(given):
-    arguments = ["script", "--config.lr=1.0", *given]
-    with_default_config(arguments, "default.py")
-    assert arguments == ["script", "--config=mine.py", "--config.lr=1.0"]
-    arguments = ["script", "--config.lr=1.0"]
-    with_default_config(arguments, "default.py")
-    assert arguments == ["script", "--config=default.py", "--config.lr=1.0"]
+_PROGRAM = """
+import sys
+from absl import flags
+from qam_jax.runs.command_line import run_with_config
+def main(_):
+    print(flags.FLAGS.config.lr, flags.FLAGS.config.agent_name)
+run_with_config(main, sys.argv.pop(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--config.lr=0.5"], "0.5 qam"),
+        (["--config.lr=0.5", "--config={configs}/fql.py"], "0.5 fql"),
+        (["--config.lr=0.5", "--config", "{configs}/bc.py"], "0.5 bc"),
+    ],
+)
+def test_the_config_may_stand_behind_the_flags_of_its_fields(given, expected):
+    configs = Path(__file__).parents[2] / "experiments" / "configs"
+    arguments = [each.format(configs=configs) for each in given]
+    output = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, configs / "qam.py", *arguments],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert output.strip() == expected
+
+
+def test_a_mistake_in_a_flag_is_one_line():
+    configs = Path(__file__).parents[2] / "experiments" / "configs"
+    result = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, configs / "qam.py", "--config.lr=0.5", "--sed=1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "Unknown command line flag 'sed'" in result.stderr
+    assert "defined twice" not in result.stderr

@@ -7,13 +7,13 @@ from absl import app, flags
 from qam_jax.runs.command_line import plain_errors, run_main, start_logging
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
-_STEP = flags.DEFINE_string("step", "newest", "Which checkpoint: a step, newest or best.")
-_EPISODES = flags.DEFINE_integer("episodes", 50, "How many episodes.", lower_bound=1)
+_STEP = flags.DEFINE_string("step", "newest", "Checkpoint: a step, newest or best.")
+_EPISODES = flags.DEFINE_integer("episodes", 50, "Number of episodes.", lower_bound=1)
 _ENVS = flags.DEFINE_integer(
     "envs", 0, "Environments side by side; 0: twice the processors.", lower_bound=0
 )
 _SEED = flags.DEFINE_integer(
-    "seed", None, "Of the episodes; the run's own by default.", lower_bound=0
+    "seed", None, "Seed of the episodes; by default the seed of the run.", lower_bound=0
 )
 _VIDEO_EPISODES = flags.DEFINE_integer("video_episodes", 0, "Episodes to film.", lower_bound=0)
 
@@ -34,7 +34,9 @@ def main(argv: list[str]) -> None:
         seed = run.config.seed if _SEED.value is None else _SEED.value
         env_name, env_module = run.config.env_name, run.config.env_module
         if not env_name:
-            raise ValueError(f"{folder} was trained without an environment to evaluate it in.")
+            raise ValueError(
+                f"{folder} was trained without an environment: there is none to evaluate in."
+            )
         evaluator = Evaluator(
             env_name,
             env_module=env_module,

@@ -1,9 +1,11 @@
 """Fine-tunes an agent in its environment: `python experiments/finetune_online.py --help`.
 
-From a run of train_offline.py: --run=exp/<group>/<env_name>/<run id>, whose settings and
-hyperparameters hold unless they are given anew. Without --run from nothing, next to a dataset:
---config=..., often with --balanced_sampling or --bc_steps; --preset=paper makes it the paper's run,
-which for all methods but RLPD begins with an offline stage.
+--run=exp/<group>/<env_name>/<run id> starts from a run of train_offline.py. Its settings and
+hyperparameters hold, except for the flags that are given.
+
+Without --run it starts from nothing, beside a dataset: --config=..., often with --balanced_sampling
+or --bc_steps. --preset=paper makes it the paper's run, which begins with an offline stage for all
+methods but RLPD.
 """
 
 import sys
@@ -27,7 +29,7 @@ flags.adopt_module_key_flags(settings)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
-    start_logging()  # before the libraries, some of which have much to say
+    start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
         from qam_jax.runs.hosts import is_first, session
@@ -39,9 +41,8 @@ def main(argv: list[str]) -> None:
             source, step = flags.FLAGS.run, flags.FLAGS.run_step
             if source and flags.FLAGS.preset:
                 raise ValueError(
-                    f"--run={source} goes on with that run's settings and hyperparameters, "
-                    "--preset takes the preset's: give one of them, and single flags for what is "
-                    "to differ."
+                    f"--run={source} and --preset both give settings and hyperparameters. Give one "
+                    "of the two, and single flags for changes."
                 )
             inherited = inherited_settings(source, step) if source else {}
             run, config = run_from_flags(flags.FLAGS, **inherited)

@@ -16,19 +16,22 @@ from qam_jax.data.tasks import parse_task
 _DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "Dataset to make, such as cube-single-play-v0; or a single-task environment, such as "
-    "cube-single-play-singletask-task2-v0, whose dataset is then made.",
+    "Dataset to make, such as cube-single-play-v0; or a single-task environment that uses it, such "
+    "as cube-single-play-singletask-task2-v0.",
 )
 _DATASET_DIR = flags.DEFINE_string("dataset_dir", "~/.ogbench/data", "Folder for the files.")
 _NUM_EPISODES = flags.DEFINE_integer(
-    "num_episodes", None, "Training episodes; by default as many as published.", lower_bound=1
+    "num_episodes",
+    None,
+    "Number of training episodes; by default the published number.",
+    lower_bound=1,
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the data.", lower_bound=0)
 _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "Worker processes; by default one for each usable CPU.", lower_bound=1
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether to replace a dataset that exists.")
-_LIST = flags.DEFINE_bool("list", False, "Prints the names of the datasets that can be made.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a dataset that exists.")
+_LIST = flags.DEFINE_bool("list", False, "Print the names of the datasets that can be made.")
 
 
 def main(argv: list[str]) -> None:
@@ -52,11 +55,11 @@ def _make() -> None:
     name = _DATASET.value
     if "singletask" in name.split("-"):
         name = parse_task(name).dataset_name
-    generate.get_recipe(name)  # complains of a name that cannot be made
+    generate.get_recipe(name)  # raises for a name that cannot be made
     folder = Path(_DATASET_DIR.value).expanduser()
     path = folder / f"{name}.npz"
     if path.exists() and not _OVERWRITE.value:
-        print(f"{path} exists already and is left as it is; --overwrite replaces it.")
+        print(f"{path} exists and is kept; --overwrite replaces it.")
         return
     count = _NUM_EPISODES.value or generate.get_recipe(name).num_episodes
     print(f"making {name} ({count} training episodes) in {folder}", flush=True)

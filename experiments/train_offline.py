@@ -1,9 +1,10 @@
 """Trains an agent offline: `python experiments/train_offline.py --help`.
 
-Without flags: QAM on OGBench's medium point maze, simulated here, within ten minutes. The paper's
-networks and schedule: --config=experiments/configs/qam.py; all that the paper sets by method and
-domain, with fine-tuning: --preset=paper. With --online_steps it goes straight on to fine-tune in
-the environment.
+Without flags it trains QAM in OGBench's medium point maze, within ten minutes.
+
+--config=experiments/configs/qam.py takes the paper's networks and schedule. --preset=paper takes
+all settings of the paper for a method and a domain, with fine-tuning. With --online_steps the run
+goes on to fine-tune in the environment.
 """
 
 import sys
@@ -32,7 +33,7 @@ flags.adopt_module_key_flags(settings)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
-    start_logging()  # before the libraries, some of which have much to say
+    start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
         from qam_jax.runs.hosts import is_first, session

@@ -1,5 +1,6 @@
-"""The site: that it can be built without a complaint, and that what it is made of is complete."""
+"""Tests of the site and the documentation: complete, and true to the code."""
 
+import ast
 import doctest
 import importlib
 import importlib.util
@@ -12,11 +13,64 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import qam_jax
 from qam_jax.agents import algorithm_names, get_config
 from qam_jax.runs.settings import HostSettings, RunSettings
 from qam_jax.training.train import train
 
 _ROOT = Path(__file__).parents[1]
+_PAGES = [_ROOT / "README.md", _ROOT / "CONTRIBUTING.md", *sorted((_ROOT / "docs").glob("*.md"))]
+_TRAINING = ("experiments/train_offline.py", "experiments/finetune_online.py")
+
+
+def _blocks(page, language):
+    """Blocks of code of a page in a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+def test_commands_name_existing_scripts_and_flags(page):
+    known = {field for kind in (RunSettings, HostSettings) for field in kind.__dataclass_fields__}
+    for block in _blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for script in re.findall(r"\b(?:experiments|benchmarks|docs|tests)/[\w/]+\.py", line):
+                assert (_ROOT / script).exists(), line
+            for script in _TRAINING:
+                flags = re.findall(r" --(\w+)", line.partition(script)[2])
+                assert set(flags) <= known | {"config"}, line
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+def test_examples_import_what_there_is(page):
+    for block in _blocks(page, "python"):
+        if block.startswith("--8<--"):
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("qam_jax"):
+                exec(ast.unparse(node))
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "qam_jax":
+                assert hasattr(qam_jax, node.attr)
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    made = {"settings.md", "contributing.md", "changelog.md"}  # when the site is built
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        if link not in made and not link.startswith(("tutorials/", "reference/")):
+            assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("name", ["flow", "adjoint", "critic", "data.tasks"])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"qam_jax.{name}")
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0  # failures are printed
+
+
+# ----------------------------------------------------------------------------------- slow tests
 
 needs_docs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocstrings") is None,
@@ -27,17 +81,23 @@ needs_docs = pytest.mark.skipif(
 @pytest.fixture(name="site", scope="module")
 def _site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    result = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={folder}"],
-        capture_output=True,
-        text=True,
-        cwd=_ROOT,
-        timeout=1200,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    _run("-m", "mkdocs", "build", "--strict", f"--site-dir={folder}", folder=_ROOT)
     return folder
 
 
+def _run(*arguments, folder):
+    """Output of a Python program, which has to succeed."""
+    path = f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": path},
+        timeout=1200,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.mark.slow
 @needs_docs
 def test_formulas_are_set_without_scripts_or_network(site):
     pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
@@ -49,6 +109,7 @@ def test_formulas_are_set_without_scripts_or_network(site):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', text), path
 
 
+@pytest.mark.slow
 @needs_docs
 def test_every_flag_and_field_is_listed(site):
     text = (site / "settings" / "index.html").read_text(encoding="utf-8")
@@ -59,6 +120,7 @@ def test_every_flag_and_field_is_listed(site):
         assert f"<code>{name}</code>" in text, name
 
 
+@pytest.mark.slow
 @needs_docs
 def test_every_layer_has_a_page_of_the_reference(site):
     navigation = (site / "index.html").read_text(encoding="utf-8")
@@ -66,6 +128,7 @@ def test_every_layer_has_a_page_of_the_reference(site):
         assert f"reference/{package.parent.name}/" in navigation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "claims"),
     [
@@ -76,32 +139,17 @@ def test_every_layer_has_a_page_of_the_reference(site):
 )
 def test_tutorials_do_what_they_say(name, claims, tmp_path):
     script = _ROOT / "docs" / "tutorials" / f"{name}.py"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
-    result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=1200,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-4000:]
+    output = _run(script, tmp_path, folder=tmp_path)
     for claim in claims:
-        assert re.search(claim, result.stdout), result.stdout
+        assert re.search(claim, output), output
     picture = tmp_path / f"{name}.png"
     assert picture.stat().st_size > 10_000
-    assert (script.parent / picture.name).exists()  # what the page shows
+    assert (script.parent / picture.name).exists()  # the picture on the page
 
 
-@pytest.mark.parametrize("name", ["flow", "adjoint", "critic", "data.names"])
-def test_examples_in_docstrings(name):
-    module = importlib.import_module(f"qam_jax.{name}")
-    failed, attempted = doctest.testmod(module)
-    assert attempted > 0
-    assert failed == 0  # what failed is printed
-
-
+@pytest.mark.slow
 def test_the_example_of_ones_own_task(tmp_path, monkeypatch):
-    """Recorded, read without a complaint, and evaluated in; a few of its episodes succeed."""
+    """A dataset is recorded, read and evaluated; a few of its episodes succeed."""
     monkeypatch.syspath_prepend(_ROOT / "docs" / "examples")
     reach = importlib.import_module("reach")
     reach.record(tmp_path / "reach.npz", episodes=30)

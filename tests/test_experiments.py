@@ -102,7 +102,7 @@ def test_flags_win_over_the_preset_and_the_preset_over_defaults():
 def test_a_preset_is_for_new_runs():
     result = _run("finetune_online.py", "--preset=paper", "--run=exp/some")
     assert result.returncode == 1
-    assert "--preset takes the preset's: give one of them" in _last_line(result)
+    assert "--preset both give settings and hyperparameters" in _last_line(result)
 
 
 def test_a_sweep_trains_once_what_is_left(data, tmp_path):

@@ -1,4 +1,4 @@
-"""A task of one's own: importing this file registers it, running it records a dataset.
+"""A task of one's own. Importing this file registers it; running it records a dataset.
 
 python docs/examples/reach.py reach.npz
 """
@@ -12,7 +12,7 @@ GOAL = np.array([0.7, 0.7])
 
 
 class Reach(gymnasium.Env):
-    """A point in a square has to reach a goal behind a wall, which leaves a gap on either side."""
+    """A point in a square has to reach a goal behind a wall with a gap on either side."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = gymnasium.spaces.Box(-0.1, 0.1, (2,), np.float32)  # any bounds will do
@@ -36,7 +36,7 @@ gymnasium.register("Reach-v0", Reach, max_episode_steps=100)
 
 
 def record(path, episodes=2000):
-    """Walks from one random place to the next, and writes down what happens."""
+    """Walks from one random place to the next, and saves all steps."""
     env, rng = gymnasium.make("Reach-v0"), np.random.default_rng(0)
     names = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
     columns = {name: [] for name in names}

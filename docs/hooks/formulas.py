@@ -1,7 +1,7 @@
-"""Formulas become MathML when the site is built, so that they need no script and no network.
+"""Turn formulas into MathML when the site is built, so that they need no script and no network.
 
-Browsers set MathML well only in a font that is made for it, and not every machine has one: the site
-brings along the one that ziamath ships (STIX Two Math, SIL Open Font License).
+Browsers set MathML well only in a font that is made for it. Not every machine has one, so the site
+brings the font that ziamath ships (STIX Two Math, SIL Open Font License).
 """
 
 import html
@@ -22,7 +22,7 @@ _FORMULA = re.compile(
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Adds the font."""
+    """Adds the font to the site."""
     (folder,) = importlib.util.find_spec("ziamath").submodule_search_locations
     font = Path(folder, "fonts", _FONT)
     files.append(File.generated(config, f"fonts/{_FONT}", abs_src_path=str(font)))
@@ -30,7 +30,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_content(content: str, *, page: Any, **_: Any) -> str:
-    """Replaces the formulas of a page, as arithmatex has marked them."""
+    """Replaces the formulas of a page, which arithmatex has marked."""
 
     def replace(match: re.Match) -> str:
         latex, block = html.unescape(match["latex"]).strip(), match["tag"] == "div"

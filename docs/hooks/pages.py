@@ -1,15 +1,17 @@
-"""Pages that are made of the code when the site is built, so that they cannot fall behind it."""
+"""Pages that are made from the code when the site is built, so that they are always up to date."""
 
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,18 +23,18 @@ from qam_jax.agents import base
 from qam_jax.runs.settings import DataSettings, HostSettings, RunSettings
 
 _ROOT = Path(__file__).parents[2]
-_CORE = ("flow", "adjoint", "critic", "diffusion", "types")  # in this order
-_TITLES = {"core": "The core", "shared": "What layers share"}
+_CORE = [f"qam_jax.{name}" for name in ("flow", "adjoint", "critic", "diffusion", "types")]
+_TITLES = {"core": "The core", "shared": "Shared by all layers"}
 _COMMANDS = ("evaluate", "report", "watch", "sweep", "generate_dataset")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Adds the pages."""
+    """Adds the pages to the site."""
     pages = {"settings.md": settings_page(), **reference_pages()}
     for name in ("CONTRIBUTING", "CHANGELOG"):
         text = (_ROOT / f"{name}.md").read_text(encoding="utf-8")
-        text = text.replace("](docs/", "](")
-        pages[f"{name.lower()}.md"] = re.sub(r"\]\((tutorials/\w+)\.py\)", r"](\1.md)", text)
+        links = re.compile(r"\]\((?:docs/)?([\w/]+)\.(?:md|py)")  # from the repository to the site
+        pages[f"{name.lower()}.md"] = links.sub(lambda link: f"]({link[1].lower()}.md", text)
     for path in sorted((_ROOT / "docs" / "tutorials").glob("*.py")):
         pages[f"tutorials/{path.stem}.md"] = tutorial_page(path.read_text(encoding="utf-8"))
     for uri, text in pages.items():
@@ -41,40 +43,29 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts code where a page names it: `!!source <function>`, `!!file <path>`."""
-    markdown = re.sub(r"^!!file (\S+)$", lambda m: _file(m[1]), markdown, flags=re.MULTILINE)
+    """Replaces each line `!!source <function>` of a page with the source of the function."""
     return re.sub(r"^!!source (\S+)$", lambda m: _source(m[1]), markdown, flags=re.MULTILINE)
 
 
-def _file(path: str) -> str:
-    """A script as a block of code."""
-    return f"```python\n{(_ROOT / path).read_text(encoding='utf-8').strip()}\n```"
-
-
 def _source(name: str) -> str:
-    """A function's source as a block of code, without its docstring; its name is a link."""
+    """Source of a function without its docstring, under a link to the reference."""
     module, _, function = name.rpartition(".")
     text = inspect.getsource(getattr(importlib.import_module(module), function))
     lines = text.splitlines()
     docstring = ast.parse(text).body[0].body[0]
     code = "\n".join(lines[: docstring.lineno - 1] + lines[docstring.end_lineno :])
-    title = f"[`{name}`][{name}]" if not function.startswith("_") else f"`{name}`"
+    title = f"`{name}`" if function.startswith("_") else f"[`{name}`][{name}]"
     return f"{title}\n\n```python\n{code}\n```\n"
 
 
-# ------------------------------------------------------------------------------------ tutorials
-
-
 def tutorial_page(script: str) -> str:
-    """A script in cells (`# %%`, and `# %% [markdown]` for prose) as a page."""
-    cells = re.split(r"^# %%", script, flags=re.MULTILINE)[1:]
+    """Page of a script in cells: `# %%` for code, `# %% [markdown]` for prose."""
     parts = []
-    for cell in cells:
+    for cell in re.split(r"^# %%", script, flags=re.MULTILINE)[1:]:
         head, _, body = cell.partition("\n")
-        if head.strip() == "[markdown]":
-            parts.append(re.sub(r"^# ?", "", body.strip("\n"), flags=re.MULTILINE).rstrip())
-        else:
-            parts.append(f"```python\n{body.strip()}\n```")
+        prose = head.strip() == "[markdown]"
+        body = re.sub(r"^# ?", "", body, flags=re.MULTILINE) if prose else body
+        parts.append(body.strip() if prose else f"```python\n{body.strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,34 +73,33 @@ def tutorial_page(script: str) -> str:
 
 
 def settings_page() -> str:
-    """Every flag of every command, and every field of every algorithm's config."""
-    data = [field.name for field in dataclasses.fields(DataSettings)]
-    fields = {field.name: field for field in dataclasses.fields(RunSettings)}
-    own = [name for name in fields if name not in data]
-    heads = ("flag", "default", "meaning")
+    """Page of all flags of all commands, and of all fields of all algorithms."""
+    data = dataclasses.fields(DataSettings)
+    inherited = {field.name for field in data}
+    own = [field for field in dataclasses.fields(RunSettings) if field.name not in inherited]
     config = ("`--config`", "", "File with the algorithm's config, such as one of `configs/`.")
     parts = [
         "# Every flag and field",
-        "This page is made of the code. Flags are given by name, fields of the algorithm as "
+        "This page is made from the code. Fields of the algorithm are given as "
         "`--config.<field>=<value>`.",
         "## Training: the run",
-        "Of `train_offline.py` and `finetune_online.py`; in Python, "
+        "Flags of `train_offline.py` and `finetune_online.py`; in Python, "
         "[`RunSettings`][qam_jax.runs.settings.RunSettings].",
-        "Defaults are those of a library call. `train_offline.py` without `--config` takes "
-        "`configs/quickstart.py`, 20,000 updates and shorter intervals; `finetune_online.py` has "
+        "Defaults are the library's. `train_offline.py` without `--config` takes "
+        "`configs/quickstart.py`, 20,000 updates and shorter intervals. `finetune_online.py` has "
         "0 updates offline and 500,000 steps online.",
-        _table(heads, [config, *(_setting_row(fields[name]) for name in own)]),
+        _table([config, *map(_setting_row, own)]),
         "## Training: several processes",
         "See [Several hosts and TPU pods](clusters.md).",
-        _table(heads, [_setting_row(field) for field in dataclasses.fields(HostSettings)]),
+        _table(map(_setting_row, dataclasses.fields(HostSettings))),
         "## Training: the data",
-        _table(heads, [_setting_row(fields[name]) for name in data]),
+        _table(map(_setting_row, data)),
         "## The algorithm",
         *_config_parts(),
         "## Other commands",
     ]
     for name in _COMMANDS:
-        parts += [f"### {name}.py", _table(heads, _flag_rows(name))]
+        parts += [f"### {name}.py", _table(_flags_of(name))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -117,69 +107,65 @@ def _setting_row(field: dataclasses.Field) -> tuple[str, str, str]:
     return f"`--{field.name}`", _code(field.default), field.metadata["help"]
 
 
+def _flags_of(command: str) -> Iterator[tuple[str, str, str]]:
+    """Rows for the flags of a command, from its own help."""
+    script = str(_ROOT / "experiments" / f"{command}.py")
+    output = subprocess.run([sys.executable, script, "--helpxml"], capture_output=True).stdout
+    for flag in ElementTree.fromstring(output).iter("flag"):
+        if flag.findtext("key") == "yes" and flag.findtext("file") != "absl.app":
+            default = flag.findtext("default") or ""
+            meaning = " ".join(flag.findtext("meaning").split())
+            meaning = meaning.removesuffix("; repeat this option to specify a list of values")
+            default = "" if default in ("None", "[]") else default
+            yield f"`--{flag.findtext('name')}`", _code(default), meaning
+
+
 def _config_parts() -> Iterator[str]:
+    """Tables of the algorithms' fields: shared fields first, then each algorithm's own."""
     notes = _comments(base)
-    heads = ("field", "default", "meaning")
-    shared = {**base.base_config(), **base.critic_config()}
+    common, critic = base.base_config(), base.critic_config()
+    shared = {**common, **critic}
     yield "### Fields of all algorithms"
-    yield _table(heads, [_field_row(item, notes) for item in base.base_config().items()])
+    yield _field_table(common, notes)
     yield "### Fields of all algorithms with a critic"
-    yield _table(heads, [_field_row(item, notes) for item in base.critic_config().items()])
+    yield _field_table(critic, notes)
     yield "### Fields of single algorithms"
-    yield "And fields whose default is not the one above."
+    yield "These tables also have the fields whose default differs from the tables above."
     for name in agents.algorithm_names():
-        own = notes | _comments(_module(name))
-        rows = [
-            _field_row(item, own)
-            for item in agents.get_config(name).items()
-            if item[0] != "agent_name" and (item[0] not in shared or shared[item[0]] != item[1])
-        ]
-        if rows:
+        fields = agents.get_config(name).items()
+        own = {key: value for key, value in fields if shared.get(key, value) != value}
+        own |= {key: value for key, value in fields if key not in {*shared, "agent_name"}}
+        if own:
             yield f"#### {name}"
-            yield _table(heads, sorted(rows))
+            yield _field_table(dict(sorted(own.items())), notes | _comments(_module(name)))
 
 
-def _module(agent_name: str) -> Any:
-    """The module of an algorithm; variants are in that of the name before the underscore."""
+def _module(agent_name: str) -> ModuleType:
+    """Module of an algorithm; a variant is in the module before the underscore of its name."""
     return getattr(agents, agent_name, None) or getattr(agents, agent_name.split("_")[0])
 
 
-def _comments(module: Any) -> dict[str, str]:
-    """The comment behind each field in a module's config."""
+def _comments(module: ModuleType) -> dict[str, str]:
+    """Comment behind each field in the config of a module."""
     pattern = re.compile(r'^ +"(\w+)": .*?,  # (.+)$', re.MULTILINE)
     return dict(pattern.findall(inspect.getsource(module)))
 
 
-def _field_row(item: tuple[str, Any], notes: dict[str, str]) -> tuple[str, str, str]:
-    name, value = item
-    if name not in notes:
-        raise ValueError(f"the config field {name!r} has no comment that says what it is.")
-    return f"`{name}`", _code(value), notes[name]
-
-
-def _flag_rows(script: str) -> list[tuple[str, str, str]]:
-    """The flags of a command, by its own help."""
-    command = [sys.executable, str(_ROOT / "experiments" / f"{script}.py"), "--helpxml"]
-    output = subprocess.run(command, capture_output=True, text=True).stdout
-    rows = []
-    for flag in ElementTree.fromstring(output).iter("flag"):
-        if flag.findtext("key") == "yes" and flag.findtext("file") != "absl.app":
-            default = flag.findtext("default") or ""
-            default = default if default not in ("None", "[]") else ""
-            meaning = " ".join(flag.findtext("meaning").split())
-            meaning = meaning.removesuffix("; repeat this option to specify a list of values")
-            rows.append((f"`--{flag.findtext('name')}`", _code(default), meaning))
-    return rows
+def _field_table(fields: dict[str, Any], notes: dict[str, str]) -> str:
+    for name in fields:
+        if name not in notes:
+            raise ValueError(f"the config field {name!r} has no comment that says what it is.")
+    return _table((f"`{name}`", _code(value), notes[name]) for name, value in fields.items())
 
 
 def _code(value: Any) -> str:
-    """A default as it would be typed; nothing for an empty one."""
+    """Default as it would be typed; nothing for an empty one."""
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"`{text}`" if text else ""
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
+def _table(rows: Iterable[tuple[str, str, str]]) -> str:
+    lines = [("name", "default", "meaning"), ("---", "---", "---"), *rows]
     cells = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
@@ -188,32 +174,18 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def reference_pages() -> dict[str, str]:
-    """A page of the reference for each layer, with all of its public modules."""
-    layers = {"core": [f"qam_jax.{name}" for name in _CORE], "shared": []}
+    """Pages of the reference: one for each layer, with all of its public modules."""
+    layers: dict[str, list[str]] = {"core": _CORE, "shared": []}
     for module in pkgutil.walk_packages(qam_jax.__path__, "qam_jax."):
         parts = module.name.split(".")[1:]
-        if any(part.startswith("_") for part in parts):
-            continue
         layer = parts[0] if len(parts) > 1 or module.ispkg else "shared"
-        if module.name not in layers["core"]:
+        empty = not Path(importlib.util.find_spec(module.name).origin).read_text().strip()
+        if not (empty or module.name in _CORE or any(part.startswith("_") for part in parts)):
             layers.setdefault(layer, []).append(module.name)
     return {
-        f"reference/{layer}.md": _reference_page(layer, modules)
+        f"reference/{layer}.md": "\n\n".join(
+            [f"# {_TITLES.get(layer, f'qam_jax.{layer}')}", *(f"::: {name}" for name in modules)]
+        )
+        + "\n"
         for layer, modules in layers.items()
     }
-
-
-def _reference_page(layer: str, modules: list[str]) -> str:
-    title = _TITLES.get(layer, f"qam_jax.{layer}")
-    blocks = [f"# {title}"]
-    for name in modules:
-        if _has_content(name):
-            blocks.append(f"::: {name}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def _has_content(name: str) -> bool:
-    """Whether a module has anything to show."""
-    path = _ROOT / Path(*name.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return bool(ast.parse(path.read_text(encoding="utf-8")).body)

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Tutorial 2: a maze, before and after
 #
-# From nothing to a policy in one script: simulate data in OGBench's medium point maze, train QAM on
-# them, and look at the paths that the policy takes; before, as the behaviour flow alone, which
-# clones what is in the data, and after, fine-tuned on the critic. Everything is small, so that it
-# is over in two minutes.
+# This script goes from nothing to a policy. It simulates data in OGBench's medium point maze, and
+# trains QAM on them. It draws the paths of two policies: the behaviour flow alone, which clones the
+# data (before), and the flow that is fine-tuned on the critic (after). Everything is small, so it
+# takes two minutes.
 #
 # ```bash
 # python docs/tutorials/maze.py .        # the argument: the folder for the pictures
@@ -30,9 +30,9 @@ FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 # %% [markdown]
 # ## Data
 #
-# OGBench's recipe, with 200 episodes instead of 1,000: a scripted walker goes to random places, so
-# that no episode shows the way from this task's start to its goal on purpose. Cloning it walks
-# about; the critic has to find out, from rewards alone, which of these walks lead somewhere.
+# The data follow OGBench's recipe, with 200 episodes instead of 1,000. A scripted walker goes to
+# random places, so no episode shows the way from this task's start to its goal on purpose. A clone
+# of it wanders about. The critic has to learn from rewards alone which walks lead to the goal.
 
 
 # %%
@@ -45,9 +45,9 @@ def make_data(folder: Path) -> None:
 # %% [markdown]
 # ## Training
 #
-# A run is [settings](../settings.md) and the config of an algorithm. These differ from the paper's
-# as the quick start's do: small networks, few critics, and faster rates, so that value travels back
-# from the goal within few updates.
+# A run consists of [settings](../settings.md) and the config of an algorithm. This config differs
+# from the paper's in the same way as the quick start: small networks, few critics, and faster
+# rates. So value travels back from the goal within few updates.
 
 
 # %%
@@ -80,9 +80,9 @@ def make_settings(folder: Path) -> RunSettings:
 
 
 # %% [markdown]
-# `train` returns the run's folder, the agent and its last state, and the episodes of the last
-# evaluation, of the policy and of its behaviour flow. The picture is the one that every run in a
-# maze leaves in its folder.
+# `train` returns the run's folder, the agent and its last state. It also returns the episodes of
+# the last evaluation, of the policy and of its behaviour flow. Every run in a maze leaves this
+# picture in its folder.
 
 
 # %%
@@ -108,9 +108,10 @@ if __name__ == "__main__":  # processes are spawned, and import this file
 # %% [markdown]
 # ![Paths of the behaviour flow, and of QAM, in the maze](maze.png)
 #
-# Seed 0: of 20 episodes the behaviour flow reaches the goal in none (95% interval 0 to 16%), QAM in
-# all (84 to 100%), in 231 steps on average. With so few data the settings matter: with
-# `inv_temp=1.0` it came to 0 of 20, and after 9,000 updates with these to 2 of 10.
+# Seed 0: the behaviour flow reaches the goal in none of 20 episodes (95% interval 0 to 16%). QAM
+# reaches it in all (84 to 100%), in 231 steps on average. With so few data the settings matter.
+# With `inv_temp=1.0` QAM reached it in 0 of 20 episodes. With the settings above, after 9,000
+# updates, it reached it in 2 of 10.
 #
 # The [quick start](../index.md) is the same run with five times the data, wider networks and more
 # updates.

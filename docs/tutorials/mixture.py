@@ -2,12 +2,12 @@
 # # Tutorial 1: adjoint matching on a mixture
 #
 # QAM claims that its policy, at the optimum, is `π_β · exp(τ Q)`: the behaviour policy, tilted
-# towards what the critic values. In two dimensions both sides can be drawn. Here `π_β` is a mixture
-# of eight Gaussians on a circle, whose flow is known in closed form; `Q` is any smooth function. No
-# data, no critic to learn, no agent: only the functions of the [core](../mathematics.md), on
+# towards actions of high value. In two dimensions both can be drawn. Here `π_β` is a mixture of
+# eight Gaussians on a circle, with a flow in closed form. `Q` is any smooth function. There are no
+# data, no critic to learn and no agent: only the functions of the [core](../mathematics.md), on
 # arrays.
 #
-# Run it yourself; the argument is the folder for the pictures:
+# Run it yourself. The argument is the folder for the pictures:
 #
 # ```bash
 # python docs/tutorials/mixture.py .
@@ -39,10 +39,10 @@ started = time.monotonic()
 # %% [markdown]
 # ## The behaviour flow and the critic
 #
-# For one Gaussian `N(m, s²)` the flow of straight paths has the velocity `m + (t s² − (1 − t)) /
-# v(t) · (x − t m)` with `v(t) = (1 − t)² + t² s²`; for a mixture it is the average of these,
-# weighted by how likely each mode is at `(x, t)`. `Q` prefers the right and bends, so that modes
-# are reweighted *and* pushed.
+# For one Gaussian `N(m, s²)` the flow of straight paths has the velocity
+# `m + (t s² − (1 − t)) / v(t) · (x − t m)` with `v(t) = (1 − t)² + t² s²`. For a mixture, the
+# velocity is the average over the modes, weighted by how likely each mode is at `(x, t)`. `Q`
+# prefers the right and bends, so that it reweights *and* pushes the modes.
 
 # %%
 ANGLES = np.arange(8) * np.pi / 4
@@ -51,7 +51,7 @@ STD = 0.12
 
 
 def base_velocity(x, t):
-    """The mixture's flow: x [..., 2], t [..., 1] -> [..., 2]."""
+    """Flow of the mixture: x [..., 2], t [..., 1] -> [..., 2]."""
     variance = (1 - t) ** 2 + (t * STD) ** 2
     offsets = x[..., None, :] - t[..., None] * MODES
     shares = jax.nn.softmax(-jnp.sum(offsets**2, axis=-1) / (2 * variance), axis=-1)
@@ -60,12 +60,12 @@ def base_velocity(x, t):
 
 
 def q_fn(a):
-    """Actions [..., 2] -> values [...]."""
+    """Values of actions: [..., 2] -> [...]."""
     return a[..., 0] + jnp.cos(5 * a[..., 1]) / 2
 
 
 def exact_density(inv_temp, points):
-    """`π_β(a) exp(τ Q(a))` at points [..., 2], up to its normalisation."""
+    """Density `π_β(a) exp(τ Q(a))` at points [..., 2], up to its normalisation."""
     squares = jnp.sum((points[..., None, :] - MODES) ** 2, axis=-1)
     return jnp.sum(jnp.exp(-squares / (2 * STD**2)), axis=-1) * jnp.exp(inv_temp * q_fn(points))
 
@@ -73,16 +73,20 @@ def exact_density(inv_temp, points):
 # %% [markdown]
 # ## The loss
 #
-# The fine-tuned flow is the behaviour flow plus a small network, which also sees `τ`, so that one
-# training gives the policies of all temperatures. Four calls of the core make the loss: paths of
-# the memoryless SDE under the flow that is trained, the critic's gradient at their ends, its way
-# back along the paths by the *behaviour* flow, and the regression. Nothing is differentiated
-# through the paths.
+# The fine-tuned flow is the behaviour flow plus a small network. The network also sees `τ`, so
+# that one training gives the policies of all temperatures. Four calls of the core make the loss:
+#
+# 1. paths of the memoryless SDE under the flow that is trained;
+# 2. the critic's gradient at their ends;
+# 3. the gradient carried back along the paths by the *behaviour* flow;
+# 4. the regression.
+#
+# No gradient passes through the paths.
 
 
 # %%
 def velocity_of(params, inv_temp):
-    """The fine-tuned flow at inverse temperatures [..., 1]."""
+    """Fine-tuned flow at inverse temperatures [..., 1]."""
 
     def velocity(x, t):
         base = base_velocity(x, t)
@@ -118,7 +122,7 @@ def loss_fn(params, key, num_steps):
 # %%
 @partial(jax.jit, static_argnames="num_steps")
 def train(num_steps):
-    """Parameters after training with `num_steps` flow steps."""
+    """Parameters after training with `num_steps` flow steps, and the losses."""
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     params = [
         jax.random.normal(keys[0], (6, 64)) / 6**0.5,
@@ -147,11 +151,13 @@ def sample(params, inv_temp, num_steps):
 # %% [markdown]
 # ## Against the exact density
 #
-# The distance is the total variation between two histograms of 24 × 24 cells: half the sum of the
-# differences, 0 for equal distributions and 1 for disjoint ones. It is taken to the exact tilted
-# density. For scale: how far that is from the behaviour density, and how far the behaviour flow's
-# own Euler sampler is from its density with the same `T`, which no fine-tuning of it can be
-# expected to beat.
+# The distance to the exact tilted density is the total variation between two histograms of 24 × 24
+# cells: half the sum of the differences. It is 0 for equal distributions and 1 for disjoint ones.
+# Two other distances give the scale:
+#
+# - from the exact tilted density to the behaviour density;
+# - from samples of the behaviour flow's own Euler sampler, with the same `T`, to its density.
+#   Fine-tuning cannot be expected to do better than this.
 
 # %%
 EDGES = np.linspace(-1.2, 1.2, 25)
@@ -217,10 +223,10 @@ print(f"{FOLDER / 'mixture.png'} after {time.monotonic() - started:.0f} s")
 # | T = 5 | 0.411 | 0.511 | 0.410 | 0.384 |
 # | T = 10 | 0.184 | 0.196 | 0.267 | 0.175 |
 # | T = 30 | 0.063 | 0.072 | 0.101 | 0.060 |
-# | from the behaviour's density to it | 0 | 0.255 | 0.511 | |
+# | from the exact density to the behaviour's | 0 | 0.255 | 0.511 | |
 #
-# From left to right the policy moves to where `Q` is high, and stays where the behaviour is: at
+# From left to right the policy moves to where `Q` is high, and stays where the behaviour is. At
 # τ = 2 most of it is in three modes of eight. From top to bottom it comes closer to the exact
 # density. With 30 steps it is almost as close as the behaviour flow's own sampler is to its own
-# density; that part is Euler's method, not fine-tuning. With 5 steps neither is close: these modes
-# are narrow.
+# density. The rest of the distance comes from Euler's method, not from fine-tuning. With 5 steps
+# neither is close, because these modes are narrow.

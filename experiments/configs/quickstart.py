@@ -1,6 +1,6 @@
-"""QAM on a point maze in a few minutes: small networks and a faster schedule.
+"""QAM in a point maze in a few minutes: small networks and a faster schedule.
 
-What differs from the paper and why is in docs/quickstart.md.
+docs/quickstart.md says what differs from the paper, and why.
 """
 
 from ml_collections import ConfigDict

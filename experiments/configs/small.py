@@ -1,7 +1,7 @@
-"""Any method, made small for a CPU: `--config=experiments/configs/small.py:<method>`.
+"""Any method, small enough for a CPU: `--config=experiments/configs/small.py:<method>`.
 
-`small.py:<method>,<env_name>` also takes the hyperparameters that the paper tuned for the method in
-the domain of that environment, such as `fql,cube-double-play-singletask-v0`.
+`small.py:<method>,<env_name>`, such as `fql,cube-double-play-singletask-v0`, also takes the
+hyperparameters that the paper tuned for the method in the domain of the environment.
 """
 
 from ml_collections import ConfigDict

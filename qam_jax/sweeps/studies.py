@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qam_jax.agents import algorithm_names, get_config
+from qam_jax.data.tasks import find_task
 from qam_jax.runs.presets import paper_methods
 
 _NAMED = resources.files(__package__) / "named"
@@ -300,10 +301,10 @@ def _select(
 
 
 def _domain(env_name: str) -> str:
-    return env_name.partition("-singletask")[0]
+    task = find_task(env_name)
+    return task.domain if task else env_name
 
 
-def _task(env_name: str) -> int:
-    """The number of the task; 0 of an environment without one."""
-    match = re.search(r"-task(\d)-", env_name)
-    return int(match[1]) if match else 0
+def _task(env_name: str) -> int | None:
+    task = find_task(env_name)
+    return task.number if task else None

@@ -3,8 +3,13 @@
 import os
 
 import jax
+from hypothesis import settings
 
 from qam_jax.training.devices import keep_programs
+
+
+settings.register_profile("untimed", deadline=None)  # no test depends on wall time
+settings.load_profile("untimed")
 
 
 def pytest_configure(config):

@@ -7,9 +7,8 @@ from hypothesis import settings
 
 from qam_jax.training.devices import keep_programs
 
-
-settings.register_profile("untimed", deadline=None)  # no test depends on wall time
-settings.load_profile("untimed")
+settings.register_profile("fast", deadline=None, max_examples=30)
+settings.load_profile("fast")
 
 
 def pytest_configure(config):

@@ -1,8 +1,13 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+_PACKAGE = Path("qam_jax/__init__.py").read_text(encoding="utf-8")
 
 setup(
     name="qam_jax",
-    version="0.1.0",
+    version=re.search('__version__ = "(.+)"', _PACKAGE)[1],
     description="Q-learning with Adjoint Matching (QAM) in JAX: flow-policy reinforcement learning",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
@@ -17,6 +22,7 @@ setup(
     python_requires=">=3.11,<3.13",  # labmaze, behind ogbench, has no wheels for 3.13,
     install_requires=open("requirements.txt", encoding="utf-8").read().split(),
     extras_require={
+        "dev": ["mypy>=2.4", "pre-commit>=4.5", "ruff>=0.17"],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.19"],
@@ -24,8 +30,10 @@ setup(
         "minari": ["minari[arrow,hdf5,hf]>=0.5.4"],
         "test": [
             "cloudpickle>=3.1",
+            "hypothesis>=6.170",
             "minari[hdf5]>=0.5.4",
             "pytest>=9",
+            "pytest-cov>=7.1",
             "pytest-xdist>=3.8",
             "submitit>=1.5.4",
         ],

@@ -1,8 +1,8 @@
 """Launches many runs: `python experiments/sweep.py --study=main --dry_run`.
 
-A study is named (--list), a .toml file of your own, or made of --methods, --domains or --envs,
---seeds and --grid. What follows -- are flags of train_offline.py for all its runs. Launched again,
-it skips what is finished and continues what is not.
+The runs are a named study (--list), a .toml file of your own, or --methods, --domains or --envs,
+--seeds and --grid. Arguments after -- are flags of train_offline.py for all runs. The same command
+skips finished runs, continues stopped ones and tries failed ones again.
 """
 
 import ast
@@ -21,35 +21,32 @@ _SHOWN = 20  # failed runs that are listed
 
 _STUDY = flags.DEFINE_string("study", "", "A named study, or the path of a .toml file.")
 _LIST = flags.DEFINE_bool("list", False, "Prints the named studies.")
-_METHODS = flags.DEFINE_list("methods", [], "Only these of the study; * stands for anything.")
-_DOMAINS = flags.DEFINE_list("domains", [], "Only these of the study, such as cube-*.")
-_ENVS = flags.DEFINE_list("envs", [], "Without --study: environments by their full names.")
-_TASKS = flags.DEFINE_string("tasks", "", "Only these of the study, such as 1-3.")
-_SEEDS = flags.DEFINE_string("seeds", "", "Only these of the study, such as 0-3,7.")
+_METHODS = flags.DEFINE_list("methods", [], "Only these methods; * stands for anything.")
+_DOMAINS = flags.DEFINE_list("domains", [], "Only these domains, such as cube-*.")
+_ENVS = flags.DEFINE_list("envs", [], "Without --study: full names of environments.")
+_TASKS = flags.DEFINE_string("tasks", "", "Only these tasks, such as 1-3.")
+_SEEDS = flags.DEFINE_string("seeds", "", "Only these seeds, such as 0-3,7.")
 _SEEDS_PER_RUN = flags.DEFINE_integer(
     "seeds_per_run", 1, "Consecutive seeds that share one program.", lower_bound=1
 )
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "<flag>=<value>,<value>: a run with each, such as config.inv_temp=1,3. Repeatable."
 )
-_PRESET = flags.DEFINE_string("preset", None, "The runs' preset, in place of the study's.")
+_PRESET = flags.DEFINE_string("preset", None, "Preset of the runs, in place of the study's.")
 _GROUP = flags.DEFINE_string("group", "", "Folder of the runs, in place of the study's.")
 _SAVE_DIR = flags.DEFINE_string("save_dir", "exp", "Folder of all runs.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Prints the commands and counts, and ends.")
-_EXPLAIN = flags.DEFINE_bool(
-    "explain", False, "Prints what the preset changes, once for each case."
-)
+_EXPLAIN = flags.DEFINE_bool("explain", False, "Prints the changes by the preset, once per case.")
 _SPEEDS = flags.DEFINE_list(
-    "updates_per_second",
-    [],
-    "For the hours: one number, or <method>=<number>,...; by default as measured in the sweep's "
-    "own runs.",
-)
+    "updates_per_second", [],
+    "For the estimate of hours: a number, or <method>=<number>,...; by default as measured in the "
+    "sweep's own runs.",
+)  # fmt: skip
 _BACKEND = flags.DEFINE_enum(
-    "backend", "local", ["local", "slurm", "commands"], "What executes the runs."
+    "backend", "local", ["local", "slurm", "commands"], "Executes the runs."
 )
 _PARALLEL = flags.DEFINE_integer(
-    "parallel", None, "local: runs at a time; by default one, or one for each GPU.", lower_bound=1
+    "parallel", None, "local: runs at a time; by default one, or one per GPU.", lower_bound=1
 )
 _GPUS = flags.DEFINE_list("gpus", [], "local: GPUs that runs take turns on, such as 0,1.")
 _SLURM = flags.DEFINE_multi_string(
@@ -61,8 +58,8 @@ _COMMANDS_FILE = flags.DEFINE_string("commands_file", "commands.txt", "commands:
 
 def main(argv: list[str]) -> None:
     start_logging()
-    only_tells = _LIST.value or _DRY_RUN.value
-    with plain_errors(), until_closed() if only_tells else contextlib.nullcontext():
+    prints_only = _LIST.value or _DRY_RUN.value
+    with plain_errors(), until_closed() if prints_only else contextlib.nullcontext():
         if _LIST.value:
             _print_studies()
         else:
@@ -75,9 +72,8 @@ def _sweep(extra_flags: list[str]) -> None:
     from qam_jax.sweeps.slurm import queued_jobs
 
     study, speeds = _choose_study(), parse_speeds(_SPEEDS.value)
-    executor = None
-    if _BACKEND.value == "slurm" and not _DRY_RUN.value:
-        executor = _make_executor(study.group)
+    use_slurm = _BACKEND.value == "slurm" and not _DRY_RUN.value
+    executor = _make_executor(study.group) if use_slurm else None
     jobs = make_jobs(study, _SCRIPT, _SAVE_DIR.value, extra_flags, _SEEDS_PER_RUN.value)
     queued = queued_jobs(Path(executor.folder)) if executor else ()
     states = {job.name: read_state(job, queued) for job in jobs}
@@ -88,56 +84,55 @@ def _sweep(extra_flags: list[str]) -> None:
         print(*(line for notes in reversed(cases.values()) for line in notes), sep="\n")
     if _DRY_RUN.value:
         print(*(job.text for job in left), sep="\n")
+    _print_counts(study, jobs, states)
+    damaged = _list_errors("Failed, and left alone until mended or removed:", states, State.DAMAGED)
+    _print_hours(jobs, left, speeds)
+    if left and not _DRY_RUN.value:
+        if _BACKEND.value == "commands":
+            _write_commands(left)
+        elif executor:
+            _submit(left, executor)
+        else:
+            _run_local(left)
+    if damaged and not _DRY_RUN.value:
+        sys.exit(1)
+
+
+def _print_counts(study, jobs, states) -> None:
+    from qam_jax.sweeps.jobs import State
+
     parts = {
         "method": study.methods, "environment": study.env_names, "seed": study.seeds,
         "variant": study.variants,
     }  # fmt: skip
     sizes = ", ".join(_count(len(values), noun) for noun, values in parts.items())
-    runs = _count(sum(len(job.folders) for job in jobs), "run")
-    if len(jobs) < sum(len(job.folders) for job in jobs):
-        runs += f" in {_count(len(jobs), 'job')}"
-    print(f"Study {study.name} in {_SAVE_DIR.value}/{study.group}: {runs} ({sizes}).")
+    num_runs = sum(len(job.folders) for job in jobs)
+    in_jobs = f" in {_count(len(jobs), 'job')}" if len(jobs) < num_runs else ""
+    group = f"{_SAVE_DIR.value}/{study.group}"
+    print(f"Study {study.name} in {group}: {_count(num_runs, 'run')}{in_jobs} ({sizes}).")
     counts = Counter(state for state, _ in states.values())
     print(", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
-    errors, damaged = (
-        {name: why for name, (state, why) in states.items() if state is wanted}
-        for wanted in (State.FAILED, State.DAMAGED)
-    )
-    _list_failed("Failed before:", errors)
-    _list_failed("Failed, and left alone until mended or removed:", damaged)
-    _print_hours(jobs, left, speeds)
-    if left and not _DRY_RUN.value:
-        _execute(left, executor)
-    if damaged and not _DRY_RUN.value:
-        sys.exit(1)
-
-
-def _execute(jobs, executor) -> None:
-    if _BACKEND.value == "commands":
-        _write_commands(jobs)
-    elif executor:
-        _submit(jobs, executor)
-    else:
-        _run_local(jobs)
+    _list_errors("Failed before:", states, State.FAILED)
 
 
 def _choose_study():
     from qam_jax.sweeps import studies
 
-    numbers = {"tasks": _TASKS.value, "seeds": _SEEDS.value}
     try:
-        numbers = {name: studies.parse_numbers(text) for name, text in numbers.items()}
+        tasks, seeds = studies.parse_numbers(_TASKS.value), studies.parse_numbers(_SEEDS.value)
     except ValueError as error:
         raise ValueError(f"--tasks and --seeds: {error}") from error
     changes = {"preset": _PRESET.value, "group": _GROUP.value or None}
     changes = {name: value for name, value in changes.items() if value is not None}
-    grid = dict(_grid(text) for text in _GRID.value)
+    grid = dict(_parse_grid(text) for text in _GRID.value)
     if _STUDY.value:
         for flag, given in (("--envs", _ENVS.value), ("--grid", grid)):
             if given:
                 raise ValueError(f"{flag} is for sweeps without --study; write a .toml file.")
-        study = studies.load_study(_STUDY.value)
-        study = studies.choose(study, methods=_METHODS.value, domains=_DOMAINS.value, **numbers)
+        study = studies.choose(
+            studies.load_study(_STUDY.value),
+            methods=_METHODS.value, domains=_DOMAINS.value, tasks=tasks, seeds=seeds,
+        )  # fmt: skip
         return dataclasses.replace(study, **changes)
     if not _METHODS.value:
         raise ValueError(
@@ -149,22 +144,21 @@ def _choose_study():
         methods=_METHODS.value if _METHODS.value != ["all"] else "all",
         domains=_DOMAINS.value,
         env_names=_ENVS.value,
-        tasks=numbers["tasks"] or (1, 2, 3, 4, 5),
-        seeds=numbers["seeds"] or 1,
+        tasks=tasks or (1, 2, 3, 4, 5),
+        seeds=seeds or 1,
         grid=grid,
         **changes,
     )
 
 
-def _grid(text: str) -> tuple[str, list[str]]:
+def _parse_grid(text: str) -> tuple[str, list[str]]:
     flag, equals, values = text.partition("=")
     if not equals or not values:
         raise ValueError(f"--grid: expected <flag>=<value>,<value>, got {text!r}.")
     try:
-        parsed = ast.literal_eval(f"[{values}]")  # so that (16,16) is one value
+        return flag.lstrip("-"), ast.literal_eval(f"[{values}]")  # so that (16,16) is one value
     except (SyntaxError, ValueError):
-        parsed = values.split(",")
-    return flag.lstrip("-"), parsed
+        return flag.lstrip("-"), values.split(",")
 
 
 def _print_studies() -> None:
@@ -174,13 +168,14 @@ def _print_studies() -> None:
         print(f"{name}: {load_study(name).description}")
 
 
-def _list_failed(title: str, errors: dict[str, str]) -> None:
-    if errors:
-        print(title)
-        for name in list(errors)[:_SHOWN]:
-            print(f"  {name}: {errors[name]}")
-        if len(errors) > _SHOWN:
-            print(f"  and {len(errors) - _SHOWN} more")
+def _list_errors(title, results, wanted) -> bool:
+    """Lists the errors of the jobs whose state or outcome is `wanted`; tells whether any is."""
+    lines = [f"  {name}: {error}" for name, (state, error) in results.items() if state is wanted]
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
+    if lines:
+        print(title, *lines, sep="\n")
+    return bool(lines)
 
 
 def _print_hours(jobs, left, given) -> None:
@@ -188,12 +183,13 @@ def _print_hours(jobs, left, given) -> None:
 
     speeds = {**measure_speeds(jobs), **given}
     total, unknown = hours(left, speeds)
-    print(f"To do: {_count(len(left), 'job')}", end="")
+    cost = ""
     if len(unknown) < len({job.method for job in left}):
         cost = f"{total:,.1f} GPU-hours" if total >= 1 else f"{60 * total:.2g} GPU-minutes"
-        print(f", {cost} of updates", end="")
+        cost = f", {cost} of updates"
     known = (f"{method or 'others'} {speed:.4g}" for method, speed in sorted(speeds.items()))
-    print(f" (updates/s: {', '.join(known)})." if speeds else ".")
+    rates = f" (updates/s: {', '.join(known)})" if speeds else ""
+    print(f"To do: {_count(len(left), 'job')}{cost}{rates}.")
     if unknown:
         print(f"Speed not known of {', '.join(unknown)}: give --updates_per_second for the hours.")
 
@@ -209,10 +205,9 @@ def _run_local(jobs) -> None:
     outcomes = run_local(jobs, parallel=parallel, gpus=_GPUS.value)
     counts = Counter(outcome for outcome, _ in outcomes.values())
     print(", ".join(f"{count} {outcome.value}" for outcome, count in counts.items()))
-    errors = {n: why for n, (outcome, why) in outcomes.items() if outcome is Outcome.FAILED}
-    _list_failed("Failed:", errors)
-    print(f"Logs: {jobs[0].task.log.parent.parent}")
-    if errors:
+    failed = _list_errors("Failed:", outcomes, Outcome.FAILED)
+    _print_logs(jobs)
+    if failed:
         sys.exit(1)
 
 
@@ -234,7 +229,7 @@ def _submit(jobs, executor) -> None:
 
     numbers = submit(jobs, executor)
     print(f"Submitted {_count(len(numbers), 'job')}, {numbers[0]} to {numbers[-1]}.")
-    print(f"Logs: {jobs[0].task.log.parent.parent}")
+    _print_logs(jobs)
 
 
 def _write_commands(jobs) -> None:
@@ -244,6 +239,10 @@ def _write_commands(jobs) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{job.text}\n" for job in jobs))
     print(f"Wrote {_count(len(jobs), 'command')}, one a line, to {path}.")
+
+
+def _print_logs(jobs) -> None:
+    print(f"Logs: {jobs[0].task.log.parent.parent}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,6 +5,9 @@ use, so that simulator processes, which import `qam_jax.envs`, do without JAX.
 """
 
 import importlib
+from typing import Any
+
+__version__ = "0.1.0"
 
 _EXPORTS = {
     "flow_matching_loss": "flow",
@@ -38,7 +41,7 @@ _EXPORTS = {
 __all__ = sorted(_EXPORTS)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'qam_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"qam_jax.{_EXPORTS[name]}"), name)

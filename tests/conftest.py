@@ -3,8 +3,12 @@
 import os
 
 import jax
+from hypothesis import settings
 
 from qam_jax.training.devices import keep_programs
+
+settings.register_profile("fast", deadline=None, max_examples=30)
+settings.load_profile("fast")
 
 
 def pytest_configure(config):

@@ -15,6 +15,12 @@ def test_everything_public_is_there():
         qam_jax.sample_flows  # noqa: B018 - the access is the test
 
 
+def test_the_files_for_people_state_the_version_of_the_package():
+    root = Path(__file__).parents[1]
+    assert f"\nversion: {qam_jax.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert qam_jax.__version__ in (root / "CHANGELOG.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [

@@ -1,1 +1,1 @@
-"""Many runs at once: which they are (studies), what each is (jobs), and what executes them."""
+"""Many runs: studies name them, jobs describe them, and a backend executes them."""

@@ -1,4 +1,4 @@
-"""What jobs will cost, from the speed of their updates."""
+"""Estimates the time that jobs take, from the speed of their updates."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,13 @@ from qam_jax.sweeps.jobs import Job, last_step, read_rows
 
 
 def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
-    """Speeds from `<updates/s>`, for all methods, under "", and `<method>=<updates/s>`.
+    """Parses `<updates/s>`, for all methods, and `<method>=<updates/s>`.
+
+    Returns:
+      Updates per second by method; under "", of all methods without their own entry.
 
     Raises:
-      ValueError: naming what is not one.
+      ValueError: if a text has another form, or names an unknown method.
     """
     speeds = {}
     for text in texts:
@@ -33,40 +36,34 @@ def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
 
 
 def measure_speeds(jobs: Iterable[Job]) -> dict[str, float]:
-    """Updates per second of each method, as the median over the runs that there are of it."""
+    """Updates per second of each method: the median over its existing runs."""
     measured: dict[str, list[float]] = {}
     for job in jobs:
-        rows = read_rows(job.folder / "train.csv")
-        speeds = [row.get("updates_per_second", 0.0) for row in rows[1:]]  # the first compiles
-        speeds = [speed for speed in speeds if speed > 0]  # nan, and nothing, of the online stage
-        if speeds:
+        rows = read_rows(job.folder / "train.csv")[1:]  # the first row includes compiling
+        speeds = [row["updates_per_second"] for row in rows if row.get("updates_per_second", 0) > 0]
+        if speeds:  # rows of the online stage have none
             measured.setdefault(job.method, []).append(statistics.median(speeds))
     return {method: statistics.median(speeds) for method, speeds in measured.items()}
 
 
 def hours(jobs: Sequence[Job], speeds: Mapping[str, float]) -> tuple[float, list[str]]:
-    """How long jobs take one after the other, and the methods whose speed is not known.
+    """Hours of the jobs' remaining updates, and the methods whose speed is unknown.
 
-    Counted are updates that are still to be made, online ones as fast as offline ones.
+    Online updates count as offline ones.
 
     Args:
-      jobs: to execute.
-      speeds: updates per second by method; under "", of all others.
+      jobs: jobs to execute one after the other.
+      speeds: updates per second; see `parse_speeds`.
     """
-    seconds, unknown = 0.0, set()
-    for job in jobs:
-        speed = speeds.get(job.method, speeds.get(""))
-        if speed is None:
-            unknown.add(job.method)
-        else:
-            seconds += updates_left(job) / speed
-    return seconds / 3600, sorted(unknown)
+    known = {job.method: speeds.get(job.method, speeds.get("")) for job in jobs}
+    rates = ((updates_left(job), known[job.method]) for job in jobs)
+    seconds = sum(updates / speed for updates, speed in rates if speed)
+    return seconds / 3600, sorted(method for method, speed in known.items() if not speed)
 
 
 def updates_left(job: Job) -> int:
-    """Updates that a job still has to make."""
-    settings = job.resolved.settings
-    border = settings.bc_steps + settings.offline_steps
-    done = last_step(job)
-    online = max(0, settings.total_steps - max(done, border + settings.start_training))
-    return max(0, border - done) + online * settings.utd_ratio
+    """Number of updates until the job is finished."""
+    settings, done = job.resolved.settings, last_step(job)
+    offline = settings.bc_steps + settings.offline_steps
+    online = settings.total_steps - max(done, offline + settings.start_training)
+    return max(0, offline - done) + max(0, online) * settings.utd_ratio

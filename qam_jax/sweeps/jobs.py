@@ -1,10 +1,11 @@
-"""What a study's runs are: the command line of each, its folder, and how it stands."""
+"""Jobs: the commands of a study's runs, their folders and their states."""
 
 import dataclasses
 import enum
 import functools
 import importlib
 import inspect
+import itertools
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -26,7 +27,8 @@ from qam_jax.sweeps.studies import Study, Variant, flag_text
 from qam_jax.sweeps.worker import Task
 from qam_jax.training.launch import Resolved, resolve_flags
 
-_OF_THE_SWEEP = {
+# Flags that the sweep gives to each run, and the flags of the sweep that decide on them.
+_SWEEP_FLAGS = {
     "config": "--methods", "env_name": "--envs", "seed": "--seeds", "run_id": "--grid",
     "group": "--group", "save_dir": "--save_dir", "preset": "--preset",
     "num_seeds": "--seeds_per_run",
@@ -34,10 +36,10 @@ _OF_THE_SWEEP = {
 
 
 class State(enum.Enum):
-    """How a job stands, as its folder tells."""
+    """State of a job, read from its folder."""
 
     NEW = "not started"
-    UNFINISHED = "unfinished"  # stopped in good order, or killed; to be continued
+    UNFINISHED = "unfinished"  # stopped in good order or killed; can be continued
     FAILED = "failed"
     DAMAGED = "damaged"  # its folder cannot be read, so that it cannot be continued
     QUEUED = "queued"  # with SLURM
@@ -47,13 +49,13 @@ class State(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command of a sweep: a run, or those of several seeds in one program.
+    """A command of a sweep: one run, or several seeds in one program.
 
     Attributes:
-      name: `<env_name>/<run id>`, which no other job of the sweep has.
-      command: what to execute.
-      resolved: what the command comes to.
-      folders: of its runs, by seed.
+      name: `<env_name>/<run id>`, unique in the sweep.
+      command: the program and its arguments.
+      resolved: settings and config that the command results in.
+      folders: folders of its runs, by seed.
     """
 
     name: str
@@ -63,7 +65,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The folder of its first run."""
+        """The folder of the first run."""
         return self.folders[0]
 
     @property
@@ -73,12 +75,12 @@ class Job:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of a whole run."""
         return self.resolved.settings.total_steps
 
     @property
     def task(self) -> Task:
-        """What executes it; log and record are in `logs` of the group's folder."""
+        """The command with its log and record, which are in `logs` of the group's folder."""
         path = str(self.folder.parent.parent / "logs" / self.name)
         return Task(self.command, Path(f"{path}.log"), Path(f"{path}.json"))
 
@@ -95,53 +97,51 @@ def make_jobs(
     extra_flags: Sequence[str] = (),
     seeds_per_run: int = 1,
 ) -> list[Job]:
-    """All jobs of a study, every one checked as `train_offline.py` would check it.
+    """Makes the jobs of a study, and checks each as `train_offline.py` would.
 
-    The first seed of everything comes first. Of the flags for all runs, config fields that a method
-    does not have, but another method of the study, are left out for it.
+    The first seed of all runs comes first. Config fields among the flags for all runs are left out
+    for methods without the field, if another method of the study has it.
 
     Args:
-      study: what to run.
-      script: `train_offline.py`, beside its `configs`.
+      study: the study.
+      script: path of `train_offline.py`, beside its `configs`.
       save_dir: folder of all runs.
-      extra_flags: for all runs, as `--name=value`; they win over those of the study.
-      seeds_per_run: at most so many consecutive seeds become one job.
+      extra_flags: flags of all runs, as `--name=value`; they win over the study's flags.
+      seeds_per_run: largest number of consecutive seeds in one job.
 
     Raises:
-      ValueError: naming the run and what is wrong with it.
+      ValueError: if a run is invalid; names the run and the error.
     """
-    extra = dict(_split(flag) for flag in extra_flags)
+    extra = dict(map(_split_flag, extra_flags))
     _check_names(study, extra)
-    jobs = {}
-    for env_name in study.env_names:
-        for variant in study.variants:
-            for method in study.methods:
-                common = {"env_name": env_name, "group": study.group, "save_dir": save_dir}
-                if study.preset:
-                    common["preset"] = study.preset
-                everywhere = _fitting(method, study, {**study.flags, **extra})
-                options = {**common, **everywhere, **variant.flags}
-                try:
-                    options |= _scaled(method, options, variant)
-                    groups = _consecutive(study.seeds, seeds_per_run)
-                    made = _make_jobs_of_seeds(method, variant, options, groups, script)
-                except ValueError as error:
-                    what = f"{method}{f' ({variant.name})' if variant.name else ''}"
-                    raise ValueError(f"{what} in {env_name}: {error}") from error
-                jobs |= {(job.resolved.settings.seed, job.name): job for job in made}
-    order = {seed: place for place, seed in enumerate(study.seeds)}
-    return sorted(jobs.values(), key=lambda job: order[job.resolved.settings.seed])
+    everywhere = {"group": study.group, "save_dir": save_dir}
+    if study.preset:
+        everywhere["preset"] = study.preset
+    groups = _group_consecutive(study.seeds, seeds_per_run)
+    jobs: list[Job] = []
+    for env_name, variant, method in itertools.product(
+        study.env_names, study.variants, study.methods
+    ):
+        fitting = _fitting_flags(method, study, {**study.flags, **extra})
+        options = {"env_name": env_name, **everywhere, **fitting, **variant.flags}
+        try:
+            options |= _scaled_fields(method, options, variant)
+            jobs += _make_seed_jobs(method, variant, options, groups, script)
+        except ValueError as error:
+            label = f"{method} ({variant.name})" if variant.name else method
+            raise ValueError(f"{label} in {env_name}: {error}") from error
+    return sorted(jobs, key=lambda job: study.seeds.index(job.resolved.settings.seed))
 
 
 def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
-    """How a job stands, and why it failed or is damaged, if it is.
+    """Reads the state of a job, and the error of a failed or damaged one.
 
     Args:
-      job: one of a sweep.
-      queued: names of the jobs that SLURM has in its queue.
+      job: a job of the sweep.
+      queued: names of the jobs in SLURM's queue.
 
     Raises:
-      ValueError: if the job's folder holds a run of another config; says what differs.
+      ValueError: if the job's folder holds a run of another config; names the differences.
     """
     try:
         _check_folders(job)
@@ -153,20 +153,20 @@ def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
         return State.RUNNING, ""
     if job.name in queued:
         return State.QUEUED, ""
-    error = _recorded_error(job.task.record)
-    if error:
-        return State.FAILED, error
+    if recorded := _recorded_error(job.task.record):
+        return State.FAILED, recorded
     begun = any(folder.exists() for folder in job.folders)
     return (State.UNFINISHED if begun else State.NEW), ""
 
 
 def last_step(job: Job) -> int:
-    """The step of the newest checkpoint, of the run that is least far; 0 if there is none."""
-    return min(map(_last_step, job.folders))
+    """The step of the newest checkpoint that all runs of a job have; 0 without one."""
+    names = ([path.name for path in folder.glob("checkpoints/*")] for folder in job.folders)
+    return min(max((int(name) for name in each if name.isdigit()), default=0) for each in names)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's file of metrics; none if there is no such file, or it is damaged."""
+    """Reads a run's file of metrics; no rows if the file is missing or damaged."""
     try:
         return read_csv(path)
     except (ValueError, TypeError, OSError):
@@ -174,10 +174,10 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def resolve(method: str, options: Sequence[str]) -> Resolved:
-    """What `train_offline.py --config=<method> <options>` comes to.
+    """Resolves and checks `train_offline.py --config=<method> <options>`.
 
     Raises:
-      ValueError: if it would refuse them; says why.
+      ValueError: if `train_offline.py` would refuse the options.
     """
     values = flags.FlagValues()
     define_flags(RunSettings, values)
@@ -203,17 +203,17 @@ def _check_folders(job: Job) -> None:
     """Raises ValueError if a folder of the job holds another run."""
     settings, config, _ = job.resolved
     for index, folder in enumerate(job.folders):
-        own = {"seed": settings.seed + index, "run_id": folder.name, "num_seeds": 1}
+        own: dict[str, Any] = {"seed": settings.seed + index, "run_id": folder.name, "num_seeds": 1}
         differences = differences_from(folder, dataclasses.replace(settings, **own), config)
         if differences:
             raise ValueError(
                 f"{folder} holds a run of another config: {'; '.join(differences)}. Give another "
-                "--group, or what it was started with."
+                "--group, or the flags that the run was started with."
             )
 
 
 def _recorded_error(path: Path) -> str:
-    """Why the job failed when it was last executed; empty if it did not, or nothing tells."""
+    """The error of the last execution; empty without one, and where no record can be read."""
     try:
         record = read_json(path)
     except (DamagedError, OSError):
@@ -221,21 +221,22 @@ def _recorded_error(path: Path) -> str:
     return record.get("error", "") if isinstance(record, dict) else ""
 
 
-def _make_jobs_of_seeds(
+def _make_seed_jobs(
     method: str,
     variant: Variant,
     options: dict[str, Any],
     groups: Iterable[Sequence[int]],
     script: Path,
 ) -> list[Job]:
-    resolved = resolve(method, _written(options))
+    """The jobs of a method in an environment and a variant, one for each group of seeds."""
+    resolved = resolve(method, _format_flags(options))
     if not resolved.settings.preset:  # which knows its environments
         _check_env(resolved.settings.env_name, resolved.settings.env_module)
     config = _config_file(method, script)
-    base, jobs = "-".join(filter(None, [method, variant.name])), []
+    base, jobs = variant.run_name(method), []
     for seeds in groups:
         run_ids = [f"{base}-seed{seed}" for seed in seeds]
-        own, name = {"seed": seeds[0], "run_id": run_ids[0]}, run_ids[0]
+        name, own = run_ids[0], dict[str, Any](seed=seeds[0], run_id=run_ids[0])
         if len(seeds) > 1:  # `train_seeds` adds the seeds to the run's id
             own = {"seed": seeds[0], "num_seeds": len(seeds), "run_id": base}
             name = f"{run_ids[0]}-{seeds[-1]}"
@@ -245,21 +246,22 @@ def _make_jobs_of_seeds(
             folder_of(dataclasses.replace(settings, run_id=run_id), resolved.config)
             for run_id in run_ids
         )
-        command = (sys.executable, str(script), f"--config={config}", *_written({**options, **own}))
+        flags_of_run = _format_flags({**options, **own})
+        command = (sys.executable, str(script), f"--config={config}", *flags_of_run)
         name = f"{folders[0].parent.name}/{name}"
         jobs.append(Job(name, command, resolved._replace(settings=settings), folders))
     return jobs
 
 
 def _config_file(method: str, script: Path) -> Path:
-    """What `--config` names: for a module of one's own, which has its config, the module."""
+    """The file for `--config`; a module of your own is its own config file."""
     if method in agents.algorithm_names():
         return script.parent / "configs" / f"{method}.py"
     return Path(inspect.getfile(importlib.import_module(method)))
 
 
-def _consecutive(seeds: Sequence[int], most: int) -> list[list[int]]:
-    """The seeds in groups of consecutive ones, of at most so many."""
+def _group_consecutive(seeds: Sequence[int], most: int) -> list[list[int]]:
+    """The seeds in groups of at most `most` consecutive ones."""
     groups: list[list[int]] = []
     for seed in seeds:
         if groups and seed == groups[-1][-1] + 1 and len(groups[-1]) < most:
@@ -269,35 +271,22 @@ def _consecutive(seeds: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-def _last_step(folder: Path) -> int:
-    checkpoints = folder / "checkpoints"
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
-
-
 @functools.cache
 def _check_env(env_name: str, env_module: str) -> None:
     """Raises ValueError if there is no such environment."""
     make_env(env_name, env_module).close()
 
 
-def _fitting(method: str, study: Study, options: dict[str, Any]) -> dict[str, Any]:
-    """The flags without those of fields that only other methods of the study have."""
-    own = _field_flags(method)
-    others = set().union(*(_field_flags(other) for other in study.methods))
-    return {name: value for name, value in options.items() if name in own or name not in others}
+def _fitting_flags(method: str, study: Study, options: dict[str, Any]) -> dict[str, Any]:
+    """The flags without config fields that only other methods of the study have."""
+    everything = set().union(*map(agents.get_config, study.methods))
+    others = {f"config.{field}" for field in everything - set(agents.get_config(method))}
+    return {name: value for name, value in options.items() if name not in others}
 
 
-@functools.cache
-def _field_flags(method: str) -> frozenset[str]:
-    return frozenset(f"config.{name}" for name in agents.get_config(method))
-
-
-def _scaled(method: str, options: dict[str, Any], variant: Variant) -> dict[str, Any]:
+def _scaled_fields(method: str, options: dict[str, Any], variant: Variant) -> dict[str, Any]:
     """The flags of the config fields that a variant multiplies."""
-    if not variant.scale:
-        return {}
-    config = resolve(method, _written(options)).config
+    config = resolve(method, _format_flags(options)).config if variant.scale else {}
     fields = {}
     for flag, factor in variant.scale.items():
         field = flag.removeprefix("config.")
@@ -307,15 +296,15 @@ def _scaled(method: str, options: dict[str, Any], variant: Variant) -> dict[str,
     return fields
 
 
-def _written(options: dict[str, Any]) -> list[str]:
+def _format_flags(options: dict[str, Any]) -> list[str]:
     return [
         f"--{name}" if value is None else f"--{name}={flag_text(value)}"
         for name, value in options.items()
     ]
 
 
-def _split(flag: str) -> tuple[str, str | None]:
-    """Name and value of `--name=value`; of `--name` there is no value."""
+def _split_flag(flag: str) -> tuple[str, str | None]:
+    """Name and value of `--name=value`; `--name` has no value."""
     if not flag.startswith("-"):
         raise ValueError(f"unexpected argument {flag!r}: flags of the runs look like --name=value.")
     name, equals, value = flag.lstrip("-").partition("=")
@@ -323,11 +312,10 @@ def _split(flag: str) -> tuple[str, str | None]:
 
 
 def _check_names(study: Study, extra: dict[str, Any]) -> None:
+    """Raises ValueError for flags that the sweep or the study's variants set themselves."""
     varied = {name for variant in study.variants for name in (*variant.flags, *variant.scale)}
     for name in (*extra, *study.flags, *varied):
-        if name in _OF_THE_SWEEP:
-            raise ValueError(
-                f"--{name} is what the sweep itself gives its runs: see {_OF_THE_SWEEP[name]}."
-            )
+        if name in _SWEEP_FLAGS:
+            raise ValueError(f"--{name} is set by the sweep itself: see {_SWEEP_FLAGS[name]}.")
         if name in extra and name in varied:
-            raise ValueError(f"--{name} is what the study's variants differ in: leave it out.")
+            raise ValueError(f"--{name} differs between the study's variants: leave it out.")

@@ -29,99 +29,88 @@ class _Running(NamedTuple):
 def run_local(
     jobs: Sequence[Job], *, parallel: int = 1, gpus: Sequence[str] = ()
 ) -> dict[str, tuple[Outcome, str]]:
-    """Executes jobs. On a terminal there is a bar for all and one for each that runs.
+    """Executes jobs. A terminal shows a bar for all jobs and one for each running job.
 
     Args:
-      jobs: in order.
-      parallel: how many at a time.
-      gpus: numbers of the GPUs that they take turns on; empty: each sees all.
+      jobs: jobs in the order of their starts.
+      parallel: number of jobs at a time.
+      gpus: numbers of the GPUs that jobs take turns on; empty: each job sees all GPUs.
 
     Returns:
-      By the jobs' names, how each ended, and why it failed if it did.
+      Outcome and error of each job, by the job's name.
 
     Raises:
-      Stopped: if a signal asked to stop. The jobs that were running have been asked too, and have
-        ended.
+      Stopped: if a signal asked to stop. Running jobs have been asked too, and have ended.
     """
+    waiting, asked, viewed = list(jobs), False, 0.0
+    running: dict[int, _Running] = {}  # by the number of the slot
+    outcomes: dict[str, tuple[Outcome, str]] = {}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
-        pool = stack.enter_context(contextlib.closing(_Pool(len(jobs), parallel, gpus)))
-        waiting, asked, viewed = list(jobs), False, 0.0
-        while waiting or pool.running:
+        all_bar = tqdm(total=len(jobs), desc="runs", unit="run", position=0, disable=None)
+        stack.enter_context(all_bar)
+        stack.callback(_terminate, running)  # asked a second time, jobs end at once
+        while waiting or running:
             if stop.signal_name and not asked:
-                _logger.info("Stopping %d runs; each saves what it has.", len(pool.running))
-                pool.terminate()
+                _logger.info("Stopping %d runs; each saves what it has.", len(running))
+                _terminate(running)
                 waiting, asked = [], True
-            while waiting and pool.free:
-                pool.start(waiting.pop(0))
-            pool.collect()
+            for slot in range(parallel):
+                if waiting and slot not in running:
+                    environment = _gpu_variables(slot, gpus, shared=parallel > len(gpus))
+                    running[slot] = _start(waiting.pop(0), slot, environment)
+            for slot, (job, process, bar, started) in list(running.items()):
+                status = process.poll()
+                if status is not None:
+                    del running[slot]
+                    bar.close()
+                    outcomes[job.name] = _finish(job, status, time.monotonic() - started)
+                    all_bar.update()
             if time.monotonic() - viewed > _VIEW_SECONDS:
-                pool.show()
+                _show(running)
                 viewed = time.monotonic()
             time.sleep(_POLL_SECONDS)
         if asked:
             raise Stopped(stop.signal_name)
-        return pool.outcomes
+    return outcomes
 
 
-class _Pool:
-    """Slots, each for one running job."""
+def _gpu_variables(slot: int, gpus: Sequence[str], *, shared: bool) -> dict[str, str]:
+    if not gpus:
+        return {}
+    preallocate = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if shared else {}
+    return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)], **preallocate}
 
-    def __init__(self, total: int, parallel: int, gpus: Sequence[str]):
-        self.outcomes: dict[str, tuple[Outcome, str]] = {}
-        self.free = list(range(parallel))[::-1]
-        self.running: dict[int, _Running] = {}
-        self._gpus, self._shared = gpus, parallel > len(gpus)
-        self._bar = tqdm(total=total, desc="runs", unit="run", position=0, disable=None)
 
-    def start(self, job: Job) -> None:
-        slot = self.free.pop()
-        environment = {}
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-            if self._shared:
-                environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        process = start_task(job.task, environment)
-        _logger.info("started   %s", job.name)
-        bar = tqdm(
-            total=job.total_steps, initial=last_step(job), desc=job.name, unit="step",
-            position=slot + 1, leave=False, disable=None,
-        )  # fmt: skip
-        self.running[slot] = _Running(job, process, bar, time.monotonic())
+def _start(job: Job, slot: int, environment: dict[str, str]) -> _Running:
+    process = start_task(job.task, environment)
+    _logger.info("started   %s", job.name)
+    bar = tqdm(
+        total=job.total_steps, initial=last_step(job), desc=job.name, unit="step",
+        position=slot + 1, leave=False, disable=None,
+    )  # fmt: skip
+    return _Running(job, process, bar, time.monotonic())
 
-    def collect(self) -> None:
-        """Takes note of those that have ended."""
-        for slot, (job, process, bar, started) in list(self.running.items()):
-            status = process.poll()
-            if status is None:
-                continue
-            outcome, error = self.outcomes[job.name] = end_task(job.task, status)
-            minutes = (time.monotonic() - started) / 60
-            what = error or _score(job) or "as the log says"
-            _logger.info("%-9s %s after %.1f min: %s", outcome.value, job.name, minutes, what)
-            bar.close()
-            del self.running[slot]
-            self.free.append(slot)
-            self._bar.update()
 
-    def show(self) -> None:
-        """Refreshes the bars of those that run."""
-        for job, _, bar, _ in self.running.values():
-            rows = [] if bar.disable else read_rows(job.folder / "train.csv")
-            if rows:
-                bar.n = int(rows[-1]["step"])
-                bar.set_postfix_str(_score(job))
+def _finish(job: Job, status: int, seconds: float) -> tuple[Outcome, str]:
+    outcome, error = end_task(job.task, status)
+    result = error or _score(job) or "see the log"
+    _logger.info("%-9s %s after %.1f min: %s", outcome.value, job.name, seconds / 60, result)
+    return outcome, error
 
-    def terminate(self) -> None:
-        """Asks those that run to save and end; asked again, they end at once."""
-        for running in self.running.values():
-            running.process.terminate()
 
-    def close(self) -> None:
-        self.terminate()
-        for running in self.running.values():
-            running.bar.close()
-        self._bar.close()
+def _terminate(running: dict[int, _Running]) -> None:
+    for entry in running.values():
+        entry.process.terminate()
+
+
+def _show(running: dict[int, _Running]) -> None:
+    """Refreshes the bars of the running jobs."""
+    for job, _, bar, _ in running.values():
+        rows = [] if bar.disable else read_rows(job.folder / "train.csv")
+        if rows:
+            bar.n = int(rows[-1]["step"])
+            bar.set_postfix_str(_score(job))
 
 
 def _score(job: Job) -> str:

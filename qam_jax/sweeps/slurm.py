@@ -1,4 +1,4 @@
-"""Executes jobs on a cluster: arrays of SLURM by submitit, requeued where they are preempted."""
+"""Submits jobs to SLURM in arrays, by submitit; jobs that are preempted are requeued."""
 
 import getpass
 import shutil
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import submitit
 
 DEFAULTS: dict[str, Any] = {
-    "time": 24 * 60,  # minutes; what is not done by then is requeued and continued
+    "time": 24 * 60,  # minutes; unfinished jobs are then requeued and continued
     "gpus_per_node": 1,
     "cpus_per_task": 8,
     "mem": "32GB",
     "signal_delay_s": 120,  # from the request to stop to the end
 }
-_ARRAY_LENGTH = 1000  # SLURM's own limit, unless a site has changed it
+_ARRAY_LENGTH = 1000  # SLURM's default limit
 _REQUEUES = 1000
 _NUMBERS = "submitted.json"
 
@@ -29,16 +29,16 @@ _NUMBERS = "submitted.json"
 def make_executor(
     folder: Path, name: str, parameters: Mapping[str, Any]
 ) -> "submitit.SlurmExecutor":
-    """A way to submit to SLURM.
+    """Makes the executor that submits to SLURM.
 
     Args:
-      folder: for the scripts, and the logs of submitit itself; on a shared file system.
-      name: of the jobs.
-      parameters: submitit's for SLURM, beside `DEFAULTS`: partition, account, time in minutes, ...
+      folder: for scripts and submitit's own logs; on a shared file system.
+      name: name of the jobs.
+      parameters: submitit's parameters for SLURM, such as partition; they win over `DEFAULTS`.
 
     Raises:
       ImportError: if submitit is not installed.
-      ValueError: if there is no SLURM here, or no such parameter.
+      ValueError: if this machine has no SLURM, or submitit does not know a parameter.
     """
     missing = [program for program in ("sbatch", "srun", "squeue") if not shutil.which(program)]
     if missing:
@@ -61,10 +61,10 @@ def make_executor(
 
 
 def queued_jobs(folder: Path) -> set[str]:
-    """The names of the jobs that were submitted from a folder and that SLURM still has.
+    """Names of the jobs in SLURM's queue that were submitted from a folder.
 
     Args:
-      folder: that of the executor.
+      folder: the executor's folder.
 
     Raises:
       OSError: if SLURM does not answer.
@@ -73,32 +73,31 @@ def queued_jobs(folder: Path) -> set[str]:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise OSError(
-            f"cannot tell which runs wait already: squeue says {result.stderr.strip()!r}. "
+            f"cannot tell which runs are queued: squeue says {result.stderr.strip()!r}. "
             "Try again when SLURM answers."
         )
-    waiting = set(result.stdout.split())  # <array>_<index>
-    return {name for name, number in _read_numbers(folder).items() if number in waiting}
+    queued = set(result.stdout.split())  # <array>_<index>
+    return {name for name, number in _read_numbers(folder).items() if number in queued}
 
 
 def submit(
     jobs: Sequence[Job], executor: "submitit.Executor", array_length: int = _ARRAY_LENGTH
 ) -> list[str]:
-    """Submits jobs in arrays, and keeps their numbers, so that none is submitted twice.
+    """Submits jobs in arrays, and records their numbers so that no job is submitted twice.
 
     Args:
-      jobs: to submit.
+      jobs: jobs to submit.
       executor: see `make_executor`.
-      array_length: the most jobs in one array.
+      array_length: largest number of jobs in one array.
 
     Returns:
-      The jobs' numbers.
+      SLURM's numbers of the jobs.
     """
-    numbers = {}
+    folder, numbers = Path(executor.folder), dict[str, str]()
     for start in range(0, len(jobs), array_length):
         part = jobs[start : start + array_length]
         submitted = executor.map_array(RunTask(), [job.task for job in part])
         numbers |= {job.name: entry.job_id for job, entry in zip(part, submitted, strict=True)}
-        folder = Path(executor.folder)
         write_json(folder / _NUMBERS, {**_read_numbers(folder), **numbers})
     return list(numbers.values())
 

@@ -1,4 +1,4 @@
-"""Executes one job of a sweep, and keeps what it printed and how it ended."""
+"""Executes the command of one job, and records its output and its outcome."""
 
 import contextlib
 import datetime
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     import submitit
 
 _POLL_SECONDS = 0.5
-_START = "$ "  # begins the line of a log that says what is executed
+_START = "$ "  # begins the line of a log that holds the command
 _STOPPED = (EXIT_CODE, 128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)
 
 
 class Task(NamedTuple):
-    """What it takes to execute a job.
+    """A command and the files that it leaves.
 
     Attributes:
       command: the program and its arguments.
-      log: the file that its output is added to.
-      record: the file for how it ended.
+      log: file that the output is appended to.
+      record: JSON file for the outcome.
     """
 
     command: tuple[str, ...]
@@ -50,12 +50,12 @@ class Outcome(enum.Enum):
 def start_task(
     task: Task, environment: Mapping[str, str] | None = None, ignored: signal.Signals | None = None
 ) -> subprocess.Popen:
-    """Starts a job, in a session of its own: signals reach it only if they are sent to it.
+    """Starts a command in a session of its own, so that signals to this process do not reach it.
 
     Args:
-      task: what to execute.
+      task: the command and its files.
       environment: variables beside those of this process.
-      ignored: a signal that is to be without effect on it.
+      ignored: a signal that the command ignores.
     """
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "a") as log:
@@ -69,53 +69,54 @@ def start_task(
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
             start_new_session=True,
-            preexec_fn=ignored and (lambda: signal.signal(ignored, signal.SIG_IGN)),
+            preexec_fn=(lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored else None,
         )
 
 
 def end_task(task: Task, status: int) -> tuple[Outcome, str]:
-    """Records how a job ended.
+    """Records how a command ended.
 
     Args:
-      task: what was executed.
-      status: of its process.
+      task: the command and its files.
+      status: exit status of its process; negative for a signal.
 
     Returns:
-      The outcome, and the last line of an error; empty if there was none.
+      The outcome, and for a failure the last line of the error.
     """
     if status == 0:
-        outcome = Outcome.FINISHED
+        outcome, error = Outcome.FINISHED, ""
+    elif status in _STOPPED:
+        outcome, error = Outcome.STOPPED, ""
+    elif status < 0:
+        outcome, error = Outcome.FAILED, f"killed by {signal.Signals(-status).name}"
     else:
-        outcome = Outcome.STOPPED if status in _STOPPED else Outcome.FAILED
-    error = ""
-    if outcome is Outcome.FAILED:
-        killed = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
-        error = killed or last_error(task.log) or f"ended with status {status}, without a word"
+        error = last_error(task.log) or f"ended with status {status}, without a word"
+        outcome = Outcome.FAILED
     record_task(task, outcome=outcome.value, status=status, error=error)
     return outcome, error
 
 
 def record_task(task: Task, **facts: Any) -> None:
-    """Writes what is known of a job, in place of what was."""
+    """Replaces the record of a command."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_json(task.record, {"time": now, **facts})
 
 
 def last_error(log: Path) -> str:
-    """The line of a log that says why the command failed when it was last executed."""
-    lines = [line.strip() for line in re.split(r"[\r\n]", log.read_text(errors="replace"))]
-    starts = [number for number, line in enumerate(lines) if line.startswith(_START.strip())]
-    lines = [line for line in lines[starts[-1] + 1 if starts else 0 :] if line]
+    """Finds the line of a log that explains why the last command failed; empty if none does."""
+    text = log.read_text(errors="replace").replace("\r", "\n")
+    last = re.split(f"(?m)^{re.escape(_START)}.*$", text)[-1]
+    lines = [line.strip() for line in last.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("Error: ")]
     return (errors or lines or [""])[-1].removeprefix("Error: ")
 
 
 class RunTask:
-    """What submitit executes for a job: its command; see submitit's notes on checkpointing.
+    """The callable that submitit executes for a job; see submitit's notes on checkpointing.
 
-    SIGUSR2, which SLURM sends before the time is up and many sites before a preemption, stops the
-    command, which saves, and puts the job back into the queue. SIGTERM stops it alone: SLURM puts
-    back what it preempts, and what a user has cancelled is not to come back.
+    SLURM sends SIGUSR2 before the time is up, and on many clusters before a preemption. It stops
+    the command, which saves, and requeues the job. SIGTERM only stops the command: SLURM itself
+    requeues jobs that it preempts, and cancelled jobs must not come back.
     """
 
     def __init__(self) -> None:
@@ -126,20 +127,20 @@ class RunTask:
         """Executes the command to its end.
 
         Raises:
-          RuntimeError: if it failed, with the last line of its error.
-          SystemExit: with status 75 if it was stopped.
+          RuntimeError: if the command failed, with the last line of its error.
+          SystemExit: with status 75 if the command was stopped.
         """
-        self._start(task)
-        while self._process.poll() is None:
+        process = self._start(task)
+        while process.poll() is None:
             time.sleep(_POLL_SECONDS)
-        outcome, error = end_task(task, self._process.returncode)
+        outcome, error = end_task(task, process.returncode)
         if outcome is Outcome.FAILED:
             raise RuntimeError(error)
         if outcome is Outcome.STOPPED:
             sys.exit(EXIT_CODE)
 
     def checkpoint(self, task: Task) -> "submitit.helpers.DelayedSubmission":
-        """Stops the command and says what is to be executed when the job's turn comes again."""
+        """Stops the command and returns the submission that continues it."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
@@ -150,9 +151,9 @@ class RunTask:
         record_task(task, outcome=Outcome.STOPPED.value, error="")
         return DelayedSubmission(RunTask(), task)
 
-    def _start(self, task: Task) -> None:
-        """Starts the command; requests that come before it is known here wait until it is."""
-        handlers = {
+    def _start(self, task: Task) -> subprocess.Popen:
+        """Starts the command. Signals that arrive meanwhile are handled once it has started."""
+        handlers: dict[signal.Signals, Any] = {
             signal.SIGUSR2: signal.getsignal(signal.SIGUSR2),
             signal.SIGTERM: lambda *_: self._ask_to_stop(),
         }
@@ -162,10 +163,11 @@ class RunTask:
         self._process = start_task(task, ignored=signal.SIGUSR2)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)
+        for arrived in held:
+            signal.raise_signal(arrived)
+        return self._process
 
     def _ask_to_stop(self) -> None:
-        if not self._asked:  # asked again, a run ends at once
+        if self._process is not None and not self._asked:  # asked again, a run ends at once
             self._asked = True
             self._process.terminate()

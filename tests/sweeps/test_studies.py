@@ -90,7 +90,7 @@ _FIELDS = 'methods = ["qam"]\nenv_names = ["Pendulum-v1"]\nseeds = 1\n'
         (_FIELDS.replace("seeds = 1\n", "seeds = 0\n"), "no seeds"),
         (f"{_FIELDS}flags = 3", "flags must be a table"),
         (f"{_FIELDS}grid = {{ sparse = true }}", "sparse must have a list of values"),
-        (f"{_FIELDS}variants = [{{ flag = 1 }}]", "a variant has name, flags and scale, got flag"),
+        (f"{_FIELDS}variants = [{{ flag = 1 }}]", "a variant is a table with name, .*flag"),
         (f"{_FIELDS}variants = [3]", "a variant is a table"),
         (f"{_FIELDS}variants = [{{}}, {{}}]", "the names of variants must differ"),
         (f'{_FIELDS}like = "maim"', "there is no study 'maim': there are data_quality, main"),

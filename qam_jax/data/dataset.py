@@ -2,30 +2,47 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qam_jax.data.checks import check_proportion
 from qam_jax.types import Array, Batch, TransitionDataset
 
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
 
 
+class Extent(NamedTuple):
+    """Used part of a file.
+
+    Attributes:
+      rows: number of leading rows of the file that are used.
+      transitions: number of transitions in these rows.
+      laid_out_rows: number of rows that the transitions take as a `TransitionDataset`.
+    """
+
+    rows: int
+    transitions: int
+    laid_out_rows: int
+
+
 def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
-    """Lays checked arrays out as a `TransitionDataset` on the default device; see `layout`."""
+    """Lays out checked arrays as a `TransitionDataset` on the default device; see `layout`."""
     return jax.tree.map(jnp.asarray, layout(data, sparse=sparse))
 
 
 def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
-    """Lays checked arrays out as a `TransitionDataset` of NumPy arrays.
+    """Lays out checked arrays as a `TransitionDataset` of NumPy arrays.
 
     Args:
       data: `observations` [N, O], `actions` [N, A], `terminals` [N] (1 at the last row of every
         episode), `rewards` [N], and optionally `masks` [N] (default 1) and `next_observations`
         [N, O]. Without `next_observations`, the last row of an episode holds only its final
-        observation; with it, every row is a transition. See `qam_jax.data.npz`.
-      sparse: makes every reward that is not 0 a -1.
+        observation; with it, every row is a transition. See `qam_jax.data.checks`.
+      sparse: whether every reward that is not 0 becomes -1.
 
     Returns:
       The dataset, actions clipped to +-(1 - 1e-5). Arrays that need no change are not copied.
@@ -49,6 +66,55 @@ def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> Transitio
     )
 
 
+def find_extent(
+    terminals: np.ndarray, has_next: bool, proportion: float, source: Path | str
+) -> Extent:
+    """Extent of the first `int(T * proportion)` of `T` transitions.
+
+    Args:
+      terminals: [N] 1 at the last row of each episode; the last value is 1.
+      has_next: whether there are `next_observations`, so that every row is a transition.
+      proportion: in (0, 1].
+      source: origin of the data, with which the message begins.
+
+    Raises:
+      ValueError: if the proportion is out of range, or leaves no transition.
+    """
+    check_proportion(proportion)
+    ends = np.ravel(terminals) != 0
+    total = len(ends) if has_next else int(np.count_nonzero(~ends))
+    transitions = int(total * proportion)
+    if transitions == 0:
+        raise ValueError(
+            f"{source}: no transition is left of {total} with a proportion of {proportion}. Use "
+            "more of the dataset."
+        )
+    if has_next:
+        episodes = int(np.count_nonzero(ends[: transitions - 1])) + 1
+        return Extent(transitions, transitions, transitions + episodes)
+    if transitions == total:
+        return Extent(len(ends), total, len(ends))
+    rows = int(np.flatnonzero(~ends)[transitions - 1]) + 2  # one more for its next observation
+    return Extent(rows, transitions, rows)
+
+
+def take_leading(
+    data: Mapping[str, np.ndarray], proportion: float, source: Path | str
+) -> dict[str, np.ndarray]:
+    """Keeps the first `int(T * proportion)` of `T` transitions; the last row ends an episode.
+
+    The flag `--dataset_proportion` of QAM's published code does the same (arXiv 2601.14234).
+
+    Raises:
+      ValueError: if the proportion is out of range, or leaves no transition.
+    """
+    extent = find_extent(data["terminals"], "next_observations" in data, proportion, source)
+    data = {name: array[: extent.rows] for name, array in data.items()}
+    data["terminals"] = np.array(data["terminals"])
+    data["terminals"][-1] = 1
+    return data
+
+
 def sample_windows(
     dataset: TransitionDataset,
     key: Array,
@@ -56,12 +122,12 @@ def sample_windows(
     horizon_length: int,
     discount: float,
 ) -> Batch:
-    """Draws windows of consecutive rows, their first rows uniform over all transitions.
+    """Draws `B` windows of `H` consecutive rows; every transition is equally likely to start one.
 
-    From `H` rows starting at row j: `R = sum_k discount^k r_{j+k} v_k`, where `v_k` is 1 while the
-    episode lasts; the mask is the minimum, and the next observation the one after the last row,
-    over rows with `v_k = 1`; the weight is `v_{H-1}`. Rows beyond the episode's end repeat its
-    last transition's action.
+    A window that starts at row j has the reward `R = sum_k discount^k r_{j+k} v_k`, where `v_k` is
+    1 while the episode lasts. Over the rows with `v_k = 1`, its mask is the minimum, and its next
+    observation follows the last one. Its weight is `v_{H-1}`. Rows beyond the end of the episode
+    repeat the action of its last transition.
 
     Args:
       dataset: the episodes.
@@ -69,9 +135,6 @@ def sample_windows(
       batch_size: `B`.
       horizon_length: `H`, at least 1.
       discount: per row.
-
-    Returns:
-      `B` windows.
     """
     starts = dataset.start_rows[jax.random.randint(key, (batch_size,), 0, dataset.num_starts)]
     return gather_windows(dataset, starts, horizon_length, discount)
@@ -80,7 +143,7 @@ def sample_windows(
 def gather_windows(
     dataset: TransitionDataset, starts: Array, horizon_length: int, discount: float
 ) -> Batch:
-    """The windows that begin at the rows `starts` [B]; see `sample_windows`."""
+    """Windows that start at the rows `starts` [B]; see `sample_windows`."""
     offsets = jnp.arange(horizon_length)
     last_rows = dataset.last_rows[starts]
     unclipped = starts[:, None] + offsets
@@ -106,14 +169,14 @@ def make_batch(
     next_observations: Array,
     discount: float,
 ) -> Batch:
-    """Sums windows up; see `sample_windows`.
+    """Reduces the rows of windows to a batch; see `sample_windows`.
 
     Args:
       observations: [B, O] at the first row.
       actions: [B, H, A].
       rewards: [B, H].
-      masks: [B, H], those of rows beyond the episode's end repeating the last one's.
-      valid: [B, H] whether the episode lasts that long.
+      masks: [B, H]; rows beyond the end of the episode repeat its last mask.
+      valid: [B, H] whether the episode lasts this long.
       next_observations: [B, O] after the last valid row.
       discount: per row.
     """
@@ -130,9 +193,9 @@ def make_batch(
 
 
 def fingerprint(dataset: TransitionDataset) -> str:
-    """A hash of all values, equal for equal data whatever file it came from."""
+    """Hash of all values: equal for equal data, whatever file they came from."""
     digest = hashlib.sha256()
-    for name in sorted(vars(dataset).keys() - {"num_starts"}):  # which follows from the others
+    for name in sorted(vars(dataset).keys() - {"num_starts"}):  # it follows from the others
         array = np.ascontiguousarray(getattr(dataset, name))
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.data)
@@ -142,7 +205,7 @@ def fingerprint(dataset: TransitionDataset) -> str:
 def _append_final_rows(
     columns: dict[str, np.ndarray], ends: np.ndarray, next_observations: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Gives every episode one more row, for its final observation."""
+    """Adds a row to every episode, for its final observation."""
     after = ends + 1
     zeros = np.zeros(len(ends), np.float32)
     final = {

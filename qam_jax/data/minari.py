@@ -1,13 +1,13 @@
 """Reads datasets of Minari's (minari.farama.org) that are on this machine.
 
 They lie in the folder that `MINARI_DATASETS_PATH` names, by default `~/.minari/datasets`. Compared
-with the fields in `qam_jax.data.npz`:
+with the fields in `qam_jax.data.checks`:
 
 - Minari keeps an episode's final observation, so every step is a row with `next_observations`;
 - `terminals` is 1 at the last step of an episode, however it ended;
 - `masks` is 0 where the environment terminated, and 1 where an episode was only truncated;
 - `actions` are rescaled from the bounds of the action space to [-1, 1], as by Gymnasium's
-  `RescaleAction`; a component without bounds is left as it is, and has to lie there already;
+  `RescaleAction`; a component without bounds is left as it is, and must lie there already;
 - `observations` of several parts (a `Dict` or `Tuple` space) are put into one vector, in the order
   of Gymnasium's `FlattenObservation`.
 """
@@ -20,7 +20,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from qam_jax.data.npz import check_transitions
+from qam_jax.data.checks import check_transitions
+from qam_jax.data.npz import as_float32
 
 _UNREADABLE = (AssertionError, KeyError, OSError, TypeError, ValueError)
 
@@ -32,7 +33,7 @@ def load_minari(
 
     Args:
       dataset_id: such as `D4RL/door/human-v2`.
-      env: the environment that the data are for, if there is one: it knows the order in which the
+      env: the environment that the data are for, if there is one. It knows the order in which the
         parts of an observation are flattened.
 
     Returns:
@@ -42,7 +43,7 @@ def load_minari(
       FileNotFoundError: if it is not on this machine.
       ImportError: if Minari is not installed.
       ValueError: if it cannot be read, has actions or observations of a kind that is not supported,
-        or breaks a rule of `qam_jax.data.npz`.
+        or breaks a rule of `qam_jax.data.checks`.
     """
     source = f"minari:{dataset_id}"
     try:
@@ -51,7 +52,11 @@ def load_minari(
 
         path = get_dataset_path(dataset_id)
         if not (path / "data").exists():
-            raise FileNotFoundError(_not_found(dataset_id, path, minari.list_local_datasets()))
+            raise FileNotFoundError(
+                f"{source}: there is no such dataset on this machine (in {path}). There are: "
+                f"{', '.join(minari.list_local_datasets()) or 'none'}. Download it first: "
+                f"minari download {dataset_id}"
+            )
         try:
             dataset = minari.load_dataset(dataset_id, download=False)
             episodes = [episode for episode in dataset.iterate_episodes() if len(episode)]
@@ -71,20 +76,13 @@ def load_minari(
         raise ValueError(f"{source}: {problem}")
     data = _to_fields(episodes, space)
     data["actions"] = _rescale(data["actions"], dataset.action_space, source)
-    data = {name: _as_float32(array) for name, array in data.items()}
+    data = {name: as_float32(array) for name, array in data.items()}
     check_transitions(data, source=source)
     return data, path
 
 
-def _not_found(dataset_id: str, path: Path, local: dict[str, Any]) -> str:
-    return (
-        f"minari:{dataset_id}: there is no such dataset on this machine (in {path}). There are: "
-        f"{', '.join(local) or 'none'}. Download it first: minari download {dataset_id}"
-    )
-
-
 def _observation_space(space: spaces.Space, env: gymnasium.Env | None) -> spaces.Space:
-    """The dataset's space, its parts in the environment's order: Minari keeps them sorted."""
+    """Space of the dataset, its parts in the environment's order: Minari sorts them by name."""
     while isinstance(env, gymnasium.Wrapper):
         env = env.env
         theirs = env.observation_space
@@ -112,12 +110,11 @@ def _space_problems(
 
 def _to_fields(episodes: list[Any], space: spaces.Space) -> dict[str, np.ndarray]:
     observations = [_flatten(space, episode.observations) for episode in episodes]
-    last = [np.arange(1, len(episode) + 1) == len(episode) for episode in episodes]
     return {
         "observations": np.concatenate([rows[:-1] for rows in observations]),
-        "actions": np.concatenate([np.asarray(episode.actions) for episode in episodes]),
-        "terminals": np.concatenate(last),
-        "rewards": np.concatenate([np.asarray(episode.rewards) for episode in episodes]),
+        "actions": np.concatenate([np.asarray(each.actions) for each in episodes]),
+        "terminals": np.concatenate([np.eye(1, len(each), len(each) - 1)[0] for each in episodes]),
+        "rewards": np.concatenate([np.asarray(each.rewards) for each in episodes]),
         "masks": ~np.concatenate([np.asarray(each.terminations, bool) for each in episodes]),
         "next_observations": np.concatenate([rows[1:] for rows in observations]),
     }
@@ -133,7 +130,8 @@ def _flatten(space: spaces.Space, values: Any, *, is_part: bool = False) -> np.n
         return np.concatenate([_flatten(*pair, is_part=True) for pair in pairs], axis=1)
     if isinstance(space, spaces.Box):
         values = np.asarray(values)
-        return values.reshape(len(values), -1) if is_part else values  # images are to be named
+        # Images keep their shape, so that the check names them.
+        return values.reshape(len(values), -1) if is_part else values
     return np.stack([spaces.utils.flatten(space, value) for value in values])
 
 
@@ -150,8 +148,3 @@ def _rescale(actions: np.ndarray, space: spaces.Box, source: str) -> np.ndarray:
     low = np.where(bounded, space.low, -1.0).astype(np.float64)
     high = np.where(bounded, space.high, 1.0).astype(np.float64)
     return 2 * (actions - low) / (high - low) - 1
-
-
-def _as_float32(array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # the check names the infinity
-        return np.asarray(array, np.float32)

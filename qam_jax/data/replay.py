@@ -1,8 +1,8 @@
 """Online experience: a ring of transitions on the device, and its log on disk.
 
-Every transition knows the row of the one that followed it in its episode. So the rows of several
-environments stand in the order in which they arrived, an episode in progress can be trained on
-before it ends, and no window mixes episodes.
+Every transition knows the row of the next one of its episode. So the rows of several environments
+stand in the order of their arrival, an episode in progress can be trained on before it ends, and
+no window mixes episodes.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class ReplayBuffer:
 
 
 def gather_replay(buffer: ReplayBuffer, rows: Array, horizon_length: int, discount: float) -> Batch:
-    """The windows that begin at `rows` [B]; see `qam_jax.data.dataset.sample_windows`.
+    """Windows that start at `rows` [B]; see `qam_jax.data.dataset.sample_windows`.
 
     A window that reaches beyond what its episode has gathered so far has weight 0.
     """
@@ -101,24 +101,24 @@ def sample_balanced(
 
 
 class EpisodeSoFar(NamedTuple):
-    """The actions [n, A] of an episode in progress, and the observation [O] that they led to."""
+    """Actions [n, A] of an episode in progress, and the observation [O] after them."""
 
     actions: np.ndarray
     observation: np.ndarray
 
 
 class Replay:
-    """A `ReplayBuffer`, and the log of what goes in.
+    """A `ReplayBuffer`, and the log of the transitions that go in.
 
-    A transition is written to disk once, however many checkpoints there are: `save` writes those
-    that came since the last call as one file, `<folder>/<first row>.npz`, rows counted from the
-    first one ever added.
+    A transition is written to disk once, however many checkpoints there are: `save` writes the
+    transitions since the last call as one file, `<folder>/<first row>.npz`. Rows are counted from
+    the first one ever added.
 
     Args:
       capacity: `C`; the oldest transitions give way to new ones.
       observation_dim: `O`.
       action_dim: `A`.
-      folder: of the log.
+      folder: folder of the log.
       writes: whether `save` writes; otherwise another process, which is told the same, does.
     """
 
@@ -148,32 +148,19 @@ class Replay:
         )
 
     def add(self, transitions: Transitions, episodes: np.ndarray, pad_to: int) -> None:
-        """Adds transitions [N], those of one episode in their order.
+        """Adds transitions [N]; the transitions of one episode are in order.
 
         Args:
           transitions: NumPy arrays in float32.
-          episodes: [N] the episode of each: a number that no other episode ever has. One that is
-            missing from a call has ended.
-          pad_to: how many transitions there are at most, so that one program serves all calls.
+          episodes: [N] the episode of each: a number that no other episode ever has. An episode
+            that is missing from a call has ended.
+          pad_to: the largest possible N, so that one program serves all calls.
         """
-        count = len(episodes)
         self._unsaved.append({**vars(transitions), "episodes": episodes})
-        predecessors, self._newest = _chain(episodes, self.num_added, self._newest)
-        rows = self.num_added + np.arange(count)
-        self.num_added += count
-        padding = (0, pad_to - count)
-        self.buffer = _insert(
-            self.buffer,
-            jax.tree.map(
-                lambda array: np.pad(array, (padding, *[(0, 0)] * (array.ndim - 1))), transitions
-            ),
-            np.pad(self._places(rows), padding, constant_values=self._capacity),
-            np.pad(self._places(predecessors), padding, constant_values=self._capacity),
-            np.int32(min(self.num_added, self._capacity)),
-        )
+        self._insert(transitions, episodes, pad_to)
 
     def save(self) -> int:
-        """Writes what was added since the last call; returns the number of bytes.
+        """Writes the transitions since the last call; returns the number of bytes.
 
         Raises:
           OSError: if it cannot be written.
@@ -195,13 +182,13 @@ class Replay:
         return path.stat().st_size
 
     def load(self, num_added: int, episodes: Sequence[int]) -> dict[int, EpisodeSoFar]:
-        """Brings the buffer to where it was when `num_added` transitions had been added.
+        """Brings a new buffer to its state after `num_added` transitions.
 
         Files of later transitions, which no checkpoint knows of, are removed.
 
         Args:
           num_added: as it was at a call of `save`.
-          episodes: those that were in progress.
+          episodes: the episodes that were in progress.
 
         Returns:
           How far each of these episodes has come, as far as the buffer reaches back.
@@ -213,44 +200,47 @@ class Replay:
             for path in self._folder.glob("[0-9]*.npz"):
                 if int(path.stem) >= num_added:
                     path.unlink()
-        self.num_added, self._unsaved = num_added, []
         if num_added == 0:
             return {}
         columns = _read_log(self._folder, num_added, self._capacity)
         owners = columns.pop("episodes")
-        first = num_added - len(owners)
-        predecessors, newest = _chain(owners, first, {})
-        self._newest = {episode: newest[episode] for episode in episodes if episode in newest}
-        self.buffer = self._fill(Transitions(**columns), first, predecessors)
+        first = self.num_added = num_added - len(owners)
+        self._insert(Transitions(**columns), owners, len(owners))
+        newest = {each: self._newest[each] for each in episodes if each in self._newest}
+        self._newest = newest
         return {
             episode: EpisodeSoFar(
-                columns["actions"][owners == episode],
-                columns["next_observations"][newest[episode] - first],
+                columns["actions"][owners == episode], columns["next_observations"][row - first]
             )
-            for episode in episodes
-            if episode in newest
+            for episode, row in newest.items()
         }
 
-    def _fill(self, transitions: Transitions, first: int, predecessors: np.ndarray) -> ReplayBuffer:
-        """The buffer that holds just these transitions, of rows `first` onwards."""
-        rows = first + np.arange(len(predecessors))
-        successors = np.full(self._capacity, -1, np.int32)
-        known = predecessors >= 0
-        successors[self._places(predecessors[known])] = self._places(rows[known])
-
-        def fill(empty: Array, values: np.ndarray) -> Array:
-            filled = np.zeros(empty.shape, np.float32)
-            filled[self._places(rows)] = values
-            return jnp.asarray(filled)
-
-        return ReplayBuffer(
-            transitions=jax.tree.map(fill, self.buffer.transitions, _clip_actions(transitions)),
-            successors=jnp.asarray(successors),
-            size=jnp.int32(len(rows)),
+    def _insert(self, transitions: Transitions, episodes: np.ndarray, pad_to: int) -> None:
+        predecessors = self._link(episodes)
+        rows = self.num_added + np.arange(len(episodes))
+        self.num_added += len(episodes)
+        padding = (0, pad_to - len(episodes))
+        places, predecessors = (
+            np.pad(self._places(each), padding, constant_values=self._capacity)
+            for each in (rows, predecessors)
         )
+        transitions = jax.tree.map(
+            lambda array: np.pad(array, (padding, *[(0, 0)] * (array.ndim - 1))), transitions
+        )
+        size = np.int32(min(self.num_added, self._capacity))
+        self.buffer = _insert(self.buffer, transitions, places, predecessors, size)
+
+    def _link(self, episodes: np.ndarray) -> np.ndarray:
+        """The earlier row of the same episode for each new row [N], or -1."""
+        predecessors, newest = np.empty(len(episodes), np.int64), {}
+        for index, episode in enumerate(episodes.tolist()):
+            predecessors[index] = newest.get(episode, self._newest.get(episode, -1))
+            newest[episode] = self.num_added + index
+        self._newest = newest
+        return predecessors
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
-        """Where rows stand in the ring; `C`, which is nowhere, for -1."""
+        """Places of rows in the ring; `C`, which is nowhere, for -1."""
         return np.where(rows < 0, self._capacity, rows % self._capacity).astype(np.int32)
 
 
@@ -258,38 +248,18 @@ class Replay:
 def _insert(
     buffer: ReplayBuffer, transitions: Transitions, places: Array, predecessors: Array, size: Array
 ) -> ReplayBuffer:
+    # As in a dataset; the log keeps the actions that were executed.
+    transitions = transitions.replace(actions=transitions.actions.clip(-ACTION_LIMIT, ACTION_LIMIT))
+
     def put(array: Array, values: Array) -> Array:
         return array.at[places].set(values, mode="drop")
 
     successors = buffer.successors.at[places].set(-1, mode="drop")
     return ReplayBuffer(
-        transitions=jax.tree.map(put, buffer.transitions, _clip_actions(transitions)),
+        transitions=jax.tree.map(put, buffer.transitions, transitions),
         successors=successors.at[predecessors].set(places, mode="drop"),
         size=size,
     )
-
-
-def _clip_actions(transitions: Transitions) -> Transitions:
-    """As in a dataset; the log keeps the actions that were executed."""
-    clipped = transitions.actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
-    return transitions.replace(actions=clipped)
-
-
-def _chain(
-    episodes: np.ndarray, first: int, newest: dict[int, int]
-) -> tuple[np.ndarray, dict[int, int]]:
-    """The row before each of these rows in its episode, or -1, and the newest row of each episode.
-
-    Args:
-      episodes: [N] of rows `first` onwards.
-      first: number of the first row.
-      newest: the newest earlier row of each episode in progress.
-    """
-    predecessors, newest_here = np.empty(len(episodes), np.int64), {}
-    for index, episode in enumerate(episodes.tolist()):
-        predecessors[index] = newest_here.get(episode, newest.get(episode, -1))
-        newest_here[episode] = first + index
-    return predecessors, newest_here
 
 
 def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

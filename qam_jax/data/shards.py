@@ -3,6 +3,7 @@
 Memory holds the file that trains and the next one, which a thread reads meanwhile.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,18 +19,25 @@ import jax
 import numpy as np
 
 from qam_jax.data import npz
-from qam_jax.data.column_cache import Stamp, Task, find_cache, freeze_task, open_columns, read_stamp
-from qam_jax.data.dataset import layout
-from qam_jax.data.parts import (
+from qam_jax.data.checks import (
+    FIELDS,
     RELABEL_FIELDS,
-    Extent,
+    REQUIRED_FIELDS,
+    ArrayHeader,
     check_dimensions,
+    check_headers,
     check_proportion,
     check_same_fields,
-    find_extent,
-    find_files,
-    take_leading,
 )
+from qam_jax.data.column_cache import (
+    FileVersion,
+    RewardTask,
+    find_cache,
+    freeze_task,
+    open_columns,
+    read_version,
+)
+from qam_jax.data.dataset import Extent, find_extent, layout, take_leading
 from qam_jax.types import TransitionDataset
 
 _ALIGNMENT = 64  # bytes; JAX takes over such arrays on a CPU without a copy
@@ -40,15 +48,15 @@ class Shard(NamedTuple):
 
     Attributes:
       path: the `.npz` file.
-      stamp: its version.
+      version: its size and time.
       headers: of its arrays.
       checksums: of its arrays.
-      extent: how much of it is used.
+      extent: the part that is used.
     """
 
     path: Path
-    stamp: Stamp
-    headers: Mapping[str, npz.ArrayHeader]
+    version: FileVersion
+    headers: Mapping[str, ArrayHeader]
     checksums: Mapping[str, int]
     extent: Extent
 
@@ -61,24 +69,25 @@ def open_shards(
     proportion: float = 1.0,
     sparse: bool = False,
 ) -> "Shards":
-    """Opens a folder of `.npz` files, of which each trains for a number of updates in turn.
+    """Opens a folder of `.npz` files, each of which trains for a number of updates in turn.
 
-    Files are taken in the order of their names, without `*-val.npz`; update `s` trains on number
-    `(s // replace_interval) % n`. Each is converted into memory-mapped columns when it is first
-    used (see `qam_jax.data.column_cache`), which takes as much disk space as its arrays.
+    Files are taken in the order of their names, without `*-val.npz`. Update `s` trains on file
+    `(s // replace_interval) % n`. Each file is converted into memory-mapped columns when it is
+    first used (see `qam_jax.data.column_cache`), which takes as much disk space as its arrays.
 
     Args:
-      folder: of the files; fields as in `qam_jax.data.npz`, or OGBench's.
-      env: that the data have to fit; None if there is none. Where the files have no `rewards` but
-        `qpos`, its task gives them. It is reset, and not used any more after this call.
+      folder: folder of the files; fields as in `qam_jax.data.checks`, or OGBench's.
+      env: environment that the data have to fit; None if there is none. Where the files have
+        `qpos` but no `rewards`, its task gives the rewards. It is reset, and not used after this
+        call.
       replace_interval: updates that one file trains for; 0 means the first file for all.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
-      sparse: makes every reward that is not 0 a -1.
+      sparse: whether every reward that is not 0 becomes -1.
 
     Raises:
       FileNotFoundError: if there is no such folder, or no file in it.
-      ValueError: naming the file that is damaged or does not fit the environment, the two that
-        differ in fields or dimensions, or the argument that is out of range.
+      ValueError: if a file is damaged, does not fit the environment or differs from another one in
+        fields or dimensions, or if an argument is out of range; the message names it.
       OSError: if the columns cannot be stored anywhere.
     """
     check_proportion(proportion)
@@ -88,23 +97,23 @@ def open_shards(
             f"updates, got {replace_interval}."
         )
     folder = Path(folder).expanduser()
-    paths = find_files(folder)
+    paths = npz.find_files(folder)
     if replace_interval == 0:
         paths = paths[:1]
     headers = {path: npz.read_headers(path) for path in paths}
     for path in paths:
-        npz.check_headers(headers[path], npz.REQUIRED_FIELDS, source=str(path))
+        check_headers(headers[path], REQUIRED_FIELDS, source=str(path))
     check_same_fields(headers)
     first = headers[paths[0]]
-    check_dimensions({name: first[name].shape for name in first}, env, paths[0])
+    check_dimensions(first, env, paths[0])
     task = None if "rewards" in first else _find_task(env, first, paths[0])
     shards = [_survey(path, headers[path], proportion) for path in paths]
     return Shards(folder, shards, replace_interval, proportion, sparse, task)
 
 
 def _find_task(
-    env: gymnasium.Env | None, headers: Mapping[str, npz.ArrayHeader], path: Path
-) -> Task:
+    env: gymnasium.Env | None, headers: Mapping[str, ArrayHeader], path: Path
+) -> RewardTask:
     task = freeze_task(env) if env is not None and "qpos" in headers else None
     if task is None:
         raise ValueError(
@@ -115,11 +124,11 @@ def _find_task(
     return task
 
 
-def _survey(path: Path, headers: Mapping[str, npz.ArrayHeader], proportion: float) -> Shard:
-    stamp, checksums = read_stamp(path), npz.read_checksums(path)
+def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> Shard:
+    version, checksums = read_version(path), npz.read_checksums(path)
     terminals = npz.read_arrays(path, ["terminals"])["terminals"]
     extent = find_extent(terminals, "next_observations" in headers, proportion, path)
-    return Shard(path, stamp, headers, checksums, extent)
+    return Shard(path, version, headers, checksums, extent)
 
 
 class Shards:
@@ -141,7 +150,7 @@ class Shards:
         replace_interval: int,
         proportion: float,
         sparse: bool,
-        task: Task | None,
+        task: RewardTask | None,
     ):
         self.path = folder
         self.num_swaps = 0
@@ -155,16 +164,16 @@ class Shards:
         self._num_starts = max(shard.extent.transitions for shard in shards)
         self._current: int | None = None
         self._dataset: TransitionDataset | None = None
-        self._next: _Background | None = None
+        self._next: _Reader | None = None
 
     def at(self, step: int) -> TransitionDataset:
-        """The data that update `step` trains on, on the default device.
+        """Data on the default device that update `step` trains on.
 
         Raises:
           FileNotFoundError: if the file is needed and gone.
           ValueError: if it is damaged, breaks a rule, or changed since the run began.
         """
-        index = self._index(step)
+        index = step // self._interval % len(self._shards) if self._interval else 0
         if self._dataset is None or index != self._current:
             started, is_swap = time.perf_counter(), self._dataset is not None
             dataset = jax.block_until_ready(jax.device_put(self._take(index)))
@@ -173,19 +182,16 @@ class Shards:
                 self.num_swaps += 1
                 self.stall_seconds += time.perf_counter() - started
             if self._interval:
-                self._next = _Background(self._read, (index + 1) % len(self._shards))
+                self._next = _Reader(self._read, (index + 1) % len(self._shards))
         return self._dataset
 
     def next_change(self, step: int) -> int | None:
-        """The first update after `step` that trains on the next file; None with a single one."""
+        """First update after `step` that trains on the next file; None with a single file."""
         return (step // self._interval + 1) * self._interval if self._interval else None
 
     def fingerprint(self) -> str:
-        """A hash of the files' names and content (by the checksums that they hold), and settings.
-
-        It does not depend on where the folder is.
-        """
-        fields = (*npz.FIELDS, *RELABEL_FIELDS)
+        """Hash of the names, the checksums and the settings; it does not depend on the folder."""
+        fields = (*FIELDS, *RELABEL_FIELDS)
         content = [
             [shard.path.name]
             + [[name, shard.headers[name].shape, shard.checksums[name]] for name in fields
@@ -197,35 +203,48 @@ class Shards:
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
-        """How often the file changed, and for how many seconds training waited for it."""
+        """Number of file changes, and seconds that training waited for them."""
         return {"shard_swaps": self.num_swaps, "shard_stall_seconds": self.stall_seconds}
 
     def close(self) -> None:
         """Waits for the thread that reads the next file, and lets go of the data."""
         if self._next is not None:
-            self._next.wait()
+            self._next.join()
         self._next = self._dataset = None
 
-    def _index(self, step: int) -> int:
-        return step // self._interval % len(self._shards) if self._interval else 0
-
     def _take(self, index: int) -> TransitionDataset:
-        """The arrays of a shard, from the thread if it was reading that one."""
-        running, self._next = self._next, None
-        if running is not None:
-            running.wait()
-            if running.argument == index and running.error is None:
-                return running.result
+        """Arrays of a shard, from the thread if it has read this one."""
+        reader, self._next = self._next, None
+        if reader is not None:
+            reader.join()
+            if reader.index == index and reader.dataset is not None:
+                return reader.dataset
         return self._read(index)  # also after an error, whose cause may be gone by now
 
     def _read(self, index: int) -> TransitionDataset:
-        """Lays a shard out in memory, padded. Also called by the thread: uses no JAX."""
+        """Lays out a shard in memory, padded. The thread calls it too: it uses no JAX."""
         shard = self._shards[index]
-        stamp = _current_stamp(shard)
-        columns = open_columns(shard.path, self._cache, stamp, self._task)
+        columns = open_columns(shard.path, self._cache, _current_version(shard), self._task)
         columns = take_leading(columns, self._proportion, shard.path)
         dataset = layout(columns, sparse=self._sparse)
         return _pad(dataset, self._num_rows, self._num_starts)
+
+
+class _Reader(threading.Thread):
+    """Reads a shard in the background, without keeping the process alive.
+
+    `dataset` stays None after an error: the caller then reads the shard again, and sees the error.
+    """
+
+    def __init__(self, read: Callable[[int], TransitionDataset], index: int):
+        super().__init__(daemon=True)
+        self._read, self.index = read, index
+        self.dataset: TransitionDataset | None = None
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(Exception):
+            self.dataset = self._read(self.index)
 
 
 def _describe(folder: Path, shards: list[Shard], interval: int, proportion: float) -> str:
@@ -239,26 +258,25 @@ def _describe(folder: Path, shards: list[Shard], interval: int, proportion: floa
     )
 
 
-def _current_stamp(shard: Shard) -> Stamp:
-    """The file's version now, which has to have the content that it had when the run began."""
+def _current_version(shard: Shard) -> FileVersion:
+    """Version of the file now. Its content must be the one that it had when the run began."""
     try:
-        stamp = read_stamp(shard.path)
+        version = read_version(shard.path)
     except FileNotFoundError:
-        return shard.stamp  # its columns may be there
-    if stamp != shard.stamp and npz.read_checksums(shard.path) != shard.checksums:
+        return shard.version  # its columns may be there
+    if version != shard.version and npz.read_checksums(shard.path) != shard.checksums:
         raise ValueError(
             f"{shard.path} has changed since this run began. Put the earlier file back; the same "
             "command then continues the run. Or start a new run with the new file."
         )
-    return stamp
+    return version
 
 
 def _pad(dataset: TransitionDataset, num_rows: int, num_starts: int) -> TransitionDataset:
     """Copies all arrays into new ones of the given length."""
     columns = dict(vars(dataset))
-    starts = _padded(columns.pop("start_rows"), num_starts)
-    starts[int(dataset.num_starts) :] = starts[0]  # a row that holds a transition
-    count = columns.pop("num_starts")
+    count, starts = columns.pop("num_starts"), _padded(columns.pop("start_rows"), num_starts)
+    starts[int(count) :] = starts[0]  # a row that holds a transition
     padded = {name: _padded(column, num_rows) for name, column in columns.items()}
     return TransitionDataset(**padded, start_rows=starts, num_starts=count)
 
@@ -271,24 +289,3 @@ def _padded(column: np.ndarray, length: int) -> np.ndarray:
     padded[: len(column)] = column
     padded[len(column) :] = 0
     return padded
-
-
-class _Background:
-    """A call in a thread of its own, which does not keep the process alive."""
-
-    def __init__(self, function: Callable[[int], TransitionDataset], argument: int):
-        self.argument = argument
-        self.result: TransitionDataset | None = None
-        self.error: BaseException | None = None
-        self._function = function
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self.result = self._function(self.argument)
-        except BaseException as error:
-            self.error = error

@@ -1,4 +1,4 @@
-"""From the name of an environment, or the path of data, to a `DataSource`."""
+"""Finds the dataset of an environment, or reads data of your own, as a `DataSource`."""
 
 import dataclasses
 import json
@@ -12,19 +12,18 @@ import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_jax.data.dataset import fingerprint, make_dataset
-from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
-from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
-from qam_jax.data.minari import load_minari
-from qam_jax.data.npz import FIELDS, load_npz, read_headers
-from qam_jax.data.parts import (
+from qam_jax.data.checks import (
+    FIELDS,
     RELABEL_FIELDS,
     check_dimensions,
     check_proportion,
     check_same_fields,
-    find_files,
-    take_leading,
 )
+from qam_jax.data.dataset import fingerprint, make_dataset, take_leading
+from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
+from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
+from qam_jax.data.minari import load_minari
+from qam_jax.data.npz import find_files, load_npz, read_headers
 from qam_jax.data.tasks import parse_task
 from qam_jax.types import TransitionDataset
 
@@ -33,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 class DataSource(Protocol):
-    """Where updates get their data: the same for all of them, or changing as training goes on.
+    """Data for updates: the same for all of them, or changing as training goes on.
 
     Attributes:
       description: one plain line, for the log and the run's metadata.
@@ -44,19 +43,19 @@ class DataSource(Protocol):
     path: Path
 
     def at(self, step: int) -> TransitionDataset:
-        """The data that update `step`, counted from 0, trains on; always of the same shapes."""
+        """Data that update `step`, counted from 0, trains on; always of the same shapes."""
 
     def next_change(self, step: int) -> int | None:
-        """The first update after `step` that trains on other data; None if there is none."""
+        """First update after `step` that trains on other data; None if there is none."""
 
     def fingerprint(self) -> str:
-        """A hash of the data, equal for equal data wherever they are."""
+        """Hash of the data: equal for equal data, wherever they are."""
 
     def metrics(self) -> dict[str, float]:
-        """What to log about it, by name."""
+        """Values to log, by name."""
 
     def close(self) -> None:
-        """Ends what runs in the background."""
+        """Ends background work."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,24 +96,24 @@ def load_ogbench(
 
     Args:
       env_name: such as `cube-double-play-singletask-task2-v0`.
-      env: that environment; its task gives the rewards.
+      env: this environment; its task gives the rewards.
       dataset_dir: folder of OGBench's files; new ones are put there.
       data_source: `local`, `download`, `generate`, or `auto` for the first of these that works.
       mirrors: URLs to try before `qam_jax.data.download.MIRRORS`.
-      sparse: makes every reward that is not 0 a -1.
+      sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use, in (0, 1]: the leading transitions.
 
     Raises:
       FileNotFoundError: if `data_source` is `local` and there is no file.
       DownloadError: if no mirror served the file; with `auto`, only where it cannot be generated.
-      ValueError: if the name is unknown, cannot be generated, or the file is damaged or does not
+      ValueError: if the name is unknown or cannot be generated, the file is damaged or does not
         fit the environment, or the proportion is out of range or leaves nothing.
     """
     check_proportion(proportion)
     dataset_name = parse_task(env_name).dataset_name
     path, source = _provide(dataset_name, Path(dataset_dir).expanduser(), data_source, mirrors)
     data = load_npz(path, fields=RELABEL_FIELDS, require=("qpos",))
-    check_dimensions(_shapes(data), env, path)
+    check_dimensions(data, env, path)
     data = take_leading(data, proportion, path)
     relabel_dataset(env.spec.id, env.unwrapped, data)
     description = source + _generator_note(path) + _proportion_note(proportion)
@@ -131,47 +130,42 @@ def load_own(
     """Reads data of your own.
 
     Args:
-      dataset: an `.npz` file (see `qam_jax.data.npz` for its fields); a folder, of which all such
+      dataset: an `.npz` file (see `qam_jax.data.checks` for its fields); a folder, whose `.npz`
         files except `*-val.npz` are put together in the order of their names; or `minari:<id>`, a
-        dataset of Minari's that is on this machine.
+        dataset of Minari's on this machine.
       env: the environment that the data have to fit; None if there is none.
-      sparse: makes every reward that is not 0 a -1.
+      sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
 
     Raises:
       FileNotFoundError: if there is no such file, folder or Minari dataset.
       ImportError: if Minari is needed and not installed.
-      ValueError: naming the first thing wrong with the data, or the two files that differ.
+      ValueError: naming the first fault in the data, or the two files that differ.
     """
     check_proportion(proportion)
     dataset, path = os.fspath(dataset), Path(dataset).expanduser()
     if dataset.startswith(_MINARI_PREFIX):
         data, path = load_minari(dataset.removeprefix(_MINARI_PREFIX), env)
         pieces, description = {dataset: data}, f"{dataset} in {path}"
-    elif path.is_dir():
-        paths = find_files(path)
-        check_same_fields({each: read_headers(each) for each in paths})
-        pieces = {str(each): _load_own_file(each) for each in paths}
-        description = f"your {len(paths)} files in {path}"
     else:
-        pieces, description = {str(path): _load_own_file(path)}, f"your file {path}"
+        paths = find_files(path) if path.is_dir() else [path]
+        check_same_fields({each: read_headers(each) for each in paths})
+        pieces = {str(each): load_npz(each, fields=FIELDS, require=("rewards",)) for each in paths}
+        description = f"your {len(paths)} files in {path}" if path.is_dir() else f"your file {path}"
     for source, data in pieces.items():
-        check_dimensions(_shapes(data), env, source)
+        check_dimensions(data, env, source)
         pieces[source] = take_leading(data, proportion, source)
     first, *others = pieces.values()
     if others:
         first = {name: np.concatenate([data[name] for data in pieces.values()]) for name in first}
-    dataset = make_dataset(first, sparse=sparse)
-    return InMemory(dataset, description + _proportion_note(proportion), path)
-
-
-def _load_own_file(path: Path) -> dict[str, np.ndarray]:
-    return load_npz(path, fields=FIELDS, require=("rewards",))
+    description += _proportion_note(proportion)
+    return InMemory(make_dataset(first, sparse=sparse), description, path)
 
 
 def _provide(
     dataset_name: str, folder: Path, data_source: str, mirrors: Sequence[str]
 ) -> tuple[Path, str]:
+    """Path of the training file, and where it is from."""
     path = folder / f"{dataset_name}.npz"
     if data_source in ("auto", "local") and path.exists():
         return path, f"local file {path}"
@@ -183,14 +177,13 @@ def _provide(
     can_generate = data_source == "auto" and dataset_name in generatable_names()
     if data_source in ("auto", "download"):
         try:
-            downloaded = download_dataset(
+            mirror = download_dataset(
                 dataset_name,
                 folder,
                 mirrors=(*mirrors, *MIRRORS),
-                # Where there is another way, a mirror that does not answer is not waited for.
+                # Where there is another way, do not wait for a mirror that does not answer.
                 **({"timeout": 10.0, "retries": 0} if can_generate else {}),
-            )
-            mirror = downloaded.mirror
+            ).mirror
             return path, f"downloaded from {mirror}" if mirror else f"local file {path}"
         except DownloadError:
             if not can_generate:
@@ -209,18 +202,14 @@ def _provide(
     return path, f"generated into {path}"
 
 
-def _shapes(data: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in data.items()}
-
-
 def _generator(path: Path) -> dict[str, Any] | None:
-    """How a file was simulated here; None if it was not."""
+    """Recipe, seed and versions of a file that was simulated here; None of any other file."""
     with np.load(path, allow_pickle=False) as archive:
         return json.loads(str(archive["generator"])) if "generator" in archive else None
 
 
 def _generator_note(path: Path) -> str:
-    """Says so if the file was simulated here, since its name is that of OGBench's own file."""
+    """Note that a file was simulated here: its name is that of OGBench's own file."""
     made = _generator(path)
     if made is None:
         return ""
@@ -231,7 +220,7 @@ def _generator_note(path: Path) -> str:
             "Note: %s was simulated with %d episodes; the published %s has %d.",
             path, count, name, published,
         )  # fmt: skip
-    return f" (simulated: {made['recipe']['num_episodes']} episodes, seed {made['seed']})"
+    return f" (simulated: {count} episodes, seed {made['seed']})"
 
 
 def _proportion_note(proportion: float) -> str:

@@ -1,8 +1,7 @@
 """Gymnasium environments, one or many at a time. Knows nothing of agents and does not load JAX."""
 
 from qam_jax.envs.make import find_render_backend, is_ogbench, make_env, make_film_env
-from qam_jax.envs.pool import EnvFailure, EnvPool, EnvsRestarted, make_vector_env
-from qam_jax.envs.workers import WorkerError
+from qam_jax.envs.pool import EnvFailure, EnvPool, EnvsRestarted
 from qam_jax.envs.wrappers import EpisodeSummary, OpenLoopChunks, OwnRandomState
 
 __all__ = [
@@ -12,10 +11,8 @@ __all__ = [
     "EpisodeSummary",
     "OpenLoopChunks",
     "OwnRandomState",
-    "WorkerError",
     "find_render_backend",
     "is_ogbench",
     "make_env",
     "make_film_env",
-    "make_vector_env",
 ]

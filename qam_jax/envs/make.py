@@ -29,9 +29,9 @@ _RENDER_TEST = (
 
 
 def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.Env:
-    """Makes an environment by its name, with randomness of its own.
+    """Makes an environment by its name, with its own random state.
 
-    Environments that are not OGBench's get 1-D observations and actions in [-1, 1].
+    Other environments than OGBench's get 1-D observations and actions in [-1, 1].
 
     Args:
       env_name: an OGBench single-task name such as `cube-double-play-singletask-task2-v0`, whose
@@ -69,12 +69,7 @@ def is_ogbench(env_name: str) -> bool:
 
 
 def make_film_env(env_name: str, folder: Path, env_module: str = "") -> gymnasium.Env:
-    """An environment that films its episodes into `folder`.
-
-    Args:
-      env_name: see `make_env`.
-      folder: where the films go.
-      env_module: see `make_env`.
+    """Makes an environment (see `make_env`) that films its episodes into `folder`.
 
     Raises:
       ValueError: as `make_env`, or if the environment does not render images.
@@ -89,10 +84,10 @@ def make_film_env(env_name: str, folder: Path, env_module: str = "") -> gymnasiu
 
 
 def find_render_backend() -> str:
-    """The first of MuJoCo's headless back ends that works here; `MUJOCO_GL`, if set, is kept.
+    """Finds the first of MuJoCo's headless back ends that works; keeps `MUJOCO_GL`, if set.
 
     Raises:
-      OSError: if none does; says what to install.
+      OSError: if none works; the message says what to install.
     """
     candidates = [os.environ["MUJOCO_GL"]] if "MUJOCO_GL" in os.environ else ["egl", "osmesa"]
     for backend in candidates:
@@ -113,27 +108,33 @@ def find_render_backend() -> str:
 
 def _make_ogbench(env_name: str, **kwargs: Any) -> gymnasium.Env:
     _register_ogbench()
-    env_id = parse_task(env_name).env_id
-    if env_id not in gymnasium.registry:
-        kind = parse_task(env_name).dataset_type
-        known = [
-            name.replace("-singletask", f"-{kind}-singletask")
-            for name in gymnasium.registry
-            if "-singletask" in name
-        ]
+    task = parse_task(env_name)
+    if task.env_id not in gymnasium.registry:
         raise ValueError(
-            f"unknown environment {env_name!r}: OGBench has no {env_id!r}."
-            + _describe_close(env_name, known)
+            f"unknown environment {env_name!r}: OGBench has no {task.env_id!r}."
+            + _describe_close(env_name, _ogbench_names(task.dataset_type))
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the simulators' own spaces
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        return gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
 
 
 def _register_ogbench() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no display matters only for rendering
         import ogbench  # noqa: F401
+
+
+def _ogbench_names(dataset_type: str = "") -> list[str]:
+    """All single-task names, with a dataset type that suits the environment by default."""
+    return [
+        name.replace(
+            "-singletask",
+            f"-{dataset_type or ('navigate' if 'maze' in name else 'play')}-singletask",
+        )
+        for name in gymnasium.registry
+        if "-singletask" in name
+    ]
 
 
 def _import_registering(module: str, named: str) -> None:
@@ -150,11 +151,6 @@ def _import_registering(module: str, named: str) -> None:
 def _describe_unknown(env_name: str, env_id: str, module: str) -> str:
     own = list(gymnasium.registry)
     _register_ogbench()
-    ogbench_names = [
-        name.replace("-singletask", f"-{'navigate' if 'maze' in name else 'play'}-singletask")
-        for name in gymnasium.registry
-        if "-singletask" in name
-    ]
     return (
         f"unknown environment {env_name!r}: it is neither an OGBench single-task name, of the form "
         "<environment>-<dataset type>-singletask[-task<1..5>]-v0 such as "
@@ -162,7 +158,7 @@ def _describe_unknown(env_name: str, env_id: str, module: str) -> str:
         + (f"that {module!r} registers" if module else "")
         + ("" if module else "(if a package registers it, give --env_module=<package>)")
         + "."
-        + _describe_close(env_id, own + ogbench_names)
+        + _describe_close(env_id, own + _ogbench_names())
     )
 
 
@@ -182,7 +178,7 @@ def _warn_endless(env_name: str) -> None:
 
 
 def _flattened(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
-    """With observations [O]. Raises ValueError if they cannot be made so."""
+    """Gives the environment observations [O]. Raises ValueError if this cannot be done."""
     space = env.observation_space
     if isinstance(space, gymnasium.spaces.Dict) and _consists_of_boxes(space):
         return gymnasium.wrappers.FlattenObservation(env)
@@ -201,7 +197,7 @@ def _consists_of_boxes(space: gymnasium.Space) -> bool:
 
 
 def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
-    """With actions [A] in [-1, 1]. Raises ValueError if they cannot be made so."""
+    """Gives the environment actions [A] in [-1, 1]. Raises ValueError if this cannot be done."""
     space = env.action_space
     if not (
         isinstance(space, gymnasium.spaces.Box)

@@ -1,16 +1,28 @@
-"""Environments side by side that survive each other's crashes."""
+"""Environments in processes of their own, stepped together, that survive each other's crashes."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+import multiprocessing.util
+import pickle
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
+from gymnasium.vector.utils import CloudpickleWrapper, clear_mpi_env_vars
 
-from qam_jax.envs.workers import WorkerError, Workers
 from qam_jax.envs.wrappers import OpenLoopChunks
 
+_CLOSE_SECONDS = 5.0  # for an environment to close by itself
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _logger = logging.getLogger(__name__)
 
 
@@ -22,48 +34,37 @@ class EnvFailure(RuntimeError):
     """The environments cannot be made, or have crashed too often."""
 
 
-def make_vector_env(
-    env_fn: Callable[[], gymnasium.Env], horizon_length: int, num_envs: int
-) -> gymnasium.vector.VectorEnv:
-    """Environments stepped in parallel processes, a chunk of actions at a time.
-
-    Environments are not reset on their own: the caller resets those that have ended, with
-    `options={"reset_mask": ...}`, and so chooses each episode's seed.
-
-    Args:
-      env_fn: makes one environment; picklable.
-      horizon_length: `H`, actions in a chunk.
-      num_envs: how many.
-
-    Returns:
-      A vector environment with observations [num_envs, O] and actions [num_envs, H, A].
-
-    Raises:
-      WorkerError: here or later, if an environment raised an error or its process ended.
-    """
-    return Workers(partial(_make_chunked, env_fn, horizon_length), num_envs)
+class _CrashError(Exception):
+    """An environment raised an error, or its process ended: one line, and perhaps a traceback."""
 
 
 class EnvPool:
-    """A vector environment that survives its environments' crashes.
+    """Environments stepped in parallel, a chunk of actions at a time.
 
-    A crash is an error in an environment, one that is not finite, or the end of its process. All
-    processes are then started anew, and `EnvsRestarted` tells the caller to reset; the same goes
-    for a call that a signal handler interrupted, which does not count as a crash. There is no
-    limit on how long a step may take.
+    Own code, because gymnasium's `AsyncVectorEnv` blocks on errors that cannot be pickled. The
+    environments do not reset on their own: the caller resets those that have ended, and so chooses
+    each episode's seed.
+
+    A crash is an error in an environment, a value that is not finite, or the end of its process.
+    All processes are then started anew, and `EnvsRestarted` tells the caller to reset. The same
+    happens after a call that a signal handler interrupted, which does not count as a crash. There
+    is no limit on how long a step may take.
+
+    The processes ignore SIGINT and SIGTERM, which clusters and terminals send to all processes
+    alike: this process decides when they end. They end by themselves when this process is gone.
 
     Args:
-      env_fn: makes one environment; picklable.
+      env_fn: makes one environment with observations [O]; can be pickled by cloudpickle.
       horizon_length: `H`, actions in a chunk.
-      num_envs: how many.
-      max_crashes: how many crashes are survived.
+      num_envs: number of environments.
+      max_crashes: number of crashes to survive.
 
     Attributes:
-      num_envs: how many.
-      crashes: how many there were so far; may be set, to go on counting.
+      num_envs: number of environments.
+      crashes: number of crashes so far; may be set, to go on counting.
 
     Raises:
-      EnvFailure: if the environments cannot be made in the first place.
+      EnvFailure: if the environments cannot be made.
     """
 
     def __init__(
@@ -78,12 +79,18 @@ class EnvPool:
         self.crashes = 0
         self._max_crashes = max_crashes
         self._closed = False
-        self._make = partial(make_vector_env, env_fn, horizon_length, num_envs)
+        self._env_fn = pickle.dumps(CloudpickleWrapper(partial(_make_env, env_fn, horizon_length)))
+        self._processes: list[BaseProcess] = []
+        self._pipes: list[Connection] = []
+        # Also at exit, before multiprocessing sends its SIGTERM and waits.
+        self._finalizer = multiprocessing.util.Finalize(
+            self, _kill, args=(self._processes, self._pipes), exitpriority=100
+        )
         try:
-            self._envs = self._make()
-        except WorkerError as error:
-            _log_details(error)
-            raise EnvFailure(f"the environment cannot be made: {error}") from None
+            self._start()
+        except _CrashError as error:
+            self.close()
+            raise EnvFailure(f"the environment cannot be made: {_log_details(error)}") from None
 
     def reset(
         self,
@@ -94,23 +101,23 @@ class EnvPool:
         """Starts an episode in the environments that `mask` [num_envs] selects.
 
         Args:
-          seeds: of the episodes, one for each environment; those not selected are ignored.
+          seeds: seeds of the episodes, one for each environment; others than selected are ignored.
           mask: bool, at least one True.
           replay: actions [n, A] to execute at once, by the episode's seed.
 
         Returns:
-          Observations [num_envs, O] and infos, each [num_envs, ...], see `EpisodeSummary`; the
-          latest ones where `mask` is False.
+          Observations [num_envs, O] and infos, each [num_envs, ...], see `EpisodeSummary`. Where
+          `mask` is False they are the latest ones, and zeros before the first reset.
 
         Raises:
           EnvsRestarted: if the processes were started anew.
           EnvFailure: if there were too many crashes.
         """
-        return self._call(
-            lambda envs: envs.reset(
-                seed=seeds, options={"reset_mask": mask, "replay": dict(replay or {})}
-            )
-        )
+        options = {"replay": dict(replay or {})}
+        selected = {int(i): {"seed": seeds[i], "options": options} for i in np.flatnonzero(mask)}
+        for index, latest in self._call("reset", selected).items():
+            self._latest[index] = latest
+        return self._stack()
 
     def step(
         self, actions: np.ndarray
@@ -125,57 +132,197 @@ class EnvPool:
           EnvsRestarted: if the processes were started anew.
           EnvFailure: if there were too many crashes.
         """
-        return self._call(lambda envs: envs.step(actions))
+        actions = np.asarray(actions)  # processes would have to load JAX for its arrays
+        answers = self._call("step", {i: {"action": actions[i]} for i in range(self.num_envs)})
+        observations, rewards, terminated, truncated, infos = zip(*answers.values(), strict=True)
+        self._latest = list(zip(observations, infos, strict=True))
+        observations, infos = self._stack()
+        return (
+            observations,
+            np.array(rewards, np.float64),
+            np.array(terminated, bool),
+            np.array(truncated, bool),
+            infos,
+        )
 
     def close(self) -> None:
-        """Ends the environments' processes."""
+        """Lets the environments close, and kills those that have not closed after 5 seconds."""
         self._closed = True
-        self._envs.close()
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(_CLOSE_SECONDS)
+        _kill(self._processes, self._pipes)
 
-    def _call(self, function: Callable[[gymnasium.vector.VectorEnv], Any]) -> Any:
+    def _stack(self) -> tuple[np.ndarray, dict[str, Any]]:
+        observations, infos = zip(*self._latest, strict=True)
+        stacked = {key: np.stack([info[key] for info in infos]) for key in infos[0]}
+        return np.stack(observations), stacked
+
+    def _call(self, method: str, arguments: Mapping[int, dict[str, Any]]) -> dict[int, Any]:
+        """Calls a method of some environments, given the arguments of each."""
         if self._closed:
-            raise gymnasium.error.ClosedEnvironmentError("the environments have been closed.")
-        if self._envs.closed:
+            raise gymnasium.error.ClosedEnvironmentError(f"{method} of closed environments.")
+        if not self._processes:
             self._restart("the call before was interrupted")
         try:
-            return function(self._envs)
-        except WorkerError as error:
+            with self._all_or_nothing():
+                for index, kwargs in arguments.items():
+                    try:
+                        self._pipes[index].send((method, kwargs))
+                    except OSError as error:
+                        raise self._cause_of_death(index, error) from None
+                return {index: self._receive(index) for index in arguments}
+        except _CrashError as error:
             self._count(error)
-            self._restart(str(error))
+            self._restart(error.args[0])
 
-    def _restart(self, reason: str) -> None:
+    def _restart(self, reason: str) -> NoReturn:
         """Starts all processes anew, until that succeeds, and raises EnvsRestarted."""
         while True:
             try:
-                self._envs = self._make()
-            except WorkerError as error:
+                self._start()
+            except _CrashError as error:
                 self._count(error)
             else:
                 raise EnvsRestarted(f"the environments were started anew, since {reason}.")
 
-    def _count(self, error: WorkerError) -> None:
+    def _count(self, error: _CrashError) -> None:
         self.crashes += 1
-        _log_details(error)
+        message = _log_details(error)
         _logger.warning(
             "Crash %d of the environments (%d are survived): %s",
-            self.crashes,
-            self._max_crashes,
-            error,
-        )
+            self.crashes, self._max_crashes, message,
+        )  # fmt: skip
         if self.crashes > self._max_crashes:
             self.close()
             raise EnvFailure(
                 f"the environments crashed {self.crashes} times, more than the "
-                f"{self._max_crashes} that are survived. The last crash was {error}. Mend the "
+                f"{self._max_crashes} that are survived. The last crash was {message}. Mend the "
                 "environment (--verbosity=1 shows where each error arose), or raise "
                 "--max_env_crashes if such crashes are rare and harmless."
             )
 
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads
+        resource_tracker.ensure_running()  # first, since its start unblocks signals
+        with self._all_or_nothing():
+            with clear_mpi_env_vars(), _signals_blocked():
+                for index in range(self.num_envs):
+                    ours, theirs = context.Pipe()
+                    process = context.Process(
+                        target=_serve,
+                        args=(theirs, self._env_fn),
+                        name=f"environment-{index}",
+                        daemon=True,
+                    )
+                    self._pipes.append(ours)
+                    process.start()
+                    self._processes.append(process)
+                    theirs.close()
+            self._latest = [self._receive(index) for index in range(self.num_envs)]
 
-def _log_details(error: WorkerError) -> None:
-    if error.details:
-        _logger.debug("Details of the environment's error:\n%s", error.details)
+    def _receive(self, index: int) -> Any:
+        try:
+            succeeded, *answer = self._pipes[index].recv()
+        except (EOFError, OSError) as error:
+            raise self._cause_of_death(index, error) from None
+        if not succeeded:
+            raise _CrashError(*answer)
+        return answer[0]
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Kills all processes if the block fails, also by an error of a signal handler."""
+        try:
+            yield
+        except BaseException:
+            _kill(self._processes, self._pipes)
+            raise
+
+    def _cause_of_death(self, index: int, error: Exception) -> Exception:
+        """Error that says how a process ended whose pipe gave an error."""
+        process = self._processes[index]
+        process.join(_CLOSE_SECONDS)
+        code = process.exitcode
+        if code is None:
+            if isinstance(error, EOFError | ConnectionError):
+                return _CrashError("an environment's process closed its pipe")
+            return error  # of a signal handler
+        if code >= 0:
+            return _CrashError(f"an environment's process ended with exit code {code}")
+        hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
+        return _CrashError(
+            f"an environment's process was ended by {signal.Signals(-code).name}{hint}"
+        )
 
 
-def _make_chunked(env_fn: Callable[[], gymnasium.Env], horizon_length: int) -> gymnasium.Env:
+def _log_details(error: _CrashError) -> str:
+    message, *details = error.args
+    if details:
+        _logger.debug("Details of the environment's error:\n%s", details[0])
+    return message
+
+
+def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:
+    """Ends all processes, and empties both lists."""
+    for process in processes:
+        process.kill()  # SIGTERM is ignored
+    for process in processes:
+        process.join()
+    for pipe in pipes:
+        pipe.close()
+    processes.clear()
+    pipes.clear()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started meanwhile have these signals blocked, from their first instruction."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _make_env(env_fn: Callable[[], gymnasium.Env], horizon_length: int) -> gymnasium.Env:
     return OpenLoopChunks(env_fn(), horizon_length)
+
+
+def _serve(pipe: Connection, pickled_env_fn: bytes) -> None:
+    """Answers calls of an environment until the pipe is closed.
+
+    The first answer, to no call, is the observation and the info of an environment at rest.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    env: OpenLoopChunks | None = None
+
+    def make() -> tuple[np.ndarray, dict[str, Any]]:
+        nonlocal env
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as many times as there are processes
+            env = pickle.loads(pickled_env_fn)()
+        return env.at_rest()
+
+    answer = _attempt(make)
+    while True:
+        try:
+            pipe.send(answer)
+            method, kwargs = pipe.recv()
+        except (EOFError, OSError):  # nobody is there any more
+            break
+        answer = _attempt(getattr(env, method), **kwargs)
+    if env is not None:
+        with contextlib.suppress(Exception):
+            env.close()
+
+
+def _attempt(function: Callable[..., Any], **kwargs: Any) -> tuple[Any, ...]:
+    """`(True, result)`, or `(False, error, traceback)` as text."""
+    try:
+        return True, function(**kwargs)
+    except Exception as error:
+        return False, f"{type(error).__name__}: {error}", traceback.format_exc()

@@ -1,7 +1,8 @@
 """Wrappers: reproducible randomness, and action chunks executed open-loop."""
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -15,10 +16,10 @@ _FRAMES_PER_SECOND = 20
 
 
 class OwnRandomState(gymnasium.Wrapper):
-    """Gives an environment that draws from NumPy's global random state one of its own.
+    """Gives an environment a random state of its own in place of NumPy's global one.
 
-    OGBench's environments do. Here `reset(seed=...)` seeds everything that they draw from, and
-    neither other environments nor the caller share it.
+    OGBench's environments draw from the global state. Here `reset(seed=...)` seeds everything that
+    they draw from, and neither other environments nor the caller share it.
     """
 
     def __init__(self, env: gymnasium.Env):
@@ -36,25 +37,19 @@ class OwnRandomState(gymnasium.Wrapper):
         with self._swapped():
             return self.env.step(action)
 
-    def _swapped(self) -> "_Swap":
-        return _Swap(self)
-
-
-class _Swap:
-    def __init__(self, owner: OwnRandomState):
-        self._owner = owner
-
-    def __enter__(self):
-        self._outer = np.random.get_state()  # noqa: NPY002 - it is what the simulators use
-        np.random.set_state(self._owner._state)  # noqa: NPY002
-
-    def __exit__(self, *_):
-        self._owner._state = np.random.get_state()  # noqa: NPY002
-        np.random.set_state(self._outer)  # noqa: NPY002
+    @contextlib.contextmanager
+    def _swapped(self) -> Iterator[None]:
+        outer = np.random.get_state()  # noqa: NPY002 - it is what the simulators use
+        np.random.set_state(self._state)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            self._state = np.random.get_state()  # noqa: NPY002
+            np.random.set_state(outer)  # noqa: NPY002
 
 
 class EpisodeSummary(TypedDict):
-    """What `OpenLoopChunks` reports in `info` of every chunk.
+    """The `info` of every chunk that `OpenLoopChunks` executes.
 
     Attributes:
       success: 1.0 if the environment reported success (`info["success"]` or
@@ -84,15 +79,15 @@ class _Step(NamedTuple):
 
 
 class OpenLoopChunks(gymnasium.Wrapper):
-    """One step executes a chunk of `H` actions, [H, A], and stops early at the episode's end.
+    """Executes a chunk of `H` actions [H, A] in one step, and stops early at the episode's end.
 
     After the end, and before the first reset, steps do nothing until `reset`, so that environments
-    of a vector can wait for each other. Observations are float32, the reward is the sum over the
+    of a pool can wait for each other. Observations are float32, the reward is the sum over the
     chunk, and `info` is an `EpisodeSummary`.
 
-    With `reset(seed=seed, options={"replay": {seed: actions [n, A]}})` the actions given for this
-    seed are executed at once, which takes an episode of a deterministic simulator back to where it
-    was; they count in its return and length.
+    `reset(seed=seed, options={"replay": {seed: actions [n, A]}})` executes the actions at once,
+    which takes an episode of a deterministic simulator back to where it was. They count in its
+    return and length.
 
     Args:
       env: with observations [O] and actions [A].
@@ -119,6 +114,10 @@ class OpenLoopChunks(gymnasium.Wrapper):
         self._observation = np.zeros(observations.shape, np.float32)
         self._terminated = True  # there is no episode yet
 
+    def at_rest(self) -> tuple[np.ndarray, EpisodeSummary]:
+        """Latest observation, and the summary of a chunk in which nothing happened."""
+        return self._observation, self._summary([])
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         options = dict(options or {})
         actions = options.pop("replay", {}).get(seed, ())
@@ -126,7 +125,7 @@ class OpenLoopChunks(gymnasium.Wrapper):
         observation, _ = self.env.reset(seed=seed, options=options or None)
         self._observation = self._finite("observation", observation)
         self._execute(actions)
-        return self._observation, self._summary([])
+        return self.at_rest()
 
     def step(self, action):
         steps = self._execute(action)
@@ -140,7 +139,7 @@ class OpenLoopChunks(gymnasium.Wrapper):
         self._success, self._return, self._length = np.nan, 0.0, 0
 
     def _execute(self, actions: Iterable[np.ndarray]) -> list[_Step]:
-        """Executes actions up to the episode's end."""
+        """Executes actions up to the end of the episode."""
         steps = []
         for action in actions:
             if self._terminated or self._truncated:
@@ -173,10 +172,11 @@ class OpenLoopChunks(gymnasium.Wrapper):
 
     def _describe_fault(self, entry: str, value: float) -> str:
         when = f"step {self._length}" if self._length else "the reset"
+        name = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
         return (
-            f"{entry} is {value} after {when} of the episode of seed {self._seed} in "
-            f"{name_of(self.env)!r}: observations and rewards must stay finite; "
-            "otherwise return terminated=True one step earlier."
+            f"{entry} is {value} after {when} of the episode of seed {self._seed} in {name!r}: "
+            "observations and rewards must stay finite; otherwise return terminated=True one step "
+            "earlier."
         )
 
     def _summary(self, steps: list[_Step]) -> EpisodeSummary:
@@ -200,13 +200,8 @@ class OpenLoopChunks(gymnasium.Wrapper):
         )
 
 
-def name_of(env: gymnasium.Env) -> str:
-    """An environment's id, or its class where it has none."""
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-
-
 class Films(gymnasium.Wrapper):
-    """Films every episode into `episode_<seed>.mp4`, named by the seed that it was reset with.
+    """Films every episode into `episode_<seed>.mp4`, where `seed` is the seed of its reset.
 
     Args:
       env: the environment; its unwrapped self renders.

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qam_jax import files
 from qam_jax.data import column_cache
 from qam_jax.data.shards import open_shards
 
@@ -10,7 +11,7 @@ from qam_jax.data.shards import open_shards
 @pytest.fixture(name="fast_disk")
 def _fast_disk(monkeypatch):
     """Nothing is waited for until it is on the disk, and the cache is where it is by default."""
-    monkeypatch.setattr(column_cache.os, "fsync", lambda handle: None)
+    monkeypatch.setattr(files.os, "fsync", lambda handle: None)
     monkeypatch.delenv(column_cache.CACHE_VARIABLE, raising=False)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from qam_jax.data import column_cache
-from qam_jax.data.npz import FIELDS, load_npz
+from qam_jax.data.checks import FIELDS
+from qam_jax.data.npz import load_npz
 
 
 def _first_numbers(source, steps):
@@ -55,30 +56,37 @@ def test_columns_are_float32_and_nothing_else_is_left(folder, open_folder):
         assert np.load(path).dtype == np.float32
     visible = [path.name for path in (folder / ".columns").iterdir() if path.name[0] != "."]
     assert sorted(visible) == ["a", "b"]
-    assert not list((folder / ".columns").glob(".*.part-*"))
+    assert not list((folder / ".columns").rglob("*.tmp*"))
 
 
 class _KilledError(BaseException):
-    """Stands for the process's death: what would be cleaned up is not."""
+    """Stands for the death of the process: nothing is cleaned up after it."""
 
 
 def test_a_half_written_conversion_is_never_used(folder, open_folder, monkeypatch):
     save = np.save
 
     def die(target, column):
-        if target.name == "terminals":
-            raise _KilledError
         save(target, column)
+        if "terminals" in target.name:
+            raise _KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(column_cache.np, "save", die)
-        patch.setattr(column_cache.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(type(folder), "unlink", lambda *args, **kwargs: None)
         with pytest.raises(_KilledError):
             open_folder(folder, replace_interval=0).at(0)
-    (leftover,) = (folder / ".columns").glob(".a.part-*")
-    assert (leftover / "observations.npy").exists()
+    (leftover,) = (folder / ".columns" / "a").glob(".terminals.*")
+    assert (folder / ".columns" / "a" / "observations.npy").exists()
     assert _first_numbers(open_folder(folder, replace_interval=0), [0]) == [0]
     assert not leftover.exists()
+
+
+def test_columns_that_the_new_version_lacks_are_removed(folder, open_folder, write):
+    write(folder / "a.npz", masks=np.zeros(12))
+    assert open_folder(folder, replace_interval=0).at(0).masks[0] == 0
+    write(folder / "a.npz")
+    assert open_folder(folder, replace_interval=0).at(0).masks[0] == 1
 
 
 def test_a_full_disk_is_reported_with_what_to_do(folder, open_folder, monkeypatch):
@@ -88,7 +96,7 @@ def test_a_full_disk_is_reported_with_what_to_do(folder, open_folder, monkeypatc
     monkeypatch.setattr(column_cache.np, "save", fail)
     with pytest.raises(OSError, match=r"cannot store the columns of .*a\.npz.*QAM_JAX_CACHE"):
         open_folder(folder, replace_interval=0).at(0)
-    assert not list((folder / ".columns").glob(".a.part-*"))
+    assert not list((folder / ".columns").rglob("*.tmp*"))
 
 
 def test_where_the_folder_cannot_be_written_to_another_is_used(
@@ -149,7 +157,7 @@ def test_two_sources_convert_at_once(folder, open_folder, monkeypatch, locks):
         thread.join()
     assert results == [[0], [0]]
     assert json.loads((folder / ".columns" / "a" / "source.json").read_text())["version"]
-    assert not list((folder / ".columns").glob(".a.part-*"))
+    assert not list((folder / ".columns").rglob("*.tmp*"))
 
 
 def test_the_fingerprint_is_that_of_content_and_settings(folder, open_folder, tmp_path, write):

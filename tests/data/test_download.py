@@ -243,10 +243,13 @@ _BAD_ANSWERS = {
     "truncated, no length": (serve(TRAIN_BYTES[:STOP], length=False), "truncated"),
     "flipped byte": (serve(_flipped(150_000)), "damaged"),
     "compressed on the way": (serve(Content_Encoding="br"), "encoding 'br'"),
-    "other fields": (serve(_npz_bytes(terminals=None)), "without 'terminals'"),
-    "unequal": (serve(_npz_bytes(terminals=np.ones(5))), "length"),
-    "text": (serve(_npz_bytes(actions=np.array(["a"] * 2000))), "'actions' is not an array of num"),
-    "objects": (serve(_npz_bytes(actions=np.array([None] * 2000))), "'actions' is not an array"),
+    "other fields": (serve(_npz_bytes(terminals=None)), "'terminals' is missing"),
+    "unequal": (serve(_npz_bytes(terminals=np.ones(5))), "'terminals' has 5 rows"),
+    "text": (serve(_npz_bytes(actions=np.full((2000, 5), "a"))), "'actions' has type <U1"),
+    "objects": (
+        serve(_npz_bytes(actions=np.array([None] * 2000))),
+        "'actions' holds Python objects",
+    ),
 }
 
 
@@ -346,7 +349,7 @@ def test_a_process_killed_before_the_last_check_needs_no_network(mirror, tmp_pat
     (tmp_path / VAL).write_bytes(VAL_BYTES)
     good = mirror()
     with monkeypatch.context() as patch, pytest.raises(TypeError):
-        patch.setattr(download, "_check_archive", None)
+        patch.setattr(download._Transfer, "_check", None)
         _download(tmp_path, good)
     assert not (tmp_path / TRAIN).exists()
     _download(tmp_path, good)

@@ -3,8 +3,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from qam_jax.data import npz
-from qam_jax.data.npz import check_transitions, load_npz, read_headers
+from qam_jax.data import checks, npz
+from qam_jax.data.checks import FIELDS, check_transitions
+from qam_jax.data.npz import load_npz, read_headers
 
 
 def _transitions(num_rows: int = 12, episode_length: int = 4, **changes) -> dict:
@@ -142,9 +143,11 @@ def test_episodes_of_one_row_are_allowed():
     check_transitions(_transitions(terminals=np.ones(12)), source="here")
 
 
-@pytest.mark.parametrize("row", [0, npz._BLOCK_ROWS - 1, npz._BLOCK_ROWS, 2 * npz._BLOCK_ROWS - 1])
+@pytest.mark.parametrize(
+    "row", [0, checks._BLOCK_ROWS - 1, checks._BLOCK_ROWS, 2 * checks._BLOCK_ROWS - 1]
+)
 def test_the_order_of_rows_is_checked_across_blocks(row):
-    num_rows = 2 * npz._BLOCK_ROWS + 1
+    num_rows = 2 * checks._BLOCK_ROWS + 1
     data = _transitions(num_rows, episode_length=num_rows)
     check_transitions(data, source="here")
     data["next_observations"] = _changed(data["next_observations"], (row, 0), 50.0)
@@ -170,7 +173,7 @@ def test_loads_documented_fields_as_float32_and_others_as_stored(tmp_path):
     assert set(data) == {*GOOD, "qpos", "button_states"}
     for name, array in data.items():
         np.testing.assert_array_equal(array, ({**GOOD, **stored})[name])
-        assert array.dtype == (np.float32 if name in npz.FIELDS else stored[name].dtype)
+        assert array.dtype == (np.float32 if name in FIELDS else stored[name].dtype)
         assert array.flags.c_contiguous
 
 
@@ -189,7 +192,7 @@ def test_a_field_that_is_not_read_may_hold_anything(tmp_path):
     path = _save(tmp_path / "data.npz", infos=np.array([{"a": 1}] * 12))
     with pytest.raises(ValueError, match=r"data\.npz: 'infos' holds Python objects.*numeric arr"):
         load_npz(path)
-    assert "infos" not in load_npz(path, fields=npz.FIELDS)
+    assert "infos" not in load_npz(path, fields=FIELDS)
 
 
 def test_names_the_file_and_the_required_field_that_is_missing(tmp_path):

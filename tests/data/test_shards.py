@@ -227,7 +227,7 @@ def test_the_thread_keeps_clear_of_what_threads_cannot_share(folder, open_folder
 def _step_past(source):
     """Trains on the first file until the second one was read, or could not be."""
     source.at(0)
-    source._next.wait()
+    source._next.join()
 
 
 def test_a_file_that_is_gone_is_named_and_can_come_back(folder, open_folder):

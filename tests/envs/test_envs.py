@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from qam_jax.envs import OpenLoopChunks, OwnRandomState, make_env, make_vector_env
+from qam_jax.envs import EnvPool, OpenLoopChunks, OwnRandomState, make_env
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
 
@@ -88,11 +88,11 @@ def test_a_seed_fixes_an_episode(env_name):
     np.testing.assert_array_equal(episode(make_env(env_name), 5), first)
 
 
-def test_vector_environments_reset_only_where_asked():
-    envs = make_vector_env(partial(Countdown, 4), 2, 2)
-    envs.reset(seed=[1, 2], options={"reset_mask": np.array([True, True])})
+def test_environments_of_a_pool_are_reset_only_where_asked():
+    envs = EnvPool(partial(Countdown, 4), 2, 2, max_crashes=0)
+    envs.reset([1, 2], np.array([True, True]))
     envs.step(np.zeros((2, 2, 1)))
-    observations, _ = envs.reset(seed=[3, 4], options={"reset_mask": np.array([False, True])})
+    observations, _ = envs.reset([3, 4], np.array([False, True]))
     np.testing.assert_array_equal(observations[:, 0], [2, 4])
     _, _, terminated, _, info = envs.step(np.zeros((2, 2, 1)))
     np.testing.assert_array_equal(terminated, [True, False])

@@ -1,7 +1,7 @@
-"""Reads runs and reports on them: `python experiments/report.py exp/<group> [more folders]`.
+"""Reports on runs: `python experiments/report.py exp/<group> [more folders]`.
 
-Prints a table for each domain and overall, and writes the same, figures and one self-contained
-page, report.html, into --out.
+Prints a table for each domain and overall, and writes tables, figures and one self-contained page,
+report.html, into --out.
 """
 
 import shlex
@@ -16,20 +16,19 @@ _OUT = flags.DEFINE_string("out", "report", "Folder for the page, the tables and
 _COMPARE = flags.DEFINE_string(
     "compare",
     "",
-    "What to compare these runs with, task by task: a folder of other runs, or one of the methods "
-    "among these.",
+    "Folder of other runs, or method among these runs, to compare these runs with, task by task.",
 )
 _REFERENCE = flags.DEFINE_string(
     "reference",
     "",
-    "Method that the probability of improvement is over; empty: QAM, or the first there is.",
+    "Method that the probability of improvement is over; empty: QAM, or the first method.",
 )
 _EXPECT = flags.DEFINE_string(
     "expect",
     "",
-    "Study as sweep.py takes it, all runs of which are expected, so that the missing ones are "
-    "named: main, data_quality, sensitivity, rlpd, or a .toml file; empty: each method, task and "
-    "seed of a domain of which there is any run.",
+    "Study whose runs are all expected, so that missing runs are named: main, data_quality, "
+    "sensitivity, rlpd, or a .toml file as sweep.py takes it; empty: each combination of the "
+    "methods, tasks and seeds that a domain has runs of.",
 )
 _AT = flags.DEFINE_integer(
     "at",
@@ -40,8 +39,8 @@ _AT = flags.DEFINE_integer(
 _SENSITIVITY = flags.DEFINE_list(
     "sensitivity",
     [],
-    "Settings in which runs of a method differ, with numbers as values, such as config.inv_temp: "
-    "results are shown against each.",
+    "Settings with numbers as values in which the runs of a method differ, such as "
+    "config.inv_temp: results are shown against the values of each.",
 )
 _TITLE = flags.DEFINE_string("title", "", "Heading of the page; empty: the folders.")
 
@@ -53,23 +52,22 @@ def main(argv: list[str]) -> None:
     start_logging()
     with plain_errors():
         from qam_jax.files import atomic_write
-        from qam_jax.reports.console import make_console
+        from qam_jax.reports.figures import write_figures
         from qam_jax.reports.page import render_page
-        from qam_jax.reports.summary import make_report
-        from qam_jax.reports.tables import write_figures, write_tables
-        from qam_jax.reports.terminal import print_report
+        from qam_jax.reports.summary import make_report, write_tables
+        from qam_jax.reports.terminal import make_console, print_report
 
         report = make_report(
             folders,
             compare=_COMPARE.value,
             reference=_REFERENCE.value,
-            study=_EXPECT.value,
+            expected=_expected_runs(_EXPECT.value) if _EXPECT.value else None,
             at=_AT.value,
             settings=_SENSITIVITY.value,
         )
         with until_closed():
             print_report(report, make_console())
-        if not report.runs:
+        if report.runs.empty:
             raise ValueError(f"there are no runs in {', '.join(folders)} to report on.")
         out = Path(_OUT.value).expanduser()
         tables = write_tables(report, out / "tables")
@@ -81,6 +79,15 @@ def main(argv: list[str]) -> None:
         with until_closed():
             print(f"\nReport: {out / 'report.html'}")
             print(f"{len(tables)} tables and {len(figures)} figures (PNG, SVG) are beside it.")
+
+
+def _expected_runs(study: str):
+    """All runs of a published or named study, or of a study's .toml file."""
+    from qam_jax.reports.missing import expected_runs, published_runs
+    from qam_jax.reports.published import STUDIES
+    from qam_jax.sweeps.studies import load_study
+
+    return published_runs(study) if study in STUDIES else expected_runs(load_study(study))
 
 
 if __name__ == "__main__":

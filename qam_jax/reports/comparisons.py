@@ -1,187 +1,186 @@
-"""Where runs stand, task by task: against the paper's figures, or against other runs."""
+"""Comparisons of results, task by task: with the paper's figures, or with another group of runs.
+
+A comparison is a table with a row for each result that both sides have: `env_name`, `domain`,
+`task`, `method`, `other` (the other side's method), `stage` and `unit`; `mean`, `std` and
+`num_runs` of either side (the other side's as `other_mean` and so on); `difference` of the means
+with its interval; `standing`, `test` and `p_value` of the test, see `statistics.TestResult`;
+`adjusted_p_value` for the number of tests; `differences`, the settings of these runs that are not
+the other side's, in words; and `scores` of these runs.
+"""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-from qam_jax.reports.collect import Run, configuration
-from qam_jax.reports.compare import Sample, Verdict, adjusted, compare, summarize_runs
-from qam_jax.reports.labels import base_method, method_order
-from qam_jax.reports.paper_settings import departures, setting_words
+import numpy as np
+import pandas as pd
+
+from qam_jax.reports.collect import configuration, latest
+from qam_jax.reports.labels import base_method, ordered_methods, setting_words
+from qam_jax.reports.paper_settings import paper_differences
 from qam_jax.reports.published import published_result
-from qam_jax.reports.results import Result, task_results
-from qam_jax.reports.statistics import Estimate, estimate, probability_of_improvement
+from qam_jax.reports.results import estimate_columns, task_results
+from qam_jax.reports.statistics import (
+    Estimate,
+    Sample,
+    adjusted,
+    compare_samples,
+    estimate,
+    probability_of_improvement,
+    summarize_runs,
+)
 
 _PAPER_EPISODES = 50
 
 
-class Standing(NamedTuple):
-    """One method's runs on one task beside others'.
+class GroupComparison(NamedTuple):
+    """Comparison of two groups of runs.
 
     Attributes:
-      env_name: the task.
-      method: the method's label.
-      other: the other side's method.
-      stage: as that of `Result`.
-      unit: `%` or `return`.
-      ours: the runs.
-      theirs: the other side's.
-      verdict: how they stand.
-      adjusted_p: its p-value, for as many tests as there are (Benjamini and Hochberg).
-      differences: settings of these runs that are not the other side's, in words.
-      scores: of these runs.
-    """
-
-    env_name: str
-    method: str
-    other: str
-    stage: str
-    unit: str
-    ours: Sample
-    theirs: Sample
-    verdict: Verdict
-    adjusted_p: float
-    differences: tuple[str, ...]
-    scores: tuple[float, ...]
-
-
-class Comparison(NamedTuple):
-    """Two groups of runs side by side.
-
-    Attributes:
-      name: of the first group.
-      other: of the second.
-      standings: of the first against the second, task by task.
-      improvements: by stage and the two methods, the probability that a run of the first group is
-        better than one of the second, over the tasks with success rates that both have.
+      name: name of the first group.
+      other: name of the second group.
+      table: the comparison, see above.
+      improvements: probability that a run of the first group is better than a run of the second,
+        over the tasks with success rates of both: a row for each `stage`, `method` and `other`.
       notes: what could not be compared.
     """
 
     name: str
     other: str
-    standings: list[Standing]
-    improvements: dict[tuple[str, str, str], Estimate]
+    table: pd.DataFrame
+    improvements: pd.DataFrame
     notes: list[str]
 
 
-def published_standings(runs: Sequence[Run], results: Sequence[Result]) -> list[Standing]:
-    """Every result that the paper has too, against the paper's."""
-    found, by_result = [], _by_result(runs)
-    for result in results:
-        members = _members(by_result, result)
+def compare_with_published(runs: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Compares each result that the paper has too with the paper's result.
+
+    Args:
+      runs: the table of `collect`.
+      results: the table of `task_results` of these runs.
+    """
+    rows, by_result = [], _runs_by_result(runs)
+    for result in results[results["unit"] == "%"].itertuples():
         paper = published_result(result.env_name, result.method) or published_result(
             result.env_name, base_method(result.method)
         )
-        figures = getattr(paper, result.stage, None)
-        if figures is None or result.unit != "%":
+        mean = getattr(paper, f"{result.stage}_mean", np.nan)
+        if np.isnan(mean):
             continue
-        theirs = Sample(*figures, paper.num_seeds, _PAPER_EPISODES)
+        sample = Sample(
+            mean, getattr(paper, f"{result.stage}_std"), paper.num_seeds, _PAPER_EPISODES
+        )
+        members = _members(by_result, result)
         texts = [
-            part.text
-            for run in members
-            for part in departures(run.config, run.metadata)
-            if result.stage == "online" or part.kind != "online budget"
+            difference.text
+            for run in members.itertuples()
+            for difference in paper_differences(run.config, run.metadata)
+            if result.stage == "online" or not difference.only_online
         ]
-        found.append(_standing(result, members, paper.method, theirs, dict.fromkeys(texts)))
-    return _adjusted(found)
+        rows.append(_row(result, members, paper.method, sample, dict.fromkeys(texts)))
+    return _table(rows)
 
 
 def compare_groups(
-    runs: Sequence[Run], others: Sequence[Run], name: str, other: str, at: int | None = None
-) -> Comparison:
+    runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str, at: int | None = None
+) -> GroupComparison:
     """Compares two groups of runs, method by method and task by task.
 
-    Methods with the same label are compared; if no label is shared and each group has one method
-    alone, these two.
+    Methods with the same label are compared. If no label is shared and the second group has a
+    single method, all methods of the first group are compared with it.
 
     Args:
-      runs: of the first group.
-      others: of the second.
-      name: what the first group is called.
-      other: what the second group is called.
-      at: a step at which they are compared, in place of the ends of their stages.
+      runs: table of the first group, see `collect`.
+      others: table of the second group.
+      name: name of the first group.
+      other: name of the second group.
+      at: the step to compare at, in place of the ends of the stages.
     """
     pairs, notes = _pairs(runs, others, name, other)
     ours, theirs = task_results(runs, at), task_results(others, at)
-    by_run = {(result.env_name, result.method, result.stage): result for result in theirs}
-    our_runs, their_runs = _by_result(runs), _by_result(others)
-    standings, tasks = [], {}
-    for result in ours:
-        partner = by_run.get((result.env_name, pairs.get(result.method, ""), result.stage))
-        if partner is None or partner.unit != result.unit:
+    our_runs, their_runs = _runs_by_result(runs), _runs_by_result(others)
+    partners = {(row.env_name, row.method, row.stage, row.unit): row for row in theirs.itertuples()}
+    rows: list[dict[str, Any]] = []
+    scores: dict[tuple[str, str, str], list[tuple]] = {}
+    for result in ours.itertuples():
+        key = result.env_name, pairs.get(result.method, ""), result.stage, result.unit
+        partner = partners.get(key)
+        if partner is None:
             continue
-        members = _members(our_runs, result)
-        partners = _members(their_runs, partner)
-        sample = summarize_runs(partner.scores, _episodes(partners, partner.unit))
-        differences = _setting_differences(members, partners)
-        standings.append(_standing(result, members, partner.method, sample, differences))
+        members, their_members = _members(our_runs, result), _members(their_runs, partner)
+        sample = summarize_runs(partner.scores, _episodes(their_members, partner.unit))
+        differences = _setting_differences(members, their_members)
+        rows.append(_row(result, members, partner.method, sample, differences))
         if result.unit == "%":
-            key = result.stage, result.method, partner.method
-            tasks.setdefault(key, []).append((result.scores, partner.scores))
-    if pairs and not standings:
+            pair = np.array(result.scores), np.array(partner.scores)
+            scores.setdefault((result.stage, result.method, partner.method), []).append(pair)
+    if pairs and not rows:
         notes.append(f"{name} and {other} share no task with results of both yet.")
-    chances = {
-        key: estimate(probability_of_improvement, *map(list, zip(*scores, strict=True)))
-        for key, scores in tasks.items()
-    }
-    return Comparison(name, other, _adjusted(standings), chances, notes)
+    chances = [
+        {"stage": stage, "method": method, "other": partner}
+        | estimate_columns(
+            "probability", estimate(probability_of_improvement, *zip(*tasks, strict=True))
+        )
+        for (stage, method, partner), tasks in scores.items()
+    ]
+    return GroupComparison(name, other, _table(rows), pd.DataFrame(chances), notes)
 
 
 def _pairs(
-    runs: Sequence[Run], others: Sequence[Run], name: str, other: str
+    runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Which method is compared with which."""
-    ours = sorted({run.method for run in runs}, key=method_order)
-    theirs = sorted({run.method for run in others}, key=method_order)
+    """Method of the second group for each method of the first, and notes on the others."""
+    ours, theirs = ordered_methods(runs["method"]), ordered_methods(others["method"])
     if not set(ours) & set(theirs) and len(theirs) == 1:
         return dict.fromkeys(ours, theirs[0]), []
-    pairs = {method: method for method in ours if method in theirs}
-    alone = [f"{method} (only in {name})" for method in ours if method not in pairs]
-    alone += [f"{method} (only in {other})" for method in theirs if method not in pairs]
-    return pairs, [f"Not compared: {', '.join(alone)}."] if alone else []
+    alone = [f"{method} (only in {name})" for method in ours if method not in theirs]
+    alone += [f"{method} (only in {other})" for method in theirs if method not in ours]
+    notes = [f"Not compared: {', '.join(alone)}."] if alone else []
+    return {method: method for method in ours if method in theirs}, notes
 
 
-def _by_result(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, Run]]:
-    """Runs by task and method, and by seed."""
-    found: dict[tuple[str, str], dict[int, Run]] = {}
-    for run in runs:
-        found.setdefault((run.env_name, run.method), {})[run.seed] = run
-    return found
+def _runs_by_result(runs: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    return {key: group for key, group in latest(runs).groupby(["env_name", "method"])}
 
 
-def _members(runs: dict[tuple[str, str], dict[int, Run]], result: Result) -> list[Run]:
-    """The runs that a result is of."""
-    return [runs[result.env_name, result.method][seed] for seed in result.seeds]
+def _members(by_result: dict[tuple[str, str], pd.DataFrame], result: Any) -> pd.DataFrame:
+    """Runs that a result is of."""
+    runs = by_result[result.env_name, result.method]
+    return runs[runs["seed"].isin(result.seeds)]
 
 
-def _standing(
-    result: Result, members: Sequence[Run], other: str, theirs: Sample, differences: Sequence[str]
-) -> Standing:
+def _row(
+    result: Any, members: pd.DataFrame, other: str, theirs: Sample, differences: Iterable[str]
+) -> dict[str, Any]:
+    """Row of a comparison, without its adjusted p-value."""
     ours = summarize_runs(result.scores, _episodes(members, result.unit))
-    return Standing(
-        result.env_name, result.method, other, result.stage, result.unit, ours, theirs,
-        compare(ours, theirs), float("nan"), tuple(differences), tuple(result.scores),
-    )  # fmt: skip
+    test = compare_samples(ours, theirs)
+    return {
+        "env_name": result.env_name, "domain": result.domain, "task": result.task,
+        "method": result.method, "other": other, "stage": result.stage, "unit": result.unit,
+        "mean": ours.mean, "std": ours.std, "num_runs": ours.num_runs,
+        "other_mean": theirs.mean, "other_std": theirs.std, "other_num_runs": theirs.num_runs,
+        **estimate_columns("difference", Estimate(test.difference, test.low, test.high)),
+        "standing": test.standing, "test": test.test, "p_value": test.p_value,
+        "adjusted_p_value": np.nan, "differences": tuple(differences), "scores": result.scores,
+    }  # fmt: skip
 
 
-def _adjusted(standings: Sequence[Standing]) -> list[Standing]:
-    values = adjusted([standing.verdict for standing in standings])
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    return table.assign(adjusted_p_value=adjusted(table["p_value"])) if rows else table
+
+
+def _episodes(runs: pd.DataFrame, unit: str) -> int:
+    """Episodes of an evaluation; 0 where scores are not success rates."""
+    return min(config["eval_episodes"] for config in runs["config"]) if unit == "%" else 0
+
+
+def _setting_differences(runs: pd.DataFrame, others: pd.DataFrame) -> list[str]:
+    ours, theirs = (configuration(side["config"].iloc[0]) for side in (runs, others))
     return [
-        standing._replace(adjusted_p=value)
-        for standing, value in zip(standings, values, strict=True)
+        f"{name} = {setting_words(json.loads(ours[name]))} "
+        f"(there: {setting_words(json.loads(theirs[name]))})"
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name] != theirs[name]
     ]
-
-
-def _episodes(runs: Sequence[Run], unit: str) -> int:
-    """Episodes of an evaluation; 0 where scores are no success rates."""
-    return min(run.config["eval_episodes"] for run in runs) if unit == "%" else 0
-
-
-def _setting_differences(runs: Sequence[Run], others: Sequence[Run]) -> list[str]:
-    ours, theirs = configuration(runs[0].config), configuration(others[0].config)
-    texts = []
-    for name in sorted(ours.keys() & theirs.keys()):
-        here, there = (json.loads(side[name]) for side in (ours, theirs))
-        if here != there:
-            texts.append(f"{name} = {setting_words(here)} (there: {setting_words(there)})")
-    return texts

@@ -1,101 +1,90 @@
-"""What runs are called in tables: their method and their task, as the paper calls them."""
+"""Labels of methods, tasks and settings in a report."""
 
-import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-# By `agent_name`, in the order of the tables and with the paper's spelling.
-_METHODS = {
-    "qam": "QAM",
-    "qam_e": "QAM-E",
-    "qam_f": "QAM-F",
-    "trqam": "TRQAM",
-    "bam": "BAM",
-    "fql": "FQL",
-    "fedit": "FEdit",
-    "ifql": "IFQL",
-    "dsrl": "DSRL",
-    "cgql": "CGQL",
-    "cgql_m": "CGQL-M",
-    "cgql_l": "CGQL-L",
-    "fbrac": "FBRAC",
-    "fawac": "FAWAC",
-    "dac": "DAC",
-    "qsm": "QSM",
-    "rebrac": "ReBRAC",
-    "rlpd": "RLPD",
-    "bc": "BC",
-}
-METHODS = tuple(_METHODS.values())
+from qam_jax.agents import algorithm_names
+from qam_jax.data.tasks import find_task
+from qam_jax.reports.published import published_methods
 
-_SINGLETASK = re.compile(r"^(?P<domain>.+)-singletask(-task(?P<task>\d))?-v\d+$")
-
-# The task that OGBench 1.2 means by a name without one (`reward_task_id == 0` in its sources).
-_DEFAULT_TASKS = {"pointmaze": 1, "antmaze": 1, "humanoidmaze": 1, "antsoccer": 4} | {
-    "cube": 2,
-    "scene": 2,
-    "puzzle": 4,
-}
+_NAMES = {"fedit": "FEdit", "rebrac": "ReBRAC"}  # to be said in the files of the algorithms
 
 
-class Task(NamedTuple):
-    """What an `env_name` stands for.
-
-    Attributes:
-      domain: `cube-double-play`, or the whole name where it is not one of OGBench's.
-      label: `task 2`, or the whole name.
-    """
-
-    domain: str
-    label: str
+def display_name(name: str) -> str:
+    return _NAMES.get(name, name.upper().replace("_", "-"))
 
 
 def method_name(agent_config: Mapping[str, Any]) -> str:
-    """The paper's name of the method that an agent's config describes.
+    """Label of the method that an agent's config describes, as the paper writes it.
 
-    QAM with an edit policy is QAM-E and with a one-step actor QAM-F, whether the config says so by
-    its name or by its fields. A name that the paper does not have stays as it is.
+    QAM with an edit policy is QAM-E, and QAM with a one-step actor is QAM-F, whether the config
+    says so by its name or by its fields. An algorithm outside the package keeps its own name.
     """
     name = agent_config["agent_name"]
     if name == "qam" and agent_config.get("edit_scale", 0) > 0:
         name = "qam_e"
     elif name == "qam" and agent_config.get("fql_alpha", 0) > 0:
         name = "qam_f"
-    return _METHODS.get(name, name)
+    return display_name(name) if name in algorithm_names() else name
 
 
 def agent_name(method: str) -> str | None:
-    """The `agent_name` of one of the paper's methods; None of any other."""
-    return next((name for name, label in _METHODS.items() if label == method), None)
+    """Name of the algorithm with this label; None if no algorithm has it."""
+    return next((name for name in algorithm_names() if display_name(name) == method), None)
 
 
-def method_order(label: str) -> tuple[int, str]:
-    """A sorting key: the paper's methods first, each followed by its variants."""
-    method = base_method(label)
-    return (METHODS.index(method) if method in METHODS else len(METHODS), label)
+def method_order(label: str) -> str:
+    """Sorting key of a method's label: the paper's methods in its order, then all others.
+
+    The variants of a method follow it.
+    """
+    methods, method = published_methods(), base_method(label)
+    place = methods.index(method) if method in methods else len(methods)
+    return f"{place:02d} {label}"
+
+
+def ordered_methods(labels: Iterable[str]) -> list[str]:
+    """Different labels in the order of tables, see `method_order`."""
+    return sorted(set(labels), key=method_order)
 
 
 def base_method(label: str) -> str:
-    """The method of a label such as `QAM-E (T=3)`."""
+    """Method of a variant's label, such as `QAM-E` of `QAM-E (T=3)`."""
     return label.split(" (")[0].removesuffix("-NOCLIP")
 
 
-def parse_task(env_name: str) -> Task:
-    """Splits a name such as `cube-double-play-singletask-task2-v0` into domain and task."""
-    match = _SINGLETASK.match(env_name)
-    if match is None:
-        return Task(env_name, env_name)
-    return Task(match["domain"], f"task {match['task'] or _default_task(env_name) or 'default'}")
+def task_label(env_name: str) -> tuple[str, str]:
+    """Domain and task: `cube-double-play` and `task 2`, or twice the name outside OGBench."""
+    task = find_task(env_name)
+    if task is None:
+        return env_name, env_name
+    return task.domain, f"task {task.actual_number or 'default'}"
 
 
 def full_env_name(env_name: str) -> str:
-    """The name with its task, where it leaves out OGBench's default one."""
-    match = _SINGLETASK.match(env_name)
-    number = _default_task(env_name)
-    if match is None or match["task"] or number is None:
-        return env_name
-    return env_name.replace("-singletask-", f"-singletask-task{number}-")
+    """Name of an environment with its task, also where the name leaves out the default task."""
+    task = find_task(env_name)
+    return task.full_name if task else env_name
 
 
-def _default_task(env_name: str) -> int | None:
-    return _DEFAULT_TASKS.get(env_name.split("-")[0])
+def setting_words(value: Any) -> str:
+    """Value of a setting for a reader: `4 × 512`, `1,000,000`, `none`."""
+    if isinstance(value, list | tuple):
+        same = len(set(value)) == 1 and len(value) > 1
+        return f"{len(value)} × {value[0]}" if same else " × ".join(map(str, value)) or "none"
+    if value is None or isinstance(value, bool | str):
+        return "none" if value in (None, "") else str(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: `0–3, 5`."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)

@@ -1,60 +1,125 @@
-"""Runs of a study that are not among those that there are."""
+"""Missing runs of a study, and runs that have not come to their end."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable
+from typing import Any
 
-from qam_jax.reports.collect import Run
-from qam_jax.reports.labels import full_env_name, method_name
-from qam_jax.reports.published import STUDIES, published_results
+import pandas as pd
 
-Key = tuple[str, str, int]
-"""A run's method, by its label, its task's full name, and its seed."""
+from qam_jax.reports.collect import latest
+from qam_jax.reports.labels import full_env_name, method_name, ranges, task_label
+from qam_jax.reports.published import published_results
+from qam_jax.reports.results import sort_key
+
+_COLUMNS = ["method", "env_name", "seed", "folder"]
 
 
-def absent_runs(study: str, runs: Sequence[Run]) -> list[Key]:
-    """The runs of a study that there are not.
-
-    Runs of a published study are known by their methods. Those of any other are known by their
-    folders, which have the names that `sweep.py` gives them, or by their methods where the study
-    has no variants.
+def expected_runs(study: Any) -> pd.DataFrame:
+    """All runs of a study.
 
     Args:
-      study: a published or named one, or the path of a .toml file, as `sweep.py` takes it.
-      runs: those that were found.
+      study: a `qam_jax.sweeps.studies.Study`.
+
+    Returns:
+      A row for each run: the label of its method, the full name of its task, its seed, and the name
+      that `experiments/sweep.py` gives its folder.
+    """
+    rows = []
+    for env_name, method, variant, seed in itertools.product(
+        map(full_env_name, study.env_names), study.methods, study.variants, study.seeds
+    ):
+        label = method_name({"agent_name": method})
+        label = f"{label} ({variant.name})" if variant.name else label
+        folder = "-".join(filter(None, [method, variant.name, f"seed{seed}"]))
+        rows.append((label, env_name, seed, folder))
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def published_runs(study: str) -> pd.DataFrame:
+    """All runs of a published study, as `expected_runs`; the names of their folders are empty.
 
     Raises:
-      ValueError: if there is no such study, or its file is not one.
+      ValueError: if there is no such study.
     """
-    known = {(run.method, run.env_name, run.seed) for run in runs}
-    if study in STUDIES:
-        return [key for key in _published(study) if key not in known]
-    folders = {(run.env_name, run.folder.name) for run in runs}
-    return [
-        key
-        for key, run_id in _own(study, runs)
-        if (key[1], run_id) not in folders and key not in known
-    ]
+    table = published_results(study)
+    table = table.loc[table.index.repeat(table["num_seeds"])]
+    seeds = table.groupby(["method", "env_name"]).cumcount()
+    return table.assign(seed=seeds, folder="")[_COLUMNS]
 
 
-def _published(study: str) -> Iterable[Key]:
-    for result in published_results(study):
-        for seed in range(result.num_seeds):
-            yield result.method, result.env_name, seed
+def missing_runs(
+    runs: pd.DataFrame, expected: pd.DataFrame | None = None, at: int | None = None
+) -> pd.DataFrame:
+    """Expected runs that are absent, and runs that have not come to their end.
+
+    An expected run is known by the name of its folder, or by its method, task and seed.
+
+    Args:
+      runs: the table of `collect`.
+      expected: the table of `expected_runs` or `published_runs`. By default each combination of the
+        methods, tasks and seeds that a domain has runs of is expected.
+      at: the step that runs have to reach, in place of their end.
+
+    Returns:
+      A row for each such run: `method`, `env_name`, `seed`, and `state`, how far the run is.
+    """
+    last = latest(runs)
+    expected = _combinations(last) if expected is None else expected
+    found = list(_absent_runs(last, expected))
+    for run in last.itertuples():
+        goal = run.end if at is None else at
+        if run.step < goal:
+            state = f"at {run.step:,} of {goal:,} steps"
+            found.append((run.method, run.env_name, run.seed, state))
+    table = pd.DataFrame(found, columns=["method", "env_name", "seed", "state"])
+    return table.sort_values(["method", "env_name", "seed"], key=sort_key)
 
 
-def _own(study: str, runs: Iterable[Run]) -> Iterable[tuple[Key, str]]:
-    """The runs of a named study or a file, each with the name of its folder."""
-    from qam_jax.sweeps.studies import load_study  # slow, so only where it is needed
+def describe_missing(missing: pd.DataFrame) -> list[str]:
+    """Lines on missing runs, one for all seeds and tasks of a domain that are in one state."""
+    tasks = missing.groupby(["method", "env_name", "state"], sort=False)["seed"].agg(ranges)
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    for (method, env_name, state), seeds in tasks.items():
+        domain, task = task_label(env_name)
+        groups.setdefault((method, domain, state, seeds), []).append(task)
+    lines = []
+    for (method, domain, state, seeds), labels in groups.items():
+        numbers = [label.removeprefix("task ") for label in labels]
+        if all(number.isdigit() for number in numbers):
+            numbers = [ranges(map(int, numbers))]
+        words = f" {labels[0]}" if len(labels) == 1 else f" tasks {', '.join(numbers)}"
+        words = "" if labels == [domain] else words
+        plural = "" if seeds.isdigit() else "s"
+        lines.append(f"{method} on {domain}{words}, seed{plural} {seeds}: {state}")
+    return lines
 
-    loaded = load_study(study)
+
+def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[str, str, int, str]]:
+    """Method, task, seed and state of the expected runs that are not among the last rows of runs.
+
+    A run takes its label from other seeds of its configuration, which their folders' names tell.
+    """
+    names = last["folder"].map(lambda folder: folder.name)
+    folders = set(zip(last["env_name"], names, strict=True))
+    known = set(zip(last["method"], last["env_name"], last["seed"], strict=True))
     labels = {
-        (run.env_name, run.folder.name.removesuffix(f"-seed{run.seed}")): run.method for run in runs
+        (env_name, name.removesuffix(f"-seed{seed}")): method
+        for env_name, name, seed, method in zip(
+            last["env_name"], names, last["seed"], last["method"], strict=True
+        )
     }
-    for env_name in map(full_env_name, loaded.env_names):
-        for method in loaded.methods:
-            for variant in loaded.variants:
-                base = "-".join(filter(None, [method, variant.name]))
-                name = method_name({"agent_name": method})
-                label = f"{name} ({variant.name})" if variant.name else name
-                label = labels.get((env_name, base), label)
-                for seed in loaded.seeds:
-                    yield (label, env_name, seed), f"{base}-seed{seed}"
+    for run in expected.itertuples():
+        base = run.folder.removesuffix(f"-seed{run.seed}")
+        method = labels.get((run.env_name, base), run.method)
+        is_known = (method, run.env_name, run.seed) in known
+        if not is_known and (run.env_name, run.folder) not in folders:
+            yield method, run.env_name, run.seed, "no run"
+
+
+def _combinations(last: pd.DataFrame) -> pd.DataFrame:
+    """Each combination of the methods, tasks and seeds of a domain."""
+    rows = []
+    for _, group in last.groupby("domain"):
+        values = (group[name].unique() for name in ("method", "env_name", "seed"))
+        rows += [(*key, "") for key in itertools.product(*values)]
+    return pd.DataFrame(rows, columns=_COLUMNS)

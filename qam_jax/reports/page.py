@@ -1,36 +1,34 @@
-"""A report as one page of HTML that opens from disk, with everything in it."""
+"""A report as one page of HTML that needs neither other files nor a network."""
 
 import datetime
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+import pandas as pd
 
-from qam_jax.reports import panels
-from qam_jax.reports.compare import FISHER, PREDICTION, STUDENT, WELCH
-from qam_jax.reports.comparisons import Standing
-from qam_jax.reports.figures import Draw, inline_svg
-from qam_jax.reports.labels import method_order, parse_task
-from qam_jax.reports.results import OVERALL, Aggregate, Result, describe_missing
-from qam_jax.reports.sensitivity import sensitivity_tables
-from qam_jax.reports.statistics import Estimate
+from qam_jax.reports import figures
+from qam_jax.reports.collect import latest
+from qam_jax.reports.figures import Panel, inline_svg, overall_aggregates
+from qam_jax.reports.labels import ordered_methods
+from qam_jax.reports.missing import describe_missing
+from qam_jax.reports.results import OVERALL, estimate_of, sort_key
+from qam_jax.reports.statistics import FISHER, PREDICTION, STUDENT, WELCH, Estimate
 from qam_jax.reports.summary import Report
 
-_MAX_LINES = 40  # of missing runs; all are in missing.csv
-TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
-"""The tests in short."""
-
+_MAX_LINES = 40  # of missing runs; missing.csv has all of them
+_TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def render_page(report: Report, title: str, command: str = "") -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-      report: what it says.
-      title: its heading.
-      command: that made it, to be shown; empty for none.
+      report: the contents.
+      title: heading of the page.
+      command: the command that made the report, to be shown; empty for none.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qam_jax.reports", "."),
@@ -40,27 +38,29 @@ def render_page(report: Report, title: str, command: str = "") -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": number, "interval": interval, "percent": _percent}
-    figures = _Figures()
     missing = describe_missing(report.missing)
+    settings = ordered_settings(report)
     return environment.get_template("report.html.j2").render(
         title=title,
         command=command,
         made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         report=report,
+        estimate_of=estimate_of,
         facts=_facts(report),
-        line_of=panels.line_styles(report),
-        overall=_aggregate_table(report, panels.overall_rows(report)),
+        line_of=figures.report_lines(report),
+        overall=_aggregate_table(report, overall_aggregates(report)),
         overall_name=_overall_name(report),
-        intervals=figures.draw(panels.interval_panels(report), panels.interval_size(report)),
-        profiles=figures.draw(panels.profile_panels(report), (4.4, 3.0)),
-        matrices=_matrices(report),
+        intervals=_draw("i", figures.interval_panels(report), figures.interval_size(report)),
+        profiles=_draw("p", figures.profile_panels(report), (4.4, 3.0)),
+        matrices=_matrices(report.improvements),
         sensitivities=[
-            {"table": table, "figures": figures.draw(panels.sensitivity_panels(report, table))}
-            for table in sensitivity_tables(report.sensitivity)
+            sensitivity_view(report, setting)
+            | {"figures": _draw(f"s{i}-", figures.sensitivity_panels(report, setting))}
+            for i, setting in enumerate(settings)
         ],
-        domains=[_domain(report, domain, figures) for domain in report.domains],
-        published=standings_view(report.published),
-        comparison=report.comparison and standings_view(report.comparison.standings),
+        domains=[_domain(report, name, f"d{i}-") for i, name in enumerate(report.domains)],
+        published=comparison_view(report.published),
+        comparison=report.comparison and comparison_view(report.comparison.table),
         missing=missing[:_MAX_LINES],
         more_missing=max(0, len(missing) - _MAX_LINES),
         provenance=_provenance(report),
@@ -68,192 +68,212 @@ def render_page(report: Report, title: str, command: str = "") -> str:
 
 
 def number(value: float, digits: int = 1) -> str:
-    """A number as the page shows it; a dash for what is not known."""
-    if value is None or math.isnan(value):
+    """Number as a reader sees it; a dash for nan."""
+    if math.isnan(value):
         return "–"
     text = f"{value:,.{digits}f}"
-    return ("0" + text[2:] if text.strip("-0.,") == "" and text[0] == "-" else text).replace(
-        "-", "−"
-    )
+    if float(text.replace(",", "")) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "−")
 
 
-def interval(estimate: Estimate | None, digits: int = 1) -> str:
-    """The interval of an estimate; nothing if there is none."""
-    if estimate is None or math.isnan(estimate.low):
+def interval(estimate: Estimate, digits: int = 1) -> str:
+    """Interval of an estimate; empty if there is none."""
+    if math.isnan(estimate.low):
         return ""
     return f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
 
 
-def standings_view(standings: Sequence[Standing]) -> dict[str, Any]:
-    """What the page says of standings: rows by domain, a letter for each set of differences."""
-    letters: dict[tuple[str, ...], str] = {}
-    for standing in standings:
-        if standing.differences and standing.differences not in letters:
-            count = len(letters)
-            letters[standing.differences] = _LETTERS[count % 26] * (count // 26 + 1)
-    counts = {
-        name: sum(standing.verdict.standing == name for standing in standings)
-        for name in ("within", "above", "below", "untested")
-    }
+def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
+    """Contents of a comparison for its reader.
+
+    Args:
+      table: a table of `qam_jax.reports.comparisons`.
+
+    Returns:
+      `domains`: rows by domain, each with its `letter`, `bar` and `short_test`; `letters`: a letter
+      for each set of settings that differ; `counts` of rows by standing; `summary`: the same counts
+      by method and domain; and numbers for the sentence above the table.
+    """
+    names = ("within", "above", "below", "untested")
+    if table.empty:
+        return {"total": 0, "counts": dict.fromkeys(names, 0), "domains": {}, "letters": {}}
+    different = [texts for texts in dict.fromkeys(table["differences"]) if texts]
+    letters = {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
+    table = table.sort_values(["env_name", "method", "stage"], key=sort_key)
+    rows = [
+        row | {"letter": letters.get(row["differences"], ""), "bar": _bar(row)}
+        | {"short_test": _TESTS.get(row["test"], "none")}
+        for row in table.to_dict("records")
+    ]  # fmt: skip
     domains: dict[str, list[dict[str, Any]]] = {}
-    summary: dict[str, dict[str, dict[str, int]]] = {}
-    for standing in sorted(standings, key=_standing_order):
-        domain, task = parse_task(standing.env_name)
-        row = {
-            "task": task, "standing": standing, "letter": letters.get(standing.differences, ""),
-            "bar": _bar(standing), "test": TESTS.get(standing.verdict.test, "none"),
-        }  # fmt: skip
-        domains.setdefault(domain, []).append(row)
-        cell = summary.setdefault(standing.method, {}).setdefault(domain, dict.fromkeys(counts, 0))
-        cell[standing.verdict.standing] += 1
-    tested = len(standings) - counts["untested"]
+    for row in rows:
+        domains.setdefault(row["domain"], []).append(row)
+    counts = {name: int((table["standing"] == name).sum()) for name in names}
+    tested = len(table) - counts["untested"]
     return {
         "domains": domains,
-        "summary": dict(sorted(summary.items(), key=lambda item: method_order(item[0]))),
+        "summary": pd.crosstab([table["method"], table["domain"]], table["standing"])
+        .reindex(columns=names, fill_value=0).to_dict("index"),
+        "methods": ordered_methods(table["method"]),
         "counts": counts,
-        "total": len(standings),
+        "total": len(table),
         "tested": tested,
         "by_chance": 0.05 * tested,
-        "adjusted": sum(standing.adjusted_p < 0.05 for standing in standings),
-        "departing": sum(bool(standing.differences) for standing in standings),
+        "adjusted": int((table["adjusted_p_value"] < 0.05).sum()),
+        "differing": int(table["differences"].map(bool).sum()),
         "letters": {letter: texts for texts, letter in letters.items()},
-    }
+    }  # fmt: skip
 
 
-class _Figures:
-    """Draws panels for the page, each with ids of its own."""
+def ordered_settings(report: Report) -> list[str]:
+    """Settings that results are shown against."""
+    return list(dict.fromkeys(report.sensitivity.get("setting", ())))
 
-    def __init__(self):
-        self._count = 0
 
-    def draw(
-        self, drawn: Iterable[tuple[str, Draw]], size: tuple[float, float] = (3.5, 2.7)
-    ) -> list[str]:
-        found = []
-        for _, draw in drawn:
-            self._count += 1
-            found.append(inline_svg(draw, f"f{self._count}", size=size))
-        return found
+def sensitivity_view(report: Report, setting: str) -> dict[str, Any]:
+    """Results against one setting for its reader.
+
+    Returns:
+      `field`, the setting; its values as `numbers`; the `methods`; and `tasks`: by the task's name
+      the rows, each with `method`, `stage` and `points`, the result for each value.
+    """
+    table = report.sensitivity[report.sensitivity["setting"] == setting]
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    by = ["domain", "task", "method", "stage", "unit"]
+    for (domain, task, method, stage, _), group in table.groupby(by, sort=False):
+        points = {row["value"]: row for row in group.to_dict("records")}
+        row = {"method": method, "stage": stage, "points": points}
+        tasks.setdefault(" ".join(dict.fromkeys([domain, task])), []).append(row)
+    numbers, methods = sorted(table["value"].unique()), ordered_methods(table["method"])
+    return {"field": setting, "numbers": numbers, "methods": methods, "tasks": tasks}
+
+
+def _draw(
+    prefix: str, panels: Sequence[Panel], size: tuple[float, float] = (3.5, 2.7)
+) -> list[str]:
+    """Panels as SVG elements, each with ids of its own."""
+    return [inline_svg(panel, f"{prefix}{i}", size=size) for i, panel in enumerate(panels)]
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    """The numbers at the head of the page."""
-    done = sum(run.last >= run.end for run in report.runs)
-    tasks = len({run.env_name for run in report.runs})
-    seeds = [len(result.seeds) for result in report.results]
-    spread = f"{min(seeds)} to {max(seeds)}" if seeds and min(seeds) < max(seeds) else ""
+    """Numbers at the head of the page."""
+    last = latest(report.runs)
+    few, many = report.results["num_seeds"].min(), report.results["num_seeds"].max()
+    seeds = f"{few}" if few == many else f"{few} to {many}"
     return [
-        ("runs", f"{len(report.runs):,}"),
-        ("at their end", f"{done:,}"),
-        ("tasks", f"{tasks}"),
+        ("runs", f"{len(last):,}"),
+        ("at their end", f"{(last['step'] >= last['end']).sum():,}"),
+        ("tasks", f"{last['env_name'].nunique()}"),
         ("methods", f"{len(report.methods)}"),
-        ("seeds per result", spread or (str(seeds[0]) if seeds else "–")),
+        ("seeds per result", seeds if len(report.results) else "–"),
         ("missing or not done", f"{len(report.missing):,}"),
     ]
 
 
 def _overall_name(report: Report) -> str:
-    rows = panels.overall_rows(report)
-    domains = {row.domain for row in rows}
-    if domains == {OVERALL}:
-        return f"Over all {max(row.of_tasks for row in rows)} tasks"
-    return f"Over {next(iter(domains))}" if domains else ""
+    rows = overall_aggregates(report)
+    if rows.empty:
+        return ""
+    domain = rows["domain"].iloc[0]
+    return f"Over all {rows['of_tasks'].max()} tasks" if domain == OVERALL else f"Over {domain}"
 
 
-def _aggregate_table(report: Report, rows: Sequence[Aggregate]) -> dict[str, Any]:
-    """Aggregates by method and stage, with the best mean of each stage marked."""
-    stages = [stage for stage in report.stages if any(row.stage == stage for row in rows)]
-    cells = {(row.method, row.stage): row for row in rows}
-    methods = sorted({row.method for row in rows}, key=method_order)
-    best = {stage: max(row.mean.value for row in rows if row.stage == stage) for stage in stages}
-    partial = any(row.num_tasks < row.of_tasks for row in rows)
+def _aggregate_table(report: Report, rows: pd.DataFrame) -> dict[str, Any]:
+    """Aggregates by method and stage, with the best mean of each stage."""
     return {
-        "stages": stages, "methods": methods, "cells": cells, "best": best, "partial": partial
-    }  # fmt: skip
-
-
-def _matrices(report: Report) -> list[dict[str, Any]]:
-    """The probability of improvement of each method over each, by stage."""
-    found = []
-    for stage, pairs in report.improvements.items():
-        methods = sorted({method for pair in pairs for method in pair}, key=method_order)
-        if methods:
-            found.append({"stage": stage, "methods": methods, "pairs": pairs})
-    return found
-
-
-def _domain(report: Report, domain: str, figures: _Figures) -> dict[str, Any]:
-    results = [r for r in report.results if parse_task(r.env_name).domain == domain]
-    runs = [run for run in report.runs if run.task.domain == domain]
-    rows = [row for row in report.aggregates if row.domain == domain]
-    return {
-        "name": domain,
-        "table": _aggregate_table(report, rows),
-        "tasks": _task_tables(results, report.stages),
-        "curves": figures.draw(panels.curve_panels(report, domain)),
-        "methods": sorted({run.method for run in runs}, key=method_order),
-        "unit": "mean return" if any(r.unit == "return" for r in results) else "success rate (%)",
+        "stages": [stage for stage in report.stages if stage in set(rows["stage"])],
+        "methods": ordered_methods(rows["method"]),
+        "cells": {(row["method"], row["stage"]): row for row in rows.to_dict("records")},
+        "best": dict(rows.groupby("stage")["mean"].max()) if len(rows) else {},
+        "partial": any(row.num_tasks < row.of_tasks for row in rows.itertuples()),
     }
 
 
-def _task_tables(results: Sequence[Result], stages: Sequence[str]) -> list[dict[str, Any]]:
-    """The results of each method on each task of a domain, by stage."""
-    found = []
-    for stage in stages:
-        cells = {(r.method, parse_task(r.env_name).label): r for r in results if r.stage == stage}
-        if cells:
-            tasks = sorted({task for _, task in cells})
-            methods = sorted({method for method, _ in cells}, key=method_order)
-            best = {
-                task: max(r.mean.value for (_, t), r in cells.items() if t == task)
-                for task in tasks
-            }
-            steps = sorted({r.step for r in cells.values()})
-            found.append(
-                {"stage": stage, "cells": cells, "tasks": tasks, "methods": methods}
-                | {"best": best, "steps": ", ".join(f"{step:,}" for step in steps)}
-            )
-    return found
+def _matrices(improvements: pd.DataFrame) -> list[dict[str, Any]]:
+    """Probability of improvement of each method over each other, by stage."""
+    if improvements.empty:
+        return []
+    return [
+        {
+            "stage": stage,
+            "methods": ordered_methods(rows["method"]),
+            "pairs": {
+                (row["method"], row["other"]): estimate_of(row, "probability")
+                for row in rows.to_dict("records")
+            },
+        }
+        for stage, rows in improvements.groupby("stage", sort=False)
+    ]
 
 
-def _standing_order(standing: Standing) -> tuple:
-    return standing.env_name, method_order(standing.method), standing.stage
-
-
-def _bar(standing: Standing) -> dict[str, Any] | None:
-    """Where to draw both sides on a scale from 0 to 100; None for returns."""
-    if standing.unit != "%":
-        return None
-    mean, std = standing.theirs[:2]
-    std = 0.0 if math.isnan(std) else std
-    low, high = max(0.0, mean - std), min(100.0, mean + std)
-    ours = round(standing.ours.mean, 2)
+def _domain(report: Report, domain: str, prefix: str) -> dict[str, Any]:
+    """Results of a domain; `prefix` is for the ids in its figures."""
+    results = report.results[report.results["domain"] == domain]
+    runs = report.runs[report.runs["domain"] == domain]
+    returns = (results["unit"] == "return").any()
     return {
-        "low": round(low, 2), "width": round(max(high - low, 0.6), 2), "mean": round(mean, 2),
-        "ours": ours, "runs": [round(score, 2) for score in standing.scores],
-    }  # fmt: skip
+        "name": domain,
+        "table": _aggregate_table(report, report.aggregates[report.aggregates["domain"] == domain]),
+        "tasks": [
+            _task_table(stage, results[results["stage"] == stage])
+            for stage in report.stages
+            if stage in set(results["stage"])
+        ],
+        "curves": _draw(prefix, figures.curve_panels(report, domain)),
+        "methods": ordered_methods(runs["method"]),
+        "unit": "mean return" if returns else "success rate (%)",
+    }
+
+
+def _task_table(stage: str, results: pd.DataFrame) -> dict[str, Any]:
+    """Results of each method on each task of a domain, with the best mean on each task."""
+    return {
+        "stage": stage,
+        "cells": {(row["method"], row["task"]): row for row in results.to_dict("records")},
+        "tasks": sorted(results["task"].unique()),
+        "methods": ordered_methods(results["method"]),
+        "best": dict(results.groupby("task")["mean"].max()),
+        "steps": ", ".join(f"{step:,}" for step in sorted(results["step"].unique())),
+    }
+
+
+def _bar(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Places of both sides on a scale from 0 to 100; None for returns."""
+    if row["unit"] != "%":
+        return None
+    mean = row["other_mean"]
+    std = 0.0 if math.isnan(row["other_std"]) else row["other_std"]
+    low, high = max(0.0, mean - std), min(100.0, mean + std)
+    return {
+        "low": round(low, 2),
+        "width": round(max(high - low, 0.6), 2),
+        "mean": round(mean, 2),
+        "ours": round(row["mean"], 2),
+        "runs": [round(score, 2) for score in row["scores"]],
+    }
 
 
 def _provenance(report: Report) -> list[tuple[str, str]]:
-    """Where the runs come from: code, machines and libraries."""
-    starts = [start for run in report.runs for start in run.metadata.get("starts", [])[-1:]]
-    revisions = {
-        f"{(start.get('git_revision') or 'unknown')[:12]}"
-        f"{' with local changes' if start.get('git_changes') else ''}"
-        for start in starts
-    }
-    versions = {
-        f"{name} {start['versions'][name]}"
-        for start in starts
-        for name in ("jax", "ogbench", "mujoco")
-        if start.get("versions", {}).get(name)
-    }
+    """Origin of the runs: folders, code, machines, libraries and data."""
+    metadata = list(latest(report.runs)["metadata"])
+    starts = [each["starts"][-1] for each in metadata if each.get("starts")]
+    changed = {True: " with local changes", False: ""}
     found = {
         "Folders": set(report.folders),
-        "Code": revisions,
+        "Code": {
+            f"{(start.get('git_revision') or 'unknown')[:12]}"
+            f"{changed[bool(start.get('git_changes'))]}"
+            for start in starts
+        },
         "Devices": {start["device"] for start in starts if start.get("device")},
-        "Libraries": versions,
-        "Data": {run.metadata.get("dataset_source", "") for run in report.runs} - {""},
+        "Libraries": {
+            f"{name} {start['versions'][name]}"
+            for start in starts
+            for name in ("jax", "ogbench", "mujoco")
+            if start.get("versions", {}).get(name)
+        },
+        "Data": {each.get("dataset_source", "") for each in metadata} - {""},
     }
     return [(name, "; ".join(sorted(values))) for name, values in found.items() if values]
 

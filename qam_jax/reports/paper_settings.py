@@ -1,7 +1,7 @@
-"""Where a run's settings depart from the paper's, so that a comparison is not misread.
+"""Settings of the paper, and where the settings of a run differ from them.
 
-The paper's settings are those of `qam_jax.runs.presets.paper`, and for all that it leaves alone the
-defaults of each algorithm's config and of `RunSettings`.
+The paper's settings are `qam_jax.runs.presets.paper`. Everything that the preset leaves open keeps
+the default of the algorithm's config and of `RunSettings`.
 """
 
 import dataclasses
@@ -11,193 +11,161 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from qam_jax.reports.labels import agent_name, method_name, parse_task
+from qam_jax.agents import algorithm_names, get_config
+from qam_jax.reports.labels import agent_name, method_name, setting_words, task_label
 from qam_jax.reports.published import published_results
 from qam_jax.runs import presets
-from qam_jax.runs.settings import RunSettings
+from qam_jax.runs.settings import RunSettings, names_with_role
 
-# Which settings count, by kind. Of the agent's, all others are hyperparameters.
-_BUDGET = ("bc_steps", "offline_steps", "batch_size")
-_ONLINE_BUDGET = ("online_steps", "start_training", "utd_ratio")
-_NETWORKS = "actor_hidden_dims actor_layer_norm critic_hidden_dims critic_layer_norm num_qs".split()
-_DATA = ("dataset", "dataset_proportion", "dataset_replace_interval", "sparse")
 _SIMULATED = re.compile(r"\(simulated: (\d+) episodes")
 
-# The settings of the sensitivity study, one at a time, by the name of the table's method.
+# Settings of the sensitivity study, one at a time, by the method's label in its table.
 _VARIANTS = {
     "QAM-E-NOCLIP": ("clip_grad_norm", 0),
     "QAM-E (K=2)": ("num_qs", 2),
     **{f"QAM-E (T={steps})": ("flow_steps", steps) for steps in (1, 3, 20, 30)},
 }
-_TEMPERATURES = (0.1, 0.3, 3, 10)
+_TEMPERATURE_VARIANTS = {f"QAM-E ({factor}x tau)": factor for factor in (0.1, 0.3, 3, 10)}
 
 
-class Departure(NamedTuple):
-    """One setting that is not the paper's.
+class Difference(NamedTuple):
+    """A setting of a run that is not the paper's.
 
     Attributes:
-      kind: budget, online budget, networks, data, evaluation or hyperparameters.
       name: the setting.
-      text: what it is here and in the paper, in words.
+      text: its value in the run and in the paper, in words.
     """
 
-    kind: str
     name: str
     text: str
 
+    @property
+    def only_online(self) -> bool:
+        """Whether the setting leaves the results of the offline stage as they are."""
+        return self.name == "online_steps" or self.name in names_with_role("online")
 
-def departures(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Departure]:
-    """What a run does otherwise than the paper's run of this method on this task.
+
+def paper_differences(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Difference]:
+    """Settings of a run that differ from the paper's run of this method on this task.
 
     Args:
-      config: the run's config.json.
-      metadata: its metadata.json.
+      config: config.json of the run.
+      metadata: metadata.json of the run.
     """
     paper = paper_settings(method_name(config["agent"]), config["env_name"])
-    sensitivity = sensitivity_variant(config)
-    if sensitivity:
-        paper |= _varied(sensitivity, paper)
+    variant = sensitivity_variant(config)
+    if variant:
+        paper |= dict([_variant_settings(paper)[variant]])
     large = bool(paper.pop("ogbench_dataset_dir", ""))
     flat = {**config, **config["agent"]}
     found = []
     for name, expected in paper.items():
         given = flat.get(name, expected)
         if not _same(given, expected):
-            kind = _kind(name)
             text = f"{name} = {setting_words(given)} (paper: {setting_words(expected)})"
-            found.append(Departure(kind, name, text))
-    return [*found, *_data_departures(config, metadata, large)]
+            found.append(Difference(name, text))
+    return [*found, *_data_differences(config, metadata, large)]
 
 
 def paper_settings(method: str, env_name: str) -> dict[str, Any]:
-    """What the paper sets for a method on a task, beside its schedule of evaluations.
-
-    On a task that the paper does not have these are the defaults, and of a method that is no
-    algorithm here there are none.
+    """Settings of the paper for a method on a task, without the interval of evaluations.
 
     Args:
-      method: its published name, such as `QAM-E`.
-      env_name: the task's name.
+      method: published label of the method, such as `QAM-E`.
+      env_name: name of the task.
+
+    Returns:
+      The settings by name: the defaults on a task that the paper does not have, and nothing for a
+      method that is no algorithm of this package.
     """
     return dict(_paper_settings(agent_name(method), env_name))
 
 
 @functools.cache
 def _paper_settings(name: str | None, env_name: str) -> dict[str, Any]:
-    from qam_jax.agents import algorithm_names, get_config  # slow, so only where it is needed
-
-    if name not in algorithm_names():
+    if name is None or name not in algorithm_names():
         return {}
     agent = get_config(name).to_dict()
     agent.pop("agent_name")
-    if name in ("qam_e", "qam_f"):  # which plain QAM becomes by one of these fields, the other at 0
+    if name in ("qam_e", "qam_f"):  # plain QAM becomes one of them by one field, the other at 0
         agent = {"edit_scale": 0.0, "fql_alpha": 0.0} | agent
-    run = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-    common = {name: value for name, value in run.items() if _kind(name) != "hyperparameters"}
+    counted = names_with_role("result", "schedule", "online") - {"env_name"}
+    run = {f.name: f.default for f in dataclasses.fields(RunSettings) if f.name in counted}
     try:
         settings, fields = presets.paper(name, env_name)
     except ValueError:
-        return agent | common
+        return agent | run
     agent |= fields
     if agent["horizon_length"] == 1:
         agent.pop("action_chunking")  # makes no difference to chunks of one action
     settings.pop("eval_interval")
-    return agent | common | settings
+    return agent | run | settings
 
 
 def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
-    """The name in the sensitivity study of a run of QAM-E with just that setting changed."""
-    agent, domain = config["agent"], parse_task(config["env_name"]).domain
+    """Label in the sensitivity study of a run of QAM-E with one setting changed; None otherwise.
+
+    Args:
+      config: config.json of the run.
+    """
+    agent, domain = config["agent"], task_label(config["env_name"])[0]
     if method_name(agent) != "QAM-E" or domain not in _sensitivity_domains():
         return None
     paper = paper_settings("QAM-E", config["env_name"])
-    names = ("clip_grad_norm", "num_qs", "flow_steps", "inv_temp")
-    changed = [name for name in names if not _same(agent.get(name, paper[name]), paper[name])]
-    if len(changed) != 1:
-        return None
-    value = agent[changed[0]]
-    for label, (name, varied) in _VARIANTS.items():
-        if (changed[0], value) == (name, varied):
+    variants = _variant_settings(paper)
+    names = {name for name, _ in variants.values()}
+    changed = {name for name in names if not _same(agent.get(name, paper[name]), paper[name])}
+    for label, (name, value) in variants.items():
+        if changed == {name} and _same(agent[name], value):
             return label
-    if changed[0] == "inv_temp":
-        for factor in _TEMPERATURES:
-            if _same(value, factor * paper["inv_temp"]):
-                return f"QAM-E ({factor}x tau)"
     return None
 
 
-def setting_words(value: Any) -> str:
-    """A setting's value as a reader likes it: `4 × 512`, `1,000,000`, `none`."""
-    value = _plain(value)
-    if isinstance(value, list):
-        same = len(set(value)) == 1 and len(value) > 1
-        return f"{len(value)} × {value[0]}" if same else " × ".join(map(str, value)) or "none"
-    if isinstance(value, bool) or isinstance(value, str):
-        return str(value) or "none"
-    if value is None:
-        return "none"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def _varied(label: str, paper: Mapping[str, Any]) -> dict[str, Any]:
-    if label in _VARIANTS:
-        name, value = _VARIANTS[label]
-        return {name: value}
-    factor = float(label.removeprefix("QAM-E (").removesuffix("x tau)"))
-    return {"inv_temp": factor * paper["inv_temp"]}
+def _variant_settings(paper: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Changed setting and its value of each variant of the sensitivity study, by label."""
+    scaled = {
+        label: ("inv_temp", factor * paper["inv_temp"])
+        for label, factor in _TEMPERATURE_VARIANTS.items()
+    }
+    return _VARIANTS | scaled
 
 
 @functools.cache
 def _sensitivity_domains() -> frozenset[str]:
-    return frozenset(
-        parse_task(result.env_name).domain for result in published_results("sensitivity")
-    )
+    names = published_results("sensitivity")["env_name"]
+    return frozenset(task_label(name)[0] for name in names)
 
 
-def _kind(name: str) -> str:
-    kinds = {"budget": _BUDGET, "online budget": _ONLINE_BUDGET, "networks": _NETWORKS}
-    kinds |= {"data": _DATA, "evaluation": ("eval_episodes",)}
-    return next((kind for kind, names in kinds.items() if name in names), "hyperparameters")
-
-
-def _data_departures(
+def _data_differences(
     config: Mapping[str, Any], metadata: Mapping[str, Any], large: bool
-) -> list[Departure]:
-    """Data that are not the paper's, of which the settings alone do not tell.
+) -> list[Difference]:
+    """Differences of the data, which the settings alone do not tell.
 
     Args:
-      config: the run's config.json.
-      metadata: its metadata.json.
+      config: config.json of the run.
+      metadata: metadata.json of the run.
       large: whether the paper trains on a folder of files.
     """
     found = []
-    source = metadata.get("dataset_source") or ""
-    simulated = _SIMULATED.search(source)
+    simulated = _SIMULATED.search(metadata.get("dataset_source") or "")
     if simulated:
         text = f"data simulated here ({simulated[1]} episodes), not OGBench's file"
-        found.append(Departure("data", "dataset_source", text))
+        found.append(Difference("dataset_source", text))
     if large and not config.get("ogbench_dataset_dir"):
         text = "one file of data (paper: 100 files of a million transitions)"
-        found.append(Departure("data", "ogbench_dataset_dir", text))
+        found.append(Difference("ogbench_dataset_dir", text))
     elif config.get("ogbench_dataset_dir") and not large:
         text = "a folder of files (paper: one file of data)"
-        found.append(Departure("data", "ogbench_dataset_dir", text))
+        found.append(Difference("ogbench_dataset_dir", text))
     if config.get("run"):
-        found.append(Departure("budget", "run", "started from another run's checkpoint"))
+        found.append(Difference("run", "started from another run's checkpoint"))
     return found
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Whether two settings are equal, but for the last digits of a product."""
+    """Whether two settings are equal, up to the rounding of a product."""
     if isinstance(value, float) or isinstance(other, float):
         return math.isclose(value, other, rel_tol=1e-9)
-    return _plain(value) == _plain(other)
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back, with whole numbers as such."""
-    if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return list(value) == list(other)
+    return value == other

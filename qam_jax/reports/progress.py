@@ -1,52 +1,73 @@
-"""How far runs are, from their folders alone, so that it works over a shared file system."""
+"""Progress of runs, read from their folders alone, and its view in the terminal."""
 
 import datetime
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
 from qam_jax.files import read_json
 from qam_jax.reports.collect import find_run_folders, why_empty
-from qam_jax.reports.labels import method_name, parse_task
-from qam_jax.runs.lock import (
-    FAILED,
-    FINISHED,
-    LOCK,
-    RUNNING,
-    STOPPED,
-    UNKNOWN,
-    read_status,
-)
+from qam_jax.reports.labels import method_name, task_label
+from qam_jax.runs.lock import FAILED, FINISHED, LOCK, RUNNING, STOPPED, UNKNOWN, read_status
 from qam_jax.runs.metrics import read_csv
 
-# A run that writes nothing for so many times its usual pause is not at work.
+# A run that has written nothing for this many of its usual pauses is silent.
 _PATIENCE = 3.0
 _MIN_PATIENCE = 300.0  # seconds; an evaluation may take longer than many updates
 
-STATES = ("running", "silent", "failed", "stopped", "done", "damaged")
+_COLORS = {
+    "running": "green",
+    "silent": "yellow",
+    "failed": "red",
+    "stopped": "yellow",
+    "done": "dim",
+    "damaged": "red",
+}
+STATES = tuple(_COLORS)
+"""States of a run, in the order of the table."""
+
+_WIDE = 120  # characters for all columns
+_COLUMNS = {
+    "run": "left",
+    "state": "left",
+    "progress": "left",
+    "step": "right",
+    "stage": "left",
+    "speed/s": "right",
+    "last score": "right",
+    "left": "right",
+    "ends": "right",
+}
+_ONLY_WIDE = ("step", "stage", "speed/s", "ends")
 
 
 class Progress(NamedTuple):
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-      folder: its folder.
+      folder: the run's folder.
       name: method, task and seed; the folder's name if these cannot be read.
-      state: one of `STATES`. `silent` has written nothing for long: hanging, evaluating, or killed
-        on another machine.
-      step: of the last row of metrics.
-      end: the last step.
+      state: one of `STATES`. A `silent` run has written nothing for long: it hangs, evaluates, or
+        was killed on another machine.
+      step: step of the last row of metrics.
+      end: last step of the run.
       stage: `cloning`, `offline` or `online`; empty before the first row.
-      speed: steps per second without evaluations, of the last row; nan if unknown.
-      score: last success rate in percent, or mean return; nan without any.
-      score_step: the step that the score is of.
+      speed: steps per second without evaluations, from the last row; nan if unknown.
+      score: last success rate in percent, or mean return; nan if there is none.
+      score_step: step of the score.
       unit: `%` or `return`.
-      age: seconds since it last wrote.
+      age: seconds since the run last wrote.
       remaining: seconds until its end, evaluations included; nan if unknown.
-      open_ended: whether a stage that it has not reached yet may be slower than this one.
-      note: what is wrong with its folder, or why it failed.
+      open_ended: whether a later stage may be slower than the present one.
+      note: what is wrong with the folder, or why the run failed.
     """
 
     folder: Path
@@ -68,14 +89,14 @@ class Progress(NamedTuple):
 def watch_folders(
     folders: Sequence[str | Path], now: float | None = None
 ) -> tuple[list[Progress], list[str]]:
-    """The progress of all runs in and below these folders.
+    """Reads the progress of all runs in and below these folders.
 
     Args:
-      folders: of runs, or above them.
-      now: seconds since the epoch; the clock's by default.
+      folders: folders of runs, or folders above them.
+      now: seconds since the epoch; by default the clock's.
 
     Returns:
-      The runs, and a line for each folder without any.
+      The progress of each run, and a note for each folder without runs.
     """
     now = time.time() if now is None else now
     found, notes = [], []
@@ -88,17 +109,78 @@ def watch_folders(
 
 
 def read_progress(folder: Path, now: float) -> Progress:
-    """How far the run in a folder is; never raises for what the folder holds."""
+    """Reads the progress of the run in a folder; never raises for the contents of the folder."""
     try:
         return _read(folder, now)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        age = now - _newest(folder)
+        age = now - _last_written(folder)
         text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         return Progress(folder, folder.name, "damaged", age=age, note=text)
 
 
+def progress_view(
+    runs: Sequence[Progress],
+    notes: Sequence[str],
+    now: float,
+    *,
+    width: int,
+    show_done: bool = True,
+) -> Group:
+    """Table of runs, the running ones first, below a line that sums them up.
+
+    Args:
+      runs: progress of each run.
+      notes: lines above the table.
+      now: seconds since the epoch.
+      width: width of the terminal; a narrow one gets fewer columns.
+      show_done: whether the table has the runs that are done.
+    """
+    table = Table(pad_edge=False)
+    kept = [name for name in _COLUMNS if width >= _WIDE or name not in _ONLY_WIDE]
+    for name in kept:
+        table.add_column(name, justify=_COLUMNS[name], no_wrap=name not in ("run", "state"))
+    names = Counter(run.name for run in runs)
+    for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.name)):
+        if names[run.name] > 1:
+            run = run._replace(name=f"{run.name} ({run.folder.name})")
+        if show_done or run.state != "done":
+            cells = _cells(run, now)
+            table.add_row(*(cells.get(name) for name in kept))
+    counts = Counter(run.state for run in runs)
+    summary = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+    text = f"{summary or 'no runs'}; {finish_line(runs, now)}."
+    wrong = [f"{run.name}: {run.note}" for run in runs if run.state in ("failed", "damaged")]
+    lines = [Text(f"Note: {note}", style="yellow") for note in [*notes, *wrong]]
+    return Group(*lines, Text(text), *([table] if table.rows else []))
+
+
+def finish_line(runs: Iterable[Progress], now: float) -> str:
+    """End of the last running run, in words."""
+    times = [run.remaining for run in runs if run.state == "running"]
+    if not times:
+        return "nothing is running"
+    if any(math.isnan(seconds) for seconds in times):
+        return "the end is not known yet: a run has not written two rows"
+    moment = datetime.datetime.fromtimestamp(now + max(times)).astimezone()
+    return f"the last of them ends in {duration(max(times))}, {moment:%a %d %b %H:%M}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if math.isnan(seconds):
+        return "–"
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
 def _read(folder: Path, now: float) -> Progress:
-    age = max(0.0, now - _newest(folder))
+    age = max(0.0, now - _last_written(folder))
     status, why = read_status(folder)
     if not (folder / "config.json").exists():
         recent = status == UNKNOWN and age < _MIN_PATIENCE and (folder / LOCK).exists()
@@ -109,9 +191,8 @@ def _read(folder: Path, now: float) -> Progress:
     ends = {"cloning": config["bc_steps"]}
     ends["offline"] = ends["cloning"] + config["offline_steps"]
     ends["online"] = end = ends["offline"] + config["online_steps"]
-    task = parse_task(config["env_name"])
-    label = "" if task.label == task.domain else f" {task.label}"
-    name = f"{method_name(config['agent'])} {task.domain}{label} seed {config['seed']}"
+    task = " ".join(dict.fromkeys(task_label(config["env_name"])))
+    name = f"{method_name(config['agent'])} {task} seed {config['seed']}"
     rows = read_csv(folder / "train.csv")
     score, score_step, unit = _last_score(folder / "eval.csv")
     step = max(int(rows[-1]["step"]) if rows else 0, score_step)
@@ -137,35 +218,12 @@ def _read(folder: Path, now: float) -> Progress:
     )  # fmt: skip
 
 
-def finish_line(runs: Iterable[Progress], now: float) -> str:
-    """When the last of the runs at work will end, in words."""
-    times = [run.remaining for run in runs if run.state == "running"]
-    if not times:
-        return "nothing is running"
-    if any(math.isnan(seconds) for seconds in times):
-        return "the end is not known yet: a run has not written two rows"
-    moment = datetime.datetime.fromtimestamp(now + max(times)).astimezone()
-    return f"the last of them ends in {duration(max(times))}, {moment:%a %d %b %H:%M}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a reader likes them: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    if math.isnan(seconds):
-        return "–"
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
 def _speed(row: dict[str, float]) -> float:
-    """Steps per second of a row; online rows and offline rows have columns of their own."""
+    """Steps per second of a row; online and offline rows have different columns."""
     values = [
-        value for name, value in row.items() if name.endswith("s_per_second") and value == value
+        value
+        for name, value in row.items()
+        if name.endswith("s_per_second") and not math.isnan(value)
     ]
     return values[-1] if values else math.nan
 
@@ -175,29 +233,27 @@ def _overall_rate(
 ) -> float:
     """Steps per second with evaluations, since a moment of this stage whose step is known.
 
-    Known are the start of a run that was never continued, and the checkpoints that it has kept.
+    Such moments are the start of a run that was never continued, and the checkpoints that are kept.
     """
     metadata = read_json(folder / "metadata.json") if (folder / "metadata.json").exists() else {}
     starts = metadata.get("starts", [])
     if not starts:
         return math.nan
     started = datetime.datetime.fromisoformat(starts[-1]["time"]).timestamp()
-    earlier = [end for end in ends.values() if end < ends[stage]]
-    stage_start = max(earlier, default=0)
-    moments = [(started, 0)] if len(starts) == 1 and stage_start == 0 else []
-    checkpoints = folder / "checkpoints"
-    if checkpoints.is_dir():
-        for entry in checkpoints.iterdir():
-            if entry.name.isdigit() and entry.stat().st_mtime > started:
-                moments.append((entry.stat().st_mtime, int(entry.name)))
-    moments = [(when, at) for when, at in moments if stage_start <= at < step and when < written]
+    stage_start = max((end for end in ends.values() if end < ends[stage]), default=0)
+    moments = [(0, started)] if len(starts) == 1 and stage_start == 0 else []
+    for entry in folder.glob("checkpoints/*"):
+        if entry.name.isdigit() and entry.stat().st_mtime > started:
+            moments.append((int(entry.name), entry.stat().st_mtime))
+    moments = [(at, when) for at, when in moments if stage_start <= at < step and when < written]
     if not moments:
         return math.nan
-    when, at = min(moments, key=lambda moment: moment[1])
+    at, when = min(moments)
     return (step - at) / (written - when)
 
 
 def _last_score(path: Path) -> tuple[float, int, str]:
+    """Score, step and unit of the last evaluation."""
     rows = read_csv(path)
     if not rows:
         return math.nan, 0, "%"
@@ -207,9 +263,47 @@ def _last_score(path: Path) -> tuple[float, int, str]:
     return 100 * row["success"], int(row["step"]), "%"
 
 
-def _newest(folder: Path) -> float:
-    """When the run last wrote one of its files."""
-    names = ("train.csv", "eval.csv", "env.csv", "config.json", "metadata.json", LOCK)
-    files = [folder / name for name in names]
-    times = [path.stat().st_mtime for path in (*files, folder / "checkpoints") if path.exists()]
+def _last_written(folder: Path) -> float:
+    """Time at which the run last wrote one of its files."""
+    names = "train.csv eval.csv env.csv config.json metadata.json checkpoints".split()
+    paths = [folder / name for name in (*names, LOCK)]
+    times = [path.stat().st_mtime for path in paths if path.exists()]
     return max(times, default=folder.stat().st_mtime)
+
+
+def _cells(run: Progress, now: float) -> dict[str, Text | ProgressBar]:
+    """Cells of a run's row, by column."""
+    state = f"silent for {duration(run.age)}" if run.state == "silent" else run.state
+    if run.state in ("failed", "stopped"):
+        state += f" {duration(run.age)} ago"
+    known = {"run": Text(run.name), "state": Text(state, style=_COLORS[run.state])}
+    if run.note and run.state != "failed":
+        return known | {"progress": Text("see above" if run.state == "damaged" else run.note)}
+    score = "–"
+    if not math.isnan(run.score):
+        score = f"{run.score:.0f}%" if run.unit == "%" else f"return {run.score:.1f}"
+        score += f" at {_short(run.score_step)}"
+    after = "≥ " if run.open_ended and not math.isnan(run.remaining) else ""
+    ends = "–"
+    if not math.isnan(run.remaining):
+        moment = datetime.datetime.fromtimestamp(now + run.remaining)
+        ends = after + moment.strftime("%H:%M" if run.remaining < 72_000 else "%a %d %H:%M")
+    return known | {
+        "progress": ProgressBar(
+            total=1.0, completed=run.step / run.end if run.end else 0.0, width=16
+        ),
+        "step": Text(f"{_short(run.step)} of {_short(run.end)}"),
+        "stage": Text(run.stage if run.state != "done" else ""),
+        "speed/s": Text("–" if math.isnan(run.speed) else f"{run.speed:,.1f}"),
+        "last score": Text(score),
+        "left": Text(after + duration(run.remaining) if run.state == "running" else "–"),
+        "ends": Text(ends),
+    }
+
+
+def _short(steps: int) -> str:
+    """Number of steps in short: 950, 50k, 1.25M."""
+    for size, letter in ((1_000_000, "M"), (1000, "k")):
+        if steps >= size:
+            return f"{steps / size:.4g}{letter}"
+    return str(steps)

@@ -1,294 +1,291 @@
-"""Results of runs: on each task, over a domain's tasks, over all; and what is missing."""
+"""Results of methods: on each task, over tasks, and over the course of training.
+
+All tables are data frames. A statistic `x` with an interval has columns `x`, `x_low`, `x_high`.
+"""
 
 import itertools
-import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from qam_jax.reports.collect import Run, ranges
-from qam_jax.reports.labels import method_order, parse_task
-from qam_jax.reports.missing import Key, absent_runs
+from qam_jax.reports.collect import latest
+from qam_jax.reports.labels import method_order, ordered_methods, ranges
 from qam_jax.reports.statistics import (
     Estimate,
+    bootstrap,
     estimate,
     interquartile_mean,
     mean_score,
+    performance_profile,
     probability_of_improvement,
 )
 
 OVERALL = "overall"
+_CURVE_REPLICATES = 1000
+_THRESHOLDS = np.linspace(0, 100, 101)
+_TASK = ["env_name", "domain", "task", "method", "stage", "step", "unit"]
 
 
-class Result(NamedTuple):
-    """A method's result on a task at the end of a stage.
-
-    Attributes:
-      env_name: the task.
-      method: the method's label.
-      stage: `offline`, `online` or `step <N>`.
-      unit: `%` or `return`.
-      step: at which the runs were evaluated.
-      seeds: of the runs that have come so far.
-      scores: theirs.
-      mean: of the scores, with its interval.
-    """
-
-    env_name: str
-    method: str
-    stage: str
-    unit: str
-    step: int
-    seeds: tuple[int, ...]
-    scores: np.ndarray
-    mean: Estimate
+def estimate_columns(name: str, value: Estimate | None) -> dict[str, float]:
+    """Columns of an estimate; nan where there is no estimate."""
+    low, high = f"{name}_low", f"{name}_high"
+    return dict(zip((name, low, high), value or (np.nan,) * 3, strict=True))
 
 
-class Aggregate(NamedTuple):
-    """A method's results over a domain's tasks, or over all.
-
-    Attributes:
-      domain: its name, or `OVERALL`.
-      method: the method's label.
-      stage: as that of `Result`.
-      unit: as that of `Result`.
-      mean: over tasks, with its interval.
-      iqm: interquartile mean, with its interval.
-      improvement: probability of improvement over the reference, with its interval; None for the
-        reference itself and where no task is shared with it.
-      num_tasks: tasks with results of this method.
-      of_tasks: tasks with results of any.
-      seeds: the smallest and the largest number of runs on a task.
-    """
-
-    domain: str
-    method: str
-    stage: str
-    unit: str
-    mean: Estimate
-    iqm: Estimate
-    improvement: Estimate | None
-    num_tasks: int
-    of_tasks: int
-    seeds: tuple[int, int]
+def estimate_of(row: Mapping[str, Any], name: str) -> Estimate:
+    """Estimate in a row's columns, see `estimate_columns`."""
+    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
-class Missing(NamedTuple):
-    """A run that is expected and not done.
-
-    Attributes:
-      method: the method's label.
-      env_name: the task.
-      seed: the run's.
-      state: how far it is.
-    """
-
-    method: str
-    env_name: str
-    seed: int
-    state: str
-
-
-def task_results(runs: Iterable[Run], at: int | None = None) -> list[Result]:
-    """The results of each method on each task, of the runs that have come so far.
+def stage_scores(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
+    """Evaluations at the ends of stages, with the stage: `offline`, `online` or `step <N>`.
 
     Args:
-      runs: with at most one of each task, method and seed.
-      at: a step to take them at, in place of the ends of the offline and online stages.
+      runs: the table of `collect`.
+      at: the step to take results at, in place of the ends of the offline and online stages.
     """
-    groups: dict[tuple, list[tuple[int, float]]] = {}
-    for run in runs:
-        for stage, step in stage_steps(run, at):
-            score = run.score_at(step)
-            if not math.isnan(score):
-                key = (run.env_name, run.method, stage, run.unit, step)
-                groups.setdefault(key, []).append((run.seed, score))
-    found = []
-    for key, pairs in groups.items():
-        seeds, scores = zip(*sorted(pairs), strict=True)
-        values = np.array(scores)
-        found.append(Result(*key, seeds, values, estimate(mean_score, [values])))
-    return sorted(found, key=lambda result: (result.env_name, method_order(result.method)))
-
-
-def stage_steps(run: Run, at: int | None) -> list[tuple[str, int]]:
-    """The stages of a run, each with the step at which its result is taken.
-
-    Args:
-      run: of one stage or two.
-      at: a step to take it at, in place of the ends of the offline and online stages.
-    """
+    step, border, end = runs["step"], runs["border"], runs["end"]
     if at is not None:
-        return [(f"step {at:,}", at)]
-    steps = [("offline", run.border)] if run.border else []
-    return [*steps, ("online", run.end)] if run.end > run.border else steps
+        found = runs[step == at].assign(stage=f"step {at:,}")
+    else:
+        offline = runs[(step == border) & (border > 0)].assign(stage="offline")
+        online = runs[(step == end) & (end > border)].assign(stage="online")
+        found = pd.concat([offline, online])
+    return found.dropna(subset="score")
 
 
-def aggregates(results: Sequence[Result], reference: str | None) -> list[Aggregate]:
-    """Over the tasks of each domain, and over all that have a success rate if these are several.
+def task_results(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
+    """Results of each method on each task at the end of each stage that its runs have reached.
 
     Args:
-      results: of `task_results`.
-      reference: the method over which the probability of improvement is taken; None for none.
-    """
-    rows = []
-    rated = {parse_task(result.env_name).domain for result in results if result.unit == "%"}
-    for stage in dict.fromkeys(result.stage for result in results):
-        here = [result for result in results if result.stage == stage]
-        domains: dict[tuple[str, str], list[Result]] = {}
-        for result in here:
-            domain = parse_task(result.env_name).domain
-            domains.setdefault((domain, result.unit), []).append(result)
-        rates = [result for result in here if result.unit == "%"]
-        if len(rated) > 1 and rates:
-            domains[OVERALL, "%"] = rates
-        for (domain, unit), members in domains.items():
-            rows += _aggregate(domain, stage, unit, members, reference)
-    return rows
-
-
-def default_reference(results: Iterable[Result]) -> str | None:
-    """The method that others are compared with: QAM if there are results of it."""
-    methods = sorted({result.method for result in results}, key=method_order)
-    return methods[0] if methods else None
-
-
-def improvements(results: Iterable[Result], stage: str) -> dict[tuple[str, str], Estimate]:
-    """The probability that one method is better than another over the tasks with results of both.
+      runs: the table of `collect`.
+      at: see `stage_scores`.
 
     Returns:
-      By the two methods, of success rates only; pairs that share no task are left out.
+      For each result the columns of `mean_results`, by task, method, stage, step and unit.
     """
-    by_method = _by_method(
-        result for result in results if result.stage == stage and result.unit == "%"
+    return mean_results(stage_scores(runs, at), _TASK).sort_values(
+        ["env_name", "method"], key=sort_key
     )
-    found = {}
-    for (method, tasks), (other, theirs) in itertools.combinations(by_method.items(), 2):
-        if tasks.keys() & theirs.keys():
-            value, low, high = found[method, other] = _improvement(tasks, theirs)
-            found[other, method] = Estimate(1 - value, 1 - high, 1 - low)
-    return found
 
 
-def missing_runs(
-    runs: Sequence[Run], study: str | None = None, at: int | None = None
-) -> list[Missing]:
-    """The expected runs that are absent, or have not come to their end.
+def mean_results(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean of the scores of each group of runs, with its interval over seeds.
+
+    Returns:
+      A row for each group: the columns `by`, `mean` with its interval, `num_seeds`, and `seeds` and
+      `scores` as tuples, ordered by seed.
+    """
+    rows = []
+    for key, group in scores.groupby(list(by), sort=False):
+        group = group.sort_values(["seed", "score"])
+        values = group["score"].to_numpy()
+        rows.append(
+            dict(zip(by, key, strict=True))
+            | estimate_columns("mean", estimate(mean_score, [values]))
+            | {"num_seeds": len(values), "seeds": tuple(group["seed"]), "scores": tuple(values)}
+        )
+    names = [*by, *estimate_columns("mean", None), "num_seeds", "seeds", "scores"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def sort_key(column: pd.Series) -> pd.Series:
+    """Key for `sort_values`: methods in the order of tables, all else as it is."""
+    return column.map(method_order) if column.name == "method" else column
+
+
+def aggregates(results: pd.DataFrame, reference: str | None) -> pd.DataFrame:
+    """Results over the tasks of each domain, and over all tasks with a success rate.
 
     Args:
-      runs: those that were found.
-      study: a published or named study, or a file of one, all runs of which are expected. Without
-        one, expected are each method, task and seed of a domain of which there is any run.
-      at: the step they have to reach, in place of their end.
+      results: the table of `task_results`.
+      reference: the method over which the probability of improvement is taken; None for none.
 
-    Raises:
-      ValueError: if there is no such study.
+    Returns:
+      For each domain (or `OVERALL`, where several domains have success rates), stage and method:
+      the mean and the interquartile mean over tasks, the probability of improvement over the
+      reference on shared tasks, the number of tasks with results of this method and of any method,
+      and the smallest and the largest number of seeds on a task.
     """
-    known = {(run.method, run.env_name, run.seed): run for run in runs}
-    others = absent_runs(study, runs) if study else _alike(runs)
-    expected = dict.fromkeys(known) | dict.fromkeys(others)
-    found = []
-    for method, env_name, seed in expected:
-        run = known.get((method, env_name, seed))
-        goal = 0 if run is None else (run.end if at is None else at)
-        if run is None:
-            state = "no run"
-        elif run.last < goal:
-            state = f"at {run.last:,} of {goal:,} steps"
-        else:
-            continue
-        found.append(Missing(method, env_name, seed, state))
-    return sorted(found, key=lambda run: (method_order(run.method), run.env_name, run.seed))
-
-
-def describe_missing(missing: Sequence[Missing]) -> list[str]:
-    """Missing runs in few lines: absent ones by method, task and seeds."""
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for run in missing:
-        groups.setdefault((run.method, run.env_name, run.state), []).append(run.seed)
-    by_task: dict[tuple[str, str, str, str], list[str]] = {}
-    for (method, env_name, state), seeds in groups.items():
-        task = parse_task(env_name)
-        key = (method, task.domain, state, ranges(seeds))
-        by_task.setdefault(key, []).append(task.label)
-    lines = []
-    for (method, domain, state, seeds), labels in by_task.items():
-        numbers = [label.removeprefix("task ") for label in labels]
-        tasks = f" {labels[0]}" if len(labels) == 1 else f" tasks {_listed(numbers)}"
-        tasks = "" if labels == [domain] else tasks
-        plural = "" if seeds.isdigit() else "s"
-        lines.append(f"{method} on {domain}{tasks}, seed{plural} {seeds}: {state}")
-    return lines
-
-
-def seed_notes(runs: Iterable[Run]) -> list[str]:
-    """A line for each domain in which the methods' runs have different seeds."""
-    domains: dict[str, dict[str, set[int]]] = {}
-    for run in runs:
-        domains.setdefault(run.task.domain, {}).setdefault(run.method, set()).add(run.seed)
-    notes = []
-    for domain, methods in sorted(domains.items()):
-        if len({tuple(sorted(seeds)) for seeds in methods.values()}) > 1:
-            each = "; ".join(
-                f"{method} {ranges(methods[method])}"
-                for method in sorted(methods, key=method_order)
+    groups = []
+    several = results.loc[results["unit"] == "%", "domain"].nunique() > 1
+    for stage, here in results.groupby("stage", sort=False):
+        groups += list(here.groupby(["domain", "stage", "unit"], sort=False))
+        rated = here[here["unit"] == "%"]
+        if several and len(rated):
+            groups.append(((OVERALL, stage, "%"), rated))
+    rows = []
+    for (domain, stage, unit), group in groups:
+        methods = _scores_by_method(group)
+        for method, tasks in methods.items():
+            scores = list(tasks.values())
+            sizes = [len(task) for task in scores]
+            others = methods.get(reference, {}) if method != reference else {}
+            rows.append(
+                {"domain": domain, "method": method, "stage": stage, "unit": unit}
+                | estimate_columns("mean", estimate(mean_score, scores))
+                | estimate_columns("iqm", estimate(interquartile_mean, scores))
+                | {"reference": reference}
+                | estimate_columns("probability_of_improvement", _improvement(tasks, others))
+                | {"num_tasks": len(tasks), "of_tasks": group["env_name"].nunique()}
+                | {"min_seeds": min(sizes), "max_seeds": max(sizes)}
             )
+    return pd.DataFrame(rows, columns=None if rows else ["domain", "method", "stage", "unit"])
+
+
+def default_reference(results: pd.DataFrame) -> str | None:
+    """Method that others are compared with: QAM, or the first in the order of tables."""
+    return next(iter(ordered_methods(results["method"])), None)
+
+
+def improvements(results: pd.DataFrame) -> pd.DataFrame:
+    """Probability that a run of one method is better than a run of another, on shared tasks.
+
+    Only success rates count. Pairs of methods that share no task are left out.
+
+    Returns:
+      A row for each `stage`, `method` and `other`, with `probability` and its interval.
+    """
+    rows = []
+    rated = results[results["unit"] == "%"]
+    for stage, here in rated.groupby("stage", sort=False):
+        pairs = itertools.combinations(_scores_by_method(here).items(), 2)
+        for (method, tasks), (other, theirs) in pairs:
+            found = _improvement(tasks, theirs)
+            if found is not None:
+                value, low, high = found
+                swapped = Estimate(1 - value, 1 - high, 1 - low)
+                for ours, others, chance in ((method, other, found), (other, method, swapped)):
+                    row = {"stage": stage, "method": ours, "other": others}
+                    rows.append(row | estimate_columns("probability", chance))
+    return pd.DataFrame(rows, columns=None if rows else ["stage", "method", "other"])
+
+
+def learning_curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean score of each method over tasks, at the steps at which all of its runs were evaluated.
+
+    A run that ends before half of its method's runs on the task is left out, so that the curve
+    neither ends early nor jumps; see `curve_notes`.
+
+    Returns:
+      A row for each `method` and `step`, with `score` and its interval over seeds.
+    """
+    runs = runs[~_lagging(runs)]
+    parts = []
+    for method in ordered_methods(runs["method"]):
+        table = _shared_evaluations(runs[runs["method"] == method])
+        tasks = [task.to_numpy() for _, task in table.groupby("env_name")]
+        if table.size:
+            parts.append(_curve(method, table.columns, _mean_curve, tasks))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["method", "step", "score"])
+
+
+def curve_notes(runs: pd.DataFrame) -> list[str]:
+    """Notes on runs that are left out of the learning curves, by method and task."""
+    notes = []
+    runs = runs[runs["step"] > 0]
+    late = _lagging(runs)
+    for method in ordered_methods(runs["method"]):
+        for env_name, group in runs[runs["method"] == method].groupby("env_name", sort=False):
+            behind, kept = group[late[group.index]], group[~late[group.index]]
+            usual = latest(kept)["step"].min()
+            if len(behind):
+                seeds = behind["seed"].unique()
+                notes.append(
+                    f"{method} on {env_name}: seed{'s' * (len(seeds) > 1)} {ranges(seeds)} not yet "
+                    f"evaluated at step {usual:,}, as the others are; left out of the learning "
+                    "curves."
+                )
+            if not _shared_evaluations(kept).size:
+                notes.append(
+                    f"{method} on {env_name}: its runs were not evaluated at the same steps; "
+                    "there is no learning curve."
+                )
+    return notes
+
+
+def performance_profiles(results: pd.DataFrame) -> pd.DataFrame:
+    """Fraction of each method's runs above each success rate, over the tasks of one stage.
+
+    Returns:
+      A row for each `method` and `step` (the success rate in percent), with `score` (the fraction)
+      and its interval.
+    """
+    parts = [
+        _curve(
+            method,
+            _THRESHOLDS,
+            lambda scores: performance_profile(scores, _THRESHOLDS),
+            list(tasks.values()),
+        )
+        for method, tasks in _scores_by_method(results[results["unit"] == "%"]).items()
+    ]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["method", "step", "score"])
+
+
+def online_borders(runs: pd.DataFrame) -> list[int]:
+    """Steps at which runs with evaluations go from offline training to fine-tuning."""
+    border = runs["border"]
+    return sorted(border[(runs["step"] > 0) & (runs["end"] > border) & (border > 0)].unique())
+
+
+def seed_notes(runs: pd.DataFrame) -> list[str]:
+    """Notes on domains in which the methods have runs of different seeds."""
+    notes = []
+    for domain, group in runs.groupby("domain"):
+        seeds = group.groupby("method")["seed"].agg(ranges)
+        if seeds.nunique() > 1:
+            each = "; ".join(f"{method} {seeds[method]}" for method in ordered_methods(seeds.index))
             notes.append(f"{domain}: the methods have different seeds ({each}).")
     return notes
 
 
-def _aggregate(
-    domain: str, stage: str, unit: str, results: Sequence[Result], reference: str | None
-) -> list[Aggregate]:
-    by_method = _by_method(results)
-    of_tasks = len({result.env_name for result in results})
-    rows = []
-    for method in sorted(by_method, key=method_order):
-        tasks = by_method[method]
-        scores = list(tasks.values())
-        base = by_method.get(reference, {})
-        improvement = None
-        if method != reference and tasks.keys() & base.keys():
-            improvement = _improvement(tasks, base)
-        sizes = [len(task) for task in scores]
-        mean, iqm = estimate(mean_score, scores), estimate(interquartile_mean, scores)
-        rows.append(
-            Aggregate(
-                domain, method, stage, unit, mean, iqm, improvement,
-                len(tasks), of_tasks, (min(sizes), max(sizes)),
-            )
-        )  # fmt: skip
-    return rows
+def _scores_by_method(results: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of each method on each task, in the order of tables."""
+    return {
+        method: {
+            row.env_name: np.array(row.scores)
+            for row in results[results["method"] == method].itertuples()
+        }
+        for method in ordered_methods(results["method"])
+    }
 
 
-def _by_method(results: Iterable[Result]) -> dict[str, dict[str, np.ndarray]]:
-    """Scores by method and task, in order."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for result in results:
-        found.setdefault(result.method, {})[result.env_name] = result.scores
-    return {method: found[method] for method in sorted(found, key=method_order)}
-
-
-def _improvement(tasks: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> Estimate:
+def _improvement(
+    tasks: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]
+) -> Estimate | None:
+    """Probability of improvement on the shared tasks; None if there is no shared task."""
     shared = [name for name in tasks if name in others]
+    if not shared:
+        return None
     ours, theirs = [tasks[name] for name in shared], [others[name] for name in shared]
     return estimate(probability_of_improvement, ours, theirs)
 
 
-def _alike(runs: Sequence[Run]) -> Iterable[Key]:
-    """Each method, task and seed of a domain of which there is any run."""
-    domains: dict[str, list[Run]] = {}
-    for run in runs:
-        domains.setdefault(run.task.domain, []).append(run)
-    for members in domains.values():
-        for method in {run.method for run in members}:
-            for env_name in {run.env_name for run in members}:
-                for seed in {run.seed for run in members}:
-                    yield method, env_name, seed
+def _curve(method: str, steps: Sequence[float], statistic: Any, tasks: Any) -> pd.DataFrame:
+    """Curve of a statistic, as a table with its interval."""
+    bounds = bootstrap(statistic, tasks, replicates=_CURVE_REPLICATES)
+    columns = dict(zip(("score", "score_low", "score_high"), bounds, strict=True))
+    return pd.DataFrame({"method": method, "step": steps, **columns})
 
 
-def _listed(numbers: Sequence[str]) -> str:
-    if all(number.isdigit() for number in numbers):
-        return ranges(int(number) for number in numbers)
-    return ", ".join(numbers)
+def _mean_curve(tasks: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over tasks [..., n, S] of the mean over runs, [..., S]."""
+    return np.mean([task.mean(axis=-2) for task in tasks], axis=0)
+
+
+def _shared_evaluations(runs: pd.DataFrame) -> pd.DataFrame:
+    """Scores of one method by task and seed, at the steps at which all runs were evaluated."""
+    runs = runs[runs["step"] > 0]
+    return runs.pivot(index=["env_name", "seed"], columns="step", values="score").dropna(axis=1)
+
+
+def _lagging(runs: pd.DataFrame) -> pd.Series:
+    """Whether a row's run has come less far than half of its method's runs on the task."""
+    last = latest(runs[runs["step"] > 0])
+    usual = last.groupby(["method", "env_name"])["step"].transform(
+        lambda steps: steps.quantile(0.5, interpolation="higher")
+    )
+    return runs["folder"].isin(last.loc[last["step"] < usual, "folder"])

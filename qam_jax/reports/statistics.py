@@ -1,10 +1,15 @@
-"""Statistics over tasks and seeds, as rliable defines them (Agarwal et al., arXiv 2108.13264).
+"""Statistics over tasks and seeds, and tests between two groups of runs.
 
-Scores are a list of tasks, each an array [..., n] of its runs' scores. The number of runs n may
-differ between tasks; every task has the same weight all the same. Leading dimensions `...` are
-bootstrap replicates, the same for all tasks.
+Means, interquartile means, probabilities of improvement and performance profiles are those of
+rliable (Agarwal et al., arXiv 2108.13264). They are written out here because rliable takes the same
+number of seeds on every task, and because the intervals of one report shall be reproducible.
+
+Scores are a list of tasks, each an array [..., n] of the scores of its runs. The number of runs n
+may differ between tasks; every task has the same weight. Leading dimensions `...` are bootstrap
+replicates, equally many for all tasks.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +18,14 @@ from scipy import stats
 
 Scores = Sequence[np.ndarray]
 
-_TRIMMED = 0.25  # of the runs at either end, for the interquartile mean
+_TRIMMED = 0.25  # fraction of the runs at either end, for the interquartile mean
+_LEVEL = 0.05
+_ENOUGH = 5  # runs on either side from which on Welch's test can trust their standard deviation
+WELCH = "Welch's t-test"
+STUDENT = "Student's t-test"
+PREDICTION = "95% prediction interval"
+FISHER = "Fisher's exact test over episodes"
+UNTESTED = "not tested: one run each"
 
 
 class Estimate(NamedTuple):
@@ -24,15 +36,51 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Sample(NamedTuple):
+    """Summary of the scores of several runs, as published tables give it.
+
+    Attributes:
+      mean: mean over runs.
+      std: sample standard deviation over runs (`ddof=1`); nan for a single run.
+      num_runs: number of runs.
+      episodes: episodes in the evaluation of a run if scores are success rates in percent; else 0.
+    """
+
+    mean: float
+    std: float
+    num_runs: int
+    episodes: int = 0
+
+
+class TestResult(NamedTuple):
+    """Result of a two-sided test at the 5% level between two samples.
+
+    Attributes:
+      standing: `within`, `above` or `below`; `untested` where no test is possible.
+      test: name of the test.
+      p_value: p-value of the test; nan without one.
+      difference: difference of the means.
+      low: lower end of the 95% interval of the difference; nan where the test has none.
+      high: upper end of the interval.
+    """
+
+    standing: str
+    test: str
+    p_value: float
+    difference: float
+    low: float = math.nan
+    high: float = math.nan
+
+
 def mean_score(scores: Scores) -> np.ndarray:
-    """The mean over tasks of each task's mean over its runs, [...]."""
+    """Mean over tasks of each task's mean over runs, [...]."""
     return np.mean([task.mean(axis=-1) for task in scores], axis=0)
 
 
 def interquartile_mean(scores: Scores) -> np.ndarray:
-    """The mean of the middle half of all runs, [...] (rliable's `aggregate_iqm`).
+    """Mean of the middle half of all runs, [...] (rliable's `aggregate_iqm`).
 
-    Where tasks differ in their number of runs, a run counts by the inverse of that number, so
+    Where tasks differ in their number of runs, a run is weighted by the inverse of that number, so
     that each task has the same weight.
     """
     pooled = np.concatenate(scores, axis=-1)
@@ -48,14 +96,14 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
 
 
 def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
-    """The probability that a run is better than one of the others on the same task, [...].
+    """Probability that a run is better than a run of another method on the same task, [...].
 
-    It is the Mann-Whitney statistic of each task, divided by the number of pairs, and averaged over
-    tasks; a tie counts one half.
+    The Mann-Whitney statistic of each task, divided by the number of pairs, is averaged over tasks;
+    a tie counts one half.
 
     Args:
-      scores: of one method.
-      others: of the other method, on the same tasks in the same order.
+      scores: scores of one method.
+      others: scores of the other method, on the same tasks in the same order.
     """
     chances = []
     for task, other in zip(scores, others, strict=True):
@@ -65,7 +113,7 @@ def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
 
 
 def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """The fraction of runs with a score above each of the thresholds [P], as [..., P].
+    """Fraction of runs with a score above each of the thresholds [P], as [..., P].
 
     This is rliable's profile of the score distribution: the fraction on each task, averaged.
     """
@@ -79,20 +127,20 @@ def bootstrap(
     replicates: int = 2000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A statistic with its 95% percentile interval of the stratified bootstrap.
+    """Statistic with its 95% percentile interval from a stratified bootstrap.
 
-    The runs of each task of each sample are drawn anew, with replacement, on their own.
+    The runs of each task of each sample are resampled separately, with replacement.
 
     Args:
-      statistic: of one `Scores` for each sample.
+      statistic: function of one `Scores` for each sample.
       *samples: scores of one or more methods; of each task [n], or [n, ...] if the statistic
-        takes that.
-      replicates: how often the runs are drawn.
-      seed: of the draws.
+        takes more dimensions.
+      replicates: number of resamples.
+      seed: seed of the resampling.
 
     Returns:
-      The statistic and the interval's ends, each as the statistic's shape. The ends are nan where
-      a sample has no task with two runs, since nothing then tells how much its runs differ.
+      The statistic and both ends of the interval, each in the statistic's shape. The ends are nan
+      where a sample has no task with two runs: nothing then tells how much its runs differ.
     """
     value = np.asarray(statistic(*samples), float)
     if not all(any(len(task) > 1 for task in scores) for scores in samples):
@@ -107,5 +155,90 @@ def bootstrap(
 
 
 def estimate(statistic: Callable[..., np.ndarray], *samples: Scores, seed: int = 0) -> Estimate:
-    """`bootstrap` of a statistic that is one number."""
+    """`bootstrap` of a statistic with a single value."""
     return Estimate(*(float(part) for part in bootstrap(statistic, *samples, seed=seed)))
+
+
+def summarize_runs(scores: Sequence[float], episodes: int = 0) -> Sample:
+    """Sample with the mean and the standard deviation of these scores."""
+    deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
+    return Sample(float(np.mean(scores)), deviation, len(scores), episodes)
+
+
+def compare_samples(ours: Sample, theirs: Sample) -> TestResult:
+    """Tests whether two samples of at least one run each have the same mean.
+
+    - Five runs or more on both sides: Welch's t-test, which allows unequal variances.
+    - Two to four on one side: Student's t-test, which pools the variances. Welch's test would trust
+      the standard deviation of so few runs, and be wrong in 10 to 20% of cases instead of 5%.
+    - A single run on one side: whether the run lies in the 95% prediction interval of the other
+      side (a t interval, for normally distributed runs).
+    - No variance on either side: Fisher's exact test over the episodes of all runs, if scores are
+      success rates.
+    """
+    difference = ours.mean - theirs.mean
+    deviations = [sample.std for sample in (ours, theirs) if sample.num_runs > 1]
+    if not deviations:
+        return TestResult("untested", UNTESTED, math.nan, difference)
+    if not any(deviation > 0 for deviation in deviations):
+        return _fisher(ours, theirs, difference)
+    if len(deviations) == 2:
+        enough = min(ours.num_runs, theirs.num_runs) >= _ENOUGH
+        result = stats.ttest_ind_from_stats(*ours[:3], *theirs[:3], equal_var=not enough)
+        error, freedom = (_welch if enough else _pooled)(ours, theirs)
+        return _t_result(WELCH if enough else STUDENT, result.pvalue, difference, error, freedom)
+    many = ours if ours.num_runs > 1 else theirs
+    error = many.std * math.sqrt(1 + 1 / many.num_runs)
+    p_value = 2 * stats.t.sf(abs(difference) / error, many.num_runs - 1)
+    return _t_result(PREDICTION, p_value, difference, error, many.num_runs - 1)
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Benjamini and Hochberg); nan where untested."""
+    values = np.array(p_values, float)
+    known = ~np.isnan(values)
+    if known.any():
+        values[known] = stats.false_discovery_control(values[known])
+    return values.tolist()
+
+
+def _welch(ours: Sample, theirs: Sample) -> tuple[float, float]:
+    """Standard error of the difference of the means, and its degrees of freedom."""
+    parts = [(sample.std**2 / sample.num_runs, sample.num_runs - 1) for sample in (ours, theirs)]
+    total = sum(variance for variance, _ in parts)
+    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in parts)
+
+
+def _pooled(ours: Sample, theirs: Sample) -> tuple[float, float]:
+    """Standard error and degrees of freedom as `_welch`, with the same variance on both sides."""
+    freedom = ours.num_runs + theirs.num_runs - 2
+    squares = sum(sample.std**2 * (sample.num_runs - 1) for sample in (ours, theirs))
+    return math.sqrt(squares / freedom * (1 / ours.num_runs + 1 / theirs.num_runs)), freedom
+
+
+def _t_result(
+    test: str, p_value: float, difference: float, error: float, freedom: float
+) -> TestResult:
+    margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
+    standing = _standing(p_value, difference)
+    low, high = difference - margin, difference + margin
+    return TestResult(standing, test, float(p_value), difference, low, high)
+
+
+def _fisher(ours: Sample, theirs: Sample, difference: float) -> TestResult:
+    if not (ours.episodes and theirs.episodes):
+        standing = "within" if difference == 0 else "untested"
+        return TestResult(standing, "not tested: no spread over runs", math.nan, difference)
+    table = []
+    for sample in (ours, theirs):
+        total = sample.num_runs * sample.episodes
+        successes = round(sample.mean / 100 * total)
+        table.append([successes, total - successes])
+    p_value = float(stats.fisher_exact(table).pvalue)
+    return TestResult(_standing(p_value, difference), FISHER, p_value, difference)
+
+
+def _standing(p_value: float, difference: float) -> str:
+    if p_value >= _LEVEL:
+        return "within"
+    return "above" if difference > 0 else "below"

@@ -1,80 +1,77 @@
-"""What a report on runs says."""
+"""Summary of runs: everything that a report says, as tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from qam_jax.reports.collect import Run, collect
-from qam_jax.reports.comparisons import (
-    Comparison,
-    Standing,
-    compare_groups,
-    published_standings,
-)
-from qam_jax.reports.curves import left_out
-from qam_jax.reports.labels import method_order
+import pandas as pd
+
+from qam_jax.files import atomic_write
+from qam_jax.reports.collect import collect, latest
+from qam_jax.reports.comparisons import GroupComparison, compare_groups, compare_with_published
+from qam_jax.reports.labels import ordered_methods
+from qam_jax.reports.missing import missing_runs
 from qam_jax.reports.results import (
-    Aggregate,
-    Missing,
-    Result,
     aggregates,
+    curve_notes,
     default_reference,
     improvements,
-    missing_runs,
     seed_notes,
     task_results,
 )
-from qam_jax.reports.sensitivity import Point, sensitivity
-from qam_jax.reports.statistics import Estimate
+from qam_jax.reports.sensitivity import sensitivity
+
+_RUN_COLUMNS = {name: name for name in ("folder", "env_name", "method", "seed")} | {
+    "step": "last_evaluation",
+    "end": "end",
+    "score": "last_score",
+    "unit": "unit",
+}
 
 
 class Report(NamedTuple):
-    """What a report says.
+    """Contents of a report.
 
     Attributes:
-      folders: where the runs were looked for.
-      runs: those that were found.
-      notes: what a reader has to know first, a line each.
-      results: on each task.
-      aggregates: over domains and over all.
-      improvements: by stage, the probability that one method is better than another.
-      reference: the method that the aggregates' probability of improvement is over.
-      published: standings against the paper's figures.
-      comparison: with another group of runs; None without one.
-      missing: runs that are expected and not done.
-      sensitivity: results by the values of settings that were asked for.
+      folders: the folders that runs were looked for in.
+      runs: the table of `collect`.
+      notes: lines that a reader has to know first.
+      results: the table of `task_results`.
+      aggregates: the table of `aggregates`.
+      improvements: the table of `improvements`.
+      reference: the method that the probability of improvement in `aggregates` is over.
+      published: comparison with the paper's figures.
+      comparison: comparison with another group of runs; None without one.
+      missing: the table of `missing_runs`.
+      sensitivity: results by the values of the settings that were asked for.
     """
 
     folders: tuple[str, ...]
-    runs: list[Run]
+    runs: pd.DataFrame
     notes: list[str]
-    results: list[Result]
-    aggregates: list[Aggregate]
-    improvements: dict[str, dict[tuple[str, str], Estimate]]
+    results: pd.DataFrame
+    aggregates: pd.DataFrame
+    improvements: pd.DataFrame
     reference: str | None
-    published: list[Standing]
-    comparison: Comparison | None
-    missing: list[Missing]
-    sensitivity: list[Point]
+    published: pd.DataFrame
+    comparison: GroupComparison | None
+    missing: pd.DataFrame
+    sensitivity: pd.DataFrame
 
     @property
     def stages(self) -> list[str]:
-        """In order: `offline` and `online`, or the step that was asked for."""
-        return [
-            stage
-            for stage in dict.fromkeys(["offline", "online", *(r.stage for r in self.results)])
-            if any(result.stage == stage for result in self.results)
-        ]
+        """Stages with results, in order: `offline` and `online`, or `step <N>`."""
+        return sorted(self.results["stage"].unique())
 
     @property
     def methods(self) -> list[str]:
-        """The methods that there are runs of, the paper's first."""
-        return sorted({run.method for run in self.runs}, key=method_order)
+        """Methods of the runs, in the order of tables."""
+        return ordered_methods(self.runs["method"])
 
     @property
     def domains(self) -> list[str]:
-        """The domains that there are runs in."""
-        return sorted({run.task.domain for run in self.runs})
+        """Domains of the runs."""
+        return sorted(self.runs["domain"].unique())
 
 
 def make_report(
@@ -82,78 +79,108 @@ def make_report(
     *,
     compare: str = "",
     reference: str = "",
-    study: str = "",
+    expected: pd.DataFrame | None = None,
     at: int | None = None,
     settings: Sequence[str] = (),
 ) -> Report:
-    """Reads runs and works out everything that the report says.
+    """Reads runs and computes everything that the report says.
 
     Args:
-      folders: of runs, or above them.
-      compare: a folder of other runs, or a method among these runs, to compare the others with.
-      reference: the method that the probability of improvement is over; QAM, if there is any.
-      study: all runs of which are expected, see `missing_runs`.
+      folders: folders of runs, or folders above them.
+      compare: a folder of other runs to compare with, or a method among these runs.
+      reference: the method that the probability of improvement is over; empty: QAM, or the first.
+      expected: all runs that should be there, see `missing_runs`.
       at: the step to take results at, in place of the ends of the offline and online stages.
-      settings: that results are shown against, see `sensitivity`.
+      settings: the settings that results are shown against, see `sensitivity`.
 
     Raises:
-      ValueError: if `compare` or `reference` is nothing that was found, or there is no such study;
-        says what there is.
+      ValueError: if `compare` or `reference` was not found; says what there is.
     """
     apart = [setting for setting in settings if setting != "seed"]
     runs, notes = collect(folders, apart)
-    missing = missing_runs(runs, study or None, at)
     results = task_results(runs, at)
-    if reference and reference not in {run.method for run in runs}:
+    methods = ordered_methods(runs["method"])
+    if reference and reference not in methods:
         raise ValueError(
             f"--reference: there are no runs of {reference!r}; the methods found are "
-            f"{_names(runs)}."
+            f"{', '.join(methods) or 'none'}."
         )
     reference = reference or default_reference(results)
-    points, lines = [], []
+    tables = []
     for setting in dict.fromkeys(settings):
-        found, why = sensitivity(runs, setting, at)
-        points += found
-        lines += why
-    comparison = _compare(folders, runs, compare, at) if compare else None
-    stages = dict.fromkeys(result.stage for result in results)
+        table, lines = sensitivity(runs, setting, at)
+        tables += [table] if len(table) else []
+        notes += lines
     return Report(
         folders=tuple(map(str, folders)),
         runs=runs,
-        notes=[*notes, *lines, *seed_notes(runs), *left_out(runs)],
+        notes=[*notes, *seed_notes(runs), *curve_notes(runs)],
         results=results,
         aggregates=aggregates(results, reference),
-        improvements={stage: improvements(results, stage) for stage in stages},
+        improvements=improvements(results),
         reference=reference,
-        published=published_standings(runs, results) if at is None else [],
-        comparison=comparison,
-        missing=missing,
-        sensitivity=points,
+        published=compare_with_published(runs, results if at is None else results.iloc[:0]),
+        comparison=_compare(folders, runs, compare, at) if compare else None,
+        missing=missing_runs(runs, expected, at),
+        sensitivity=pd.concat(tables) if tables else pd.DataFrame(),
     )
 
 
+def write_tables(report: Report, folder: Path) -> list[Path]:
+    """Writes the tables of a report as CSV; returns the files.
+
+    A table without rows has no file; the file of an earlier report is removed.
+    """
+    last = latest(report.runs)
+    labels, compared = ["domain", "task"], ["domain", "task", "scores"]
+    comparison = report.comparison.table if report.comparison else pd.DataFrame()
+    tables = {
+        "runs": last[list(_RUN_COLUMNS)].rename(columns=_RUN_COLUMNS),
+        "results": report.results.drop(columns=labels),
+        "aggregates": report.aggregates,
+        "improvements": report.improvements,
+        "sensitivity": report.sensitivity.drop(columns=labels, errors="ignore"),
+        "missing": report.missing,
+        "published": report.published.drop(columns=compared, errors="ignore"),
+        "comparison": comparison.drop(columns=compared, errors="ignore"),
+    }
+    files = []
+    for name, table in tables.items():
+        path = folder / f"{name}.csv"
+        if table.empty:
+            path.unlink(missing_ok=True)
+            continue
+        with atomic_write(path) as temporary:
+            table.map(_cell).to_csv(temporary, index=False, float_format="%.6g")
+        files.append(path)
+    return files
+
+
+def _cell(value: Any) -> Any:
+    """Value of a cell that holds several values, as text."""
+    if not isinstance(value, tuple):
+        return value
+    separator = "; " if any(isinstance(part, str) for part in value) else " "
+    return separator.join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+
+
 def _compare(
-    folders: Sequence[str], runs: Sequence[Run], compare: str, at: int | None
-) -> Comparison:
+    folders: Sequence[str], runs: pd.DataFrame, compare: str, at: int | None
+) -> GroupComparison:
     if Path(compare).expanduser().exists():
         others, notes = collect([compare])
         name = ", ".join(_short(folder) for folder in folders)
         comparison = compare_groups(runs, others, name, _short(compare), at)
         return comparison._replace(notes=[*notes, *comparison.notes])
-    others = [run for run in runs if run.method == compare]
-    if not others:
+    is_other = runs["method"] == compare
+    if not is_other.any():
         raise ValueError(
             f"--compare: {compare!r} is neither a folder nor a method of these runs, which are "
-            f"{_names(runs)}."
+            f"{', '.join(ordered_methods(runs['method'])) or 'none'}."
         )
-    rest = [run for run in runs if run.method != compare]
-    return compare_groups(rest, others, "the other methods", compare, at)
+    return compare_groups(runs[~is_other], runs[is_other], "the other methods", compare, at)
 
 
 def _short(folder: str) -> str:
-    """The last two parts of a path."""
+    """Last two parts of a path."""
     return "/".join(Path(folder).expanduser().resolve().parts[-2:])
-
-
-def _names(runs: Sequence[Run]) -> str:
-    return ", ".join(sorted({run.method for run in runs}, key=method_order)) or "none"

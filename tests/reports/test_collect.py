@@ -1,26 +1,30 @@
 import json
+import math
 
 import pytest
 
-from qam_jax.reports.collect import collect, find_run_folders, ranges, read_run
+from qam_jax.reports.collect import collect, find_run_folders, latest, read_run
+from qam_jax.reports.labels import ranges
 
 _TASK = "cube-double-play-singletask-task2-v0"
 
 
 def test_a_run_is_read_from_what_training_writes(make_run):
     folder = make_run((0.1, 0.4, 0.8), online_steps=1000, seed=3, config={"edit_scale": 0.1})
-    run = read_run(folder)
-    assert (run.method, run.env_name, run.seed) == ("QAM-E", _TASK, 3)
-    assert (run.border, run.end, run.last, run.unit) == (1000, 2000, 1500, "%")
-    assert run.score_at(1000) == pytest.approx(40)
+    runs, _ = collect([folder])
+    assert runs["step"].tolist() == [500, 1000, 1500]
+    assert runs["score"].tolist() == pytest.approx([10, 40, 80])
+    (run,) = latest(runs).itertuples()
+    assert (run.folder, run.method, run.env_name, run.seed) == (folder, "QAM-E", _TASK, 3)
+    assert (run.border, run.end, run.step, run.unit) == (1000, 2000, 1500, "%")
     assert run.metadata["dataset_fingerprint"] == "f"
 
 
 def test_returns_stand_in_where_success_is_unknown(make_run):
     nan = float("nan")
     run = read_run(make_run((nan, nan), returns=(-900.0, -300.0), env_name="Pendulum-v1"))
-    assert (run.unit, run.scores.tolist()) == ("return", [-900.0, -300.0])
-    assert run.task == ("Pendulum-v1", "Pendulum-v1")
+    assert (run["unit"], run["score"]) == ("return", [-900.0, -300.0])
+    assert (run["domain"], run["task"]) == ("Pendulum-v1", "Pendulum-v1")
 
 
 def test_runs_are_found_at_any_depth_and_once(make_run, tmp_path):
@@ -29,9 +33,9 @@ def test_runs_are_found_at_any_depth_and_once(make_run, tmp_path):
     root = tmp_path / "exp"
     assert sorted(find_run_folders(root)) == sorted(folders)
     assert list(find_run_folders(folders[0])) == [folders[0]]
-    everything = collect([root / "a", root / "a" / _TASK, folders[0]])
-    assert len(everything.runs) == 2  # the same folders, named thrice
-    assert everything.notes == []
+    runs, notes = collect([root / "a", root / "a" / _TASK, folders[0]])
+    assert len(latest(runs)) == 2  # the same folders, named thrice
+    assert notes == []
 
 
 def _bad_runs(make_run, tmp_path):
@@ -53,7 +57,7 @@ def _bad_runs(make_run, tmp_path):
         root / "empty": "the folder is empty",
         root / "locked": "has no config.json",
         cut: "is damaged",
-        other: "is not that of a run: 'agent' is missing",
+        other: "does not describe a run: 'agent' is missing",
         garbled: "its eval.csv is damaged",
         beyond: "goes to step 5000, beyond the run's end, 1000",
         blind: "without an environment",
@@ -65,7 +69,7 @@ def test_bad_folders_are_a_line_each_and_the_rest_goes_on(make_run, tmp_path):
     bad = _bad_runs(make_run, tmp_path)
     (tmp_path / "later").mkdir()
     runs, notes = collect([tmp_path / "exp", tmp_path / "later", tmp_path / "nowhere"])
-    assert [run.folder for run in runs] == [good]
+    assert latest(runs)["folder"].tolist() == [good]
     assert len(notes) == len(bad) + 2
     for folder, words in bad.items():
         line = next(note for note in notes if note.startswith(f"{folder}: left out, "))
@@ -75,15 +79,15 @@ def test_bad_folders_are_a_line_each_and_the_rest_goes_on(make_run, tmp_path):
 
 
 def test_a_run_without_evaluations_yet_counts_as_begun(make_run):
-    run = read_run(make_run(rates=()))
-    assert (run.last, len(run.scores)) == (0, 0)
+    (run,) = collect([make_run(rates=())])[0].itertuples()
+    assert run.step == 0 and math.isnan(run.score)
 
 
 def test_a_half_written_last_line_does_not_count(make_run):
     folder = make_run((0.1, 0.4))
     with open(folder / "eval.csv", "a") as file:
         file.write("1500,0.9")
-    assert read_run(folder).last == 1000
+    assert read_run(folder)["step"] == [500, 1000]
 
 
 def test_mixed_configurations_are_shown_apart(make_run, tmp_path):
@@ -92,7 +96,7 @@ def test_mixed_configurations_are_shown_apart(make_run, tmp_path):
     make_run(seed=0, config={"flow_steps": 3})
     make_run(seed=0, config={"flow_steps": 3, "lr": 1e-3, "actor_hidden_dims": (8, 8)})
     runs, notes = collect([tmp_path])
-    labels = [run.method for run in runs]
+    labels = latest(runs)["method"].tolist()
     assert labels.count("QAM") == 2  # what most runs are
     assert "QAM (flow_steps=3)" in labels
     assert "QAM (actor_hidden_dims=2 × 8, flow_steps=3, …)" in labels
@@ -109,7 +113,7 @@ def test_of_configurations_with_one_setting_changed_each_the_unchanged_keeps_the
     for changes in ({}, {"flow_steps": 10}, {"flow_steps": 2}, {"inv_temp": 1.0}):
         make_run(config={**small, **changes})
     runs, _ = collect([tmp_path])
-    assert {run.method for run in runs} == {
+    assert set(runs["method"]) == {
         "QAM", "QAM (flow_steps=10)", "QAM (flow_steps=2)", "QAM (inv_temp=1)"
     }  # fmt: skip
 
@@ -117,8 +121,10 @@ def test_of_configurations_with_one_setting_changed_each_the_unchanged_keeps_the
 def test_what_does_not_matter_does_not_tell_runs_apart(make_run, tmp_path):
     make_run(seed=0)
     make_run(seed=1, online_steps=500, num_envs=2, group="later", eval_envs=3)
+    make_run(seed=2, overlap_evaluation=True)
+    make_run(seed=3, compilation_cache_dir="")
     runs, notes = collect([tmp_path])
-    assert [run.method for run in runs] == ["QAM", "QAM"]
+    assert latest(runs)["method"].tolist() == ["QAM"] * 4
     assert notes == []
 
 
@@ -129,7 +135,7 @@ def test_a_setting_that_earlier_code_did_not_have_does_not_tell_runs_apart(make_
     config |= {"preset": "paper", "news": 3, "agent": {**config["agent"], "more": True}}
     later.write_text(json.dumps(config))
     runs, notes = collect([tmp_path])
-    assert [run.method for run in runs] == ["QAM", "QAM"]
+    assert latest(runs)["method"].tolist() == ["QAM", "QAM"]
     assert notes == []
 
 
@@ -137,7 +143,7 @@ def test_of_a_seed_that_was_run_twice_the_furthest_counts(make_run, tmp_path):
     short = make_run((0.1,), group="first")
     long = make_run((0.1, 0.4), group="second")
     runs, notes = collect([tmp_path])
-    assert [run.folder for run in runs] == [long]
+    assert latest(runs)["folder"].tolist() == [long]
     assert notes == [
         f"QAM on {_TASK}: seed 0 was run 2 times; of these {long} counts, not {short}."
     ]
@@ -145,7 +151,7 @@ def test_of_a_seed_that_was_run_twice_the_furthest_counts(make_run, tmp_path):
 
 def test_variants_of_the_sensitivity_study_have_its_names(make_run):
     folder = make_run(config={"edit_scale": 0.1, "num_qs": 2})
-    assert read_run(folder).method == "QAM-E (K=2)"
+    assert read_run(folder)["method"] == "QAM-E (K=2)"
 
 
 def test_ranges():

@@ -10,8 +10,13 @@ import pytest
 from rich.console import Console
 
 from qam_jax.files import hold_lock
-from qam_jax.reports.progress import duration, finish_line, read_progress, watch_folders
-from qam_jax.reports.progress_view import progress_view
+from qam_jax.reports.progress import (
+    duration,
+    finish_line,
+    progress_view,
+    read_progress,
+    watch_folders,
+)
 from qam_jax.runs.lock import lock_folder
 from qam_jax.runs.stopping import Stopped
 

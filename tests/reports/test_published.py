@@ -3,8 +3,12 @@ import dataclasses
 import pytest
 
 from qam_jax import agents
-from qam_jax.reports.labels import method_name, parse_task
-from qam_jax.reports.paper_settings import departures, paper_settings, sensitivity_variant
+from qam_jax.reports.labels import full_env_name, method_name, task_label
+from qam_jax.reports.paper_settings import (
+    paper_differences,
+    paper_settings,
+    sensitivity_variant,
+)
 from qam_jax.reports.published import (
     STUDIES,
     published_result,
@@ -28,19 +32,23 @@ def test_the_tables_are_whole():
     sizes = {study: len(published_results(study)) for study in STUDIES}
     assert sizes == {"main": 50 * 17, "data_quality": 30 * 7, "sensitivity": 10 * 10}
     for study in STUDIES:
-        for result in published_results(study):
-            assert result.num_seeds == 12
-            assert (result.offline is None) == (result.method == "RLPD")
-            for mean, deviation in filter(None, (result.offline, result.online)):
-                assert 0 <= mean <= 100 and deviation >= 0
+        table = published_results(study)
+        assert (table["num_seeds"] == 12).all()
+        assert (table["offline_mean"].isna() == (table["method"] == "RLPD")).all()
+        for stage in ("offline", "online"):
+            known = table.dropna(subset=f"{stage}_mean")
+            assert known[f"{stage}_mean"].between(0, 100).all()
+            assert (known[f"{stage}_std"] >= 0).all()
     with pytest.raises(ValueError, match="expected one of main, data_quality"):
         published_results("mian")
 
 
 def test_a_figure_is_found_by_task_and_method():
     result = published_result("antmaze-giant-navigate-singletask-task1-v0", "BAM")
-    assert (result.offline, result.online) == ((3.3, 8.3), (25.2, 37.9))
-    assert published_result("antmaze-giant-navigate-singletask-v0", "BAM") is result  # its task 1
+    assert (result.offline_mean, result.offline_std) == (3.3, 8.3)
+    assert (result.online_mean, result.online_std) == (25.2, 37.9)
+    task = full_env_name("antmaze-giant-navigate-singletask-v0")  # OGBench means its task 1
+    assert published_result(task, "BAM") is result
     assert published_result("antmaze-giant-navigate-singletask-task1-v0", "QAM-E (T=3)")
     assert published_result("cube-single-play-singletask-task1-v0", "QAM") is None
 
@@ -59,24 +67,24 @@ def _preset_run(method, env_name, variant):
 
 
 @pytest.mark.parametrize("name", ["main", "data_quality", "sensitivity"])
-def test_the_runs_of_the_studies_do_not_depart(name):
+def test_the_runs_of_the_studies_do_not_differ(name):
     study = load_study(name)
-    by_domain = {parse_task(env_name).domain: env_name for env_name in study.env_names}
+    by_domain = {task_label(env_name)[0]: env_name for env_name in study.env_names}
     methods = set()
     for method in study.methods:
         for env_name in by_domain.values():
             for variant in study.variants:
                 config = _preset_run(method, env_name, variant)
-                assert departures(config, {}) == [], (method, env_name, variant)
+                assert paper_differences(config, {}) == [], (method, env_name, variant)
                 label = sensitivity_variant(config) or method_name(config["agent"])
                 methods.add(label)
                 if label not in ("BC", "TRQAM"):
                     assert published_result(env_name, label).study == name
-    assert methods - {"BC", "TRQAM"} == {result.method for result in published_results(name)}
+    assert methods - {"BC", "TRQAM"} == set(published_results(name)["method"])
 
 
-def test_downloaded_data_do_not_depart():
-    assert departures(_config(), {"dataset_source": "downloaded from https://…"}) == []
+def test_downloaded_data_do_not_differ():
+    assert paper_differences(_config(), {"dataset_source": "downloaded from https://…"}) == []
 
 
 @pytest.mark.parametrize(("method", "label"), [("qam_e", "QAM-E"), ("qam_f", "QAM-F")])
@@ -86,26 +94,26 @@ def test_a_variant_of_qam_is_told_by_its_name_or_its_field(method, label):
     for agent_name in (method, "qam"):
         config = _config(agent_name, env_name, **fields)
         assert method_name(config["agent"]) == label
-        assert departures(config, {}) == []
+        assert paper_differences(config, {}) == []
         config["agent"]["inv_temp"] = 7.0
-        assert [part.name for part in departures(config, {})] == ["inv_temp"]
+        assert [part.name for part in paper_differences(config, {})] == ["inv_temp"]
 
 
-def test_both_fields_of_the_variants_of_qam_are_a_departure():
+def test_both_fields_of_the_variants_of_qam_differ():
     config = _config(edit_scale=0.1, fql_alpha=300.0)
-    assert "fql_alpha = 300 (paper: 0)" in [part.text for part in departures(config, {})]
+    assert "fql_alpha = 300 (paper: 0)" in [part.text for part in paper_differences(config, {})]
 
 
-def test_departures_are_named_by_kind():
+def test_each_setting_that_differs_is_named():
     config = _config(actor_hidden_dims=(16, 16), inv_temp=3.0)
     config["offline_steps"] = 200
     source = "local file cube-double-play-v0.npz (simulated: 500 episodes, seed 0)"
-    found = {part.kind: part.text for part in departures(config, {"dataset_source": source})}
+    found = {part.name: part.text for part in paper_differences(config, {"dataset_source": source})}
     assert found == {
-        "budget": "offline_steps = 200 (paper: 1,000,000)",
-        "networks": "actor_hidden_dims = 2 × 16 (paper: 4 × 512)",
-        "hyperparameters": "inv_temp = 3 (paper: 1)",
-        "data": "data simulated here (500 episodes), not OGBench's file",
+        "offline_steps": "offline_steps = 200 (paper: 1,000,000)",
+        "actor_hidden_dims": "actor_hidden_dims = 2 × 16 (paper: 4 × 512)",
+        "inv_temp": "inv_temp = 3 (paper: 1)",
+        "dataset_source": "data simulated here (500 episodes), not OGBench's file",
     }
 
 
@@ -120,7 +128,7 @@ def test_domains_have_their_own_settings():
     assert paper_settings("mine", _TASK) == {}
     large = _config(env_name="puzzle-4x4-play-singletask-task1-v0", inv_temp=30.0)
     large["sparse"] = True
-    assert [part.name for part in departures(large, {})] == ["ogbench_dataset_dir"]
+    assert [part.name for part in paper_differences(large, {})] == ["ogbench_dataset_dir"]
 
 
 @pytest.mark.parametrize(
@@ -143,4 +151,4 @@ def test_runs_of_the_sensitivity_study_are_recognised(changes, variant):
     assert sensitivity_variant(config) == variant
     if variant:
         assert published_result(env_name, variant)
-        assert departures(config, {}) == []
+        assert paper_differences(config, {}) == []

@@ -11,12 +11,10 @@ import pytest
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from qam_jax.reports.figures import inline_svg, lines
+from qam_jax.reports.figures import curve_panels, inline_svg, lines, write_figures
 from qam_jax.reports.page import interval, number, render_page
-from qam_jax.reports.panels import curve_panels
 from qam_jax.reports.statistics import Estimate
-from qam_jax.reports.summary import make_report
-from qam_jax.reports.tables import write_figures, write_tables
+from qam_jax.reports.summary import make_report, write_tables
 from qam_jax.reports.terminal import print_report
 
 _TASK = "cube-double-play-singletask-task2-v0"
@@ -153,7 +151,7 @@ def test_figures_are_drawn_in_both_formats(study, tmp_path):
 def test_a_method_without_an_offline_stage_begins_at_the_border(make_run, tmp_path):
     make_run((0.1, 0.2, 0.3), online_steps=500)
     make_run((0.5,), offline_steps=0, online_steps=500, agent_name="rlpd")
-    ((_, draw),) = curve_panels(make_report([str(tmp_path / "exp")]), "cube-double-play")
+    (draw,) = curve_panels(make_report([str(tmp_path / "exp")]), "cube-double-play")
     figure, axes = plt.subplots()
     draw(axes)
     qam, rlpd, border = axes.lines
@@ -194,15 +192,19 @@ def test_comparing_with_a_folder_and_with_a_method(make_run, study, tmp_path):
     assert page.says("exp/study against exp/old")
     assert page.says("Not compared: FQL (only in exp/study).")
     by_method = make_report([study], compare="FQL").comparison
-    assert {(s.method, s.other) for s in by_method.standings} == {("QAM", "FQL")}
+    assert {(s.method, s.other) for s in by_method.table.itertuples()} == {("QAM", "FQL")}
     with pytest.raises(ValueError, match="neither a folder nor a method of these runs, which are"):
         make_report([study], compare="FQ")
 
 
 def test_a_reference_of_ones_own(study):
     rows = make_report([study], reference="FQL").aggregates
-    (row,) = [r for r in rows if (r.domain, r.method, r.stage) == ("overall", "QAM", "online")]
-    assert row.improvement.value == 1
+    (row,) = [
+        r
+        for r in rows.itertuples()
+        if (r.domain, r.method, r.stage) == ("overall", "QAM", "online")
+    ]
+    assert row.probability_of_improvement == 1
     with pytest.raises(ValueError, match="no runs of 'SAC'; the methods found are QAM, FQL"):
         make_report([study], reference="SAC")
 
@@ -211,7 +213,7 @@ def test_results_at_an_earlier_step(study):
     report = make_report([study], at=500)
     assert report.stages == ["step 500"]
     assert len(report.results) == 3
-    assert report.published == []  # the paper has none at this step
+    assert report.published.empty  # the paper has none at this step
     assert _Page(render_page(report, "title")).says("Step 500")
 
 

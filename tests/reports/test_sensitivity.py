@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from qam_jax.reports.figures import sensitivity_panels, write_figures
 from qam_jax.reports.page import render_page
-from qam_jax.reports.panels import sensitivity_panels
-from qam_jax.reports.sensitivity import sensitivity_tables
-from qam_jax.reports.summary import make_report
-from qam_jax.reports.tables import write_figures, write_tables
+from qam_jax.reports.summary import make_report, write_tables
 
 _TASK = "cube-double-play-singletask-task2-v0"
 
@@ -29,16 +27,16 @@ def _study(make_run, tmp_path):
 
 def test_a_line_for_each_method_whose_runs_differ(study):
     report = make_report(study, settings=["config.inv_temp"])
-    points = {(point.method, point.value): point for point in report.sensitivity}
+    points = {(p.method, p.value): p for p in report.sensitivity.itertuples()}
     assert list(points) == [
         ("QAM", 0.3), ("QAM", 1.0), ("QAM", 10.0), ("QAM-E", 0.3), ("QAM-E", 1.0),
     ]  # fmt: skip
     point = points["QAM", 10.0]
     assert (point.env_name, point.stage, point.seeds) == (_TASK, "offline", (0, 1))
-    np.testing.assert_allclose(point.mean, [45, 40, 50])
-    assert np.isnan(points["QAM-E", 0.3].mean.low)
-    (early, *_) = make_report(study, settings=["config.inv_temp"], at=500).sensitivity
-    assert (early.stage, early.mean.value) == ("step 500", 0)
+    np.testing.assert_allclose((point.mean, point.mean_low, point.mean_high), [45, 40, 50])
+    assert np.isnan(points["QAM-E", 0.3].mean_low)
+    early = make_report(study, settings=["config.inv_temp"], at=500).sensitivity.iloc[0]
+    assert (early["stage"], early["mean"]) == ("step 500", 0)
 
 
 def test_the_page_the_tables_and_the_figures_show_it(study, tmp_path):
@@ -71,8 +69,7 @@ def test_the_axis_is_logarithmic_if_values_span_more_than_a_factor_ten(
     for value in values:
         make_run((0.1, 0.2), config={field: value})
     report = make_report([str(tmp_path / "exp")], settings=[f"config.{field}"])
-    (table,) = sensitivity_tables(report.sensitivity)
-    ((_, draw),) = sensitivity_panels(report, table)
+    (draw,) = sensitivity_panels(report, f"config.{field}")
     figure, axes = plt.subplots()
     draw(axes)
     assert axes.get_xscale() == scale
@@ -85,18 +82,17 @@ def test_other_settings_that_differ_have_lines_of_their_own(make_run, tmp_path):
         for value in (1.0, 3.0):
             make_run((0.1, rho), config={"inv_temp": value, "rho": rho})
     report = make_report([str(tmp_path / "exp")], settings=["config.inv_temp"])
-    (table,) = sensitivity_tables(report.sensitivity)
-    assert len(table.methods) == 2 and "QAM" in table.methods
-    assert [len(row) for row in table.rows] == [2, 2]
+    methods = report.sensitivity["method"].value_counts()
+    assert "QAM" in methods and methods.tolist() == [2, 2]
     assert any("--sensitivity=config.inv_temp: QAM on" in note for note in report.notes)
 
 
 def test_a_setting_of_the_run_that_does_not_tell_runs_apart_otherwise(make_run, tmp_path):
     for ratio in (1, 4):
         make_run((0.1, 0.2, 0.2 * ratio), online_steps=500, utd_ratio=ratio, run_id=f"{ratio}")
-    assert len(make_report([str(tmp_path / "exp")]).runs) == 1
+    assert make_report([str(tmp_path / "exp")]).runs["folder"].nunique() == 1
     points = make_report([str(tmp_path / "exp")], settings=["utd_ratio"]).sensitivity
-    assert [(p.stage, p.value, p.mean.value) for p in points] == [
+    assert [(p.stage, p.value, p.mean) for p in points.itertuples()] == [
         ("offline", 1, 20), ("offline", 4, 20), ("online", 1, 20), ("online", 4, 80),
     ]  # fmt: skip
 
@@ -114,9 +110,9 @@ def test_a_setting_of_the_run_that_does_not_tell_runs_apart_otherwise(make_run, 
 )
 def test_what_cannot_be_drawn_is_said_and_the_report_goes_on(study, setting, note):
     report = make_report(study, settings=[setting])
-    assert report.sensitivity == []
+    assert report.sensitivity.empty
     assert any(f"--sensitivity={setting}: {note}" in line for line in report.notes)
-    assert report.results
+    assert len(report.results)
 
 
 def test_before_any_result(make_run, tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from qam_jax.runs.settings import HostSettings
+from qam_jax.runs.settings import HostSettings, check_ranges
 from qam_jax.runs.stopping import Stopped
 
 _logger = logging.getLogger(__name__)
@@ -93,13 +93,10 @@ def wait_for_all(name: str) -> None:
 
 
 def take_turns(function: Callable[[], _T]) -> _T:
-    """Calls a function in all processes; the first process of each machine goes ahead.
-
-    The others of the machine then find on disk what the first one left there.
-    """
+    """Calls a function in all processes; the first of each machine goes ahead, and others find its
+    files there."""
     machines = gather(platform.node())
-    index = jax.process_index() if several() else 0
-    leads = machines.index(machines[index]) == index
+    leads = machines.index(platform.node()) == (jax.process_index() if several() else 0)
     result = function() if leads else None
     wait_for_all("turns")
     return result if leads else function()
@@ -107,13 +104,12 @@ def take_turns(function: Callable[[], _T]) -> _T:
 
 def check_same(label: str, mine: dict[str, Any]) -> None:
     """Raises ValueError, naming the differences, if the processes were not given the same."""
-    everyone = gather(mine)
-    for index, theirs in enumerate(everyone):
+    first, *others = gather(mine)
+    for index, theirs in enumerate(others, start=1):
         differing = [
-            f"{name} is {everyone[0].get(name)!r} in process 0 and {theirs.get(name)!r} in "
-            f"process {index}"
-            for name in sorted(everyone[0].keys() | theirs.keys())
-            if everyone[0].get(name) != theirs.get(name)
+            f"{name} is {first[name]!r} in process 0 and {theirs[name]!r} in process {index}"
+            for name in sorted(first)
+            if first[name] != theirs[name]
         ]
         if differing:
             raise ValueError(
@@ -162,10 +158,10 @@ def session(settings: HostSettings) -> Iterator[None]:
 
 def _check(settings: HostSettings) -> bool:
     """Whether the settings ask for several processes. Raises ValueError if they make no sense."""
-    defaults = HostSettings()
+    check_ranges(settings)
     names = ("coordinator_address", "num_processes", "process_id")
-    given = [name for name in names if getattr(settings, name) != getattr(defaults, name)]
-    missing = [name for name in names if name not in given]
+    missing = [name for name in names if getattr(settings, name) == getattr(HostSettings, name)]
+    given = [name for name in names if name not in missing]
     if given and settings.distributed:
         raise ValueError(
             f"--distributed detects what --{given[0]} says by hand: give one or the other."
@@ -175,20 +171,14 @@ def _check(settings: HostSettings) -> bool:
             f"--{' and --'.join(given)} without --{' and --'.join(missing)}: by hand it takes all "
             "three of them. On a TPU slice or under SLURM --distributed alone will do."
         )
-    for name in ("start_timeout", "heartbeat_timeout"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(settings, name)}.")
     if not given:
         return settings.distributed
-    if settings.num_processes < 1:
-        raise ValueError(f"--num_processes must be at least 1, got {settings.num_processes}.")
-    if not 0 <= settings.process_id < settings.num_processes:
+    if settings.process_id >= settings.num_processes:
         raise ValueError(
             f"--process_id={settings.process_id} is none of the {settings.num_processes} of "
             f"--num_processes: number them from 0 to {settings.num_processes - 1}."
         )
-    host, _, port = settings.coordinator_address.rpartition(":")
-    if not host or not port.isdigit():
+    if not re.fullmatch(r".+:\d+", settings.coordinator_address):
         raise ValueError(
             f"--coordinator_address must be <host>:<port>, such as 10.0.0.1:1234, got "
             f"{settings.coordinator_address!r}."
@@ -248,7 +238,8 @@ def _introduce() -> None:
     """Logs how many devices take part; the other processes log warnings alone from now on."""
     if not is_first():
         logging.getLogger("qam_jax").setLevel(logging.WARNING)
-    devices, kind = jax.devices(), jax.devices()[0].device_kind
+    devices = jax.devices()
+    kind = devices[0].device_kind
     _logger.info("%d processes with %d devices (%s).", jax.process_count(), len(devices), kind)
 
 

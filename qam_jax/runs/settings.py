@@ -205,11 +205,13 @@ class HostSettings:
     coordinator_address: str = _setting(
         "", "host:port of process 0, which all reach; with num_processes and process_id, by hand."
     )
-    num_processes: int = _setting(0, "Processes that train together, where given by hand.")
-    process_id: int = _setting(-1, "Number of this process, from 0, where given by hand.")
-    start_timeout: int = _setting(300, "Seconds in which all processes have to come together.")
+    num_processes: int = _setting(0, "Processes that train together, where given by hand.", low=0)
+    process_id: int = _setting(-1, "Number of this process, from 0, where given by hand.", low=-1)
+    start_timeout: int = _setting(
+        300, "Seconds in which all processes have to come together.", low=1
+    )
     heartbeat_timeout: int = _setting(
-        100, "Seconds without a sign of a process after which JAX ends the others."
+        100, "Seconds without a sign of a process after which JAX ends the others.", low=1
     )
 
 
@@ -256,12 +258,7 @@ def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) 
 
 def check_settings(settings: RunSettings) -> None:
     """Raises ValueError for settings that make no sense; names the setting and the remedy."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        low, high = field.metadata["low"], field.metadata["high"]
-        if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
-            raise ValueError(f"--{field.name} must be {bounds}, got {value}.")
+    check_ranges(settings)
     for name in ("eval_interval", "save_interval"):
         value = getattr(settings, name)
         if value % settings.log_interval:
@@ -287,6 +284,16 @@ def check_settings(settings: RunSettings) -> None:
         raise ValueError("nothing to do: give --offline_steps, --online_steps or --bc_steps.")
     _check_data(settings)
     _check_environment(settings)
+
+
+def check_ranges(settings: Any) -> None:
+    """Raises ValueError, naming the setting, if a value is out of its range."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        low, high = field.metadata["low"], field.metadata["high"]
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
+            raise ValueError(f"--{field.name} must be {bounds}, got {value}.")
 
 
 def _check_data(settings: RunSettings) -> None:

@@ -13,6 +13,8 @@ from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings
 from qam_jax.training.train import train_seeds
 
+pytestmark = pytest.mark.slow
+
 _SMALL = {
     "actor_hidden_dims": (8,),
     "critic_hidden_dims": (8,),

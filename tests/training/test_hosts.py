@@ -115,6 +115,7 @@ def _rows(folder, kind):
     return rows
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_two_devices_of_one(base, start, tmp_path):
     """One seed, whose batches they share, offline and online; and two seeds, one each."""
     runs = {"one": {"online_steps": 8}, "two": {"num_seeds": 2, "env_name": ""}}
@@ -187,6 +188,7 @@ def _endless(base, tmp_path):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.slow
 def test_when_one_is_lost_the_other_ends_and_the_run_can_be_continued(endless, start, lost):
     """By both again, of which then one is asked to stop; and by a single process."""
     processes = _start_two(start, endless)
@@ -243,7 +245,7 @@ def test_commands_that_differ_are_refused(monkeypatch):
         ),
         (
             {"coordinator_address": "a:1", "num_processes": -1, "process_id": 1},
-            "--num_processes must be at least 1",
+            "--num_processes must be at least 0",
         ),
         ({"start_timeout": 0}, "--start_timeout must be at least 1"),
     ],

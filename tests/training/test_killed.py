@@ -15,6 +15,8 @@ import pytest
 from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
 
+pytestmark = pytest.mark.slow
+
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
 _STAGES = {"offline": 60, "online": 120}  # steps
 _ARGUMENTS = [

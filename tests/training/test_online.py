@@ -103,6 +103,7 @@ def test_an_offline_run_goes_straight_on_online(settings, offline):
         train(dataclasses.replace(again, num_envs=1), _config())
 
 
+@pytest.mark.slow
 def test_updates_per_step_and_random_actions_before_training(settings):
     """From nothing: no update and uniform actions until the start, then so many for each step."""
     alone = dataclasses.replace(
@@ -121,6 +122,7 @@ def test_updates_per_step_and_random_actions_before_training(settings):
     assert not np.allclose(actions[12:14], np.random.default_rng([0, 0, 6]).uniform(-1, 1, (2, 1)))
 
 
+@pytest.mark.slow
 def test_rounds_that_go_beyond_an_interval_keep_its_number(settings):
     odd = dataclasses.replace(
         settings, group="odd", offline_steps=0, online_steps=16, num_envs=3, start_training=0
@@ -134,6 +136,7 @@ def test_rounds_that_go_beyond_an_interval_keep_its_number(settings):
     assert _steps(result.folder, "eval") == [8, 16]
 
 
+@pytest.mark.slow
 def test_a_stage_of_behavior_cloning_comes_first(settings):
     cloned = dataclasses.replace(settings, group="cloned", bc_steps=8, offline_steps=8)
     config = _config(lr=1e-9)  # so that what follows hardly changes the flow
@@ -166,6 +169,7 @@ def test_a_run_starts_from_another_ones_checkpoint(settings, offline):
         train(dataclasses.replace(tuned, run_id="other", offline_steps=4), _config())
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_behavior_cloning_alone(settings):
     cloned = train(dataclasses.replace(settings, group="bc"), _config("bc"))
     tuned = dataclasses.replace(
@@ -192,6 +196,7 @@ def test_a_run_starts_from_behavior_cloning_alone(settings):
         (_config(num_qs=3), r"num_qs = 2 there and 3 here"),
     ],
 )
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_refused(settings, offline, config, message):
     tuned = dataclasses.replace(
         settings, run=str(offline.folder), run_step="8", group="misfit", online_steps=4
@@ -200,6 +205,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(settings, offline, config, me
         train(tuned, config)
 
 
+@pytest.mark.slow
 def test_training_without_an_environment(settings):
     alone = dataclasses.replace(settings, env_name="")
     result = train(alone, _config())
@@ -220,6 +226,7 @@ class _StopsLater(StopRequest):
             raise Stopped("SIGTERM")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(settings, offline, monkeypatch):
     stopped = dataclasses.replace(settings, group="stopped", run_id="offline")
     with monkeypatch.context() as patch:
@@ -237,6 +244,7 @@ def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(settings, of
     np.testing.assert_equal(evaluation, read_csv(offline.folder / "eval.csv")[:1])
 
 
+@pytest.mark.slow
 def test_a_broken_environment_does_not_cost_a_checkpoint(settings, tmp_path, monkeypatch):
     started = dataclasses.replace(settings, group="broken", online_steps=8)
     folder = train(started, _config()).folder
@@ -254,6 +262,7 @@ def test_a_broken_environment_does_not_cost_a_checkpoint(settings, tmp_path, mon
     assert load_run(folder).step == 16
 
 
+@pytest.mark.slow
 def test_training_that_goes_wrong_stops_and_keeps_the_last_checkpoint(settings):
     wrong = dataclasses.replace(
         settings, group="wrong", offline_steps=2000, log_interval=1, eval_interval=2000,

@@ -15,6 +15,8 @@ from qam_jax.runs.stopping import Stopped
 from qam_jax.training import evaluation
 from qam_jax.training.train import train, train_seeds
 
+pytestmark = pytest.mark.slow
+
 _WRITE = MetricLog.write
 
 

@@ -86,6 +86,7 @@ def test_each_seed_is_the_run_that_it_would_be_alone(settings, alone):
     assert load_run(train(more, _config()).folder).step == 22
 
 
+@pytest.mark.slow
 def test_seeds_that_are_not_equally_far_catch_up(settings, alone):
     first = dataclasses.replace(settings, num_seeds=1, online_steps=4)
     train(first, _config())  # seed 3 is online when seed 4 has not begun
@@ -93,6 +94,7 @@ def test_seeds_that_are_not_equally_far_catch_up(settings, alone):
         _assert_same(result, expected)
 
 
+@pytest.mark.slow
 def test_seeds_that_are_stopped_are_continued(settings, alone, monkeypatch):
     checks = iter([False] * 5 + [True])  # the sixth time that the run asks
 
@@ -108,6 +110,7 @@ def test_seeds_that_are_stopped_are_continued(settings, alone, monkeypatch):
         _assert_same(result, expected)
 
 
+@pytest.mark.slow
 def test_a_run_id_serves_several_seeds(settings):
     own = dataclasses.replace(settings, run_id="mine", offline_steps=4, online_steps=0)
     results = train_seeds(dataclasses.replace(own, eval_interval=4), _config())
@@ -151,6 +154,7 @@ print("FOLDERS", json.dumps([str(result.folder) for result in results]))
 
 
 @pytest.mark.parametrize(("num_seeds", "num_devices"), [(2, 8), (1, 2)])
+@pytest.mark.slow
 def test_eight_devices_agree_with_one(settings, alone, num_seeds, num_devices):
     """Two seeds, the batches of each over four devices; and one whose batches two devices share."""
     several = dataclasses.replace(settings, num_seeds=num_seeds, num_devices=num_devices)

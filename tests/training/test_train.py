@@ -85,6 +85,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(settings, run):
         _assert_same_rows(second.folder, run.folder, kind)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_its_rows_and_its_checkpoint(settings, run, monkeypatch):
     """The rows of the lost updates are written again, not doubled, and nothing else differs."""
     crashed = dataclasses.replace(settings, group="crashed")
@@ -123,6 +124,7 @@ def test_a_failed_start_does_not_claim_the_folder(settings):
     assert int(train(named, _config()).state.step) == 4
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_only_reports(settings, run):
     before = (run.folder / "train.csv").read_text()
     again = train(settings, _config())
@@ -145,6 +147,7 @@ def test_a_saved_run_gives_the_same_numbers(settings, run):
         load_run(run.folder, step=5)
 
 
+@pytest.mark.slow
 def test_what_is_damaged_in_a_saved_run_is_named(run, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(run.folder, folder)

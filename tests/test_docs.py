@@ -30,12 +30,10 @@ def _blocks(page, language):
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
-def test_commands_name_existing_scripts_and_flags(page):
+def test_commands_name_existing_flags(page):
     known = {field for kind in (RunSettings, HostSettings) for field in kind.__dataclass_fields__}
     for block in _blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            for script in re.findall(r"\b(?:experiments|benchmarks|docs|tests)/[\w/]+\.py", line):
-                assert (_ROOT / script).exists(), line
             for script in _TRAINING:
                 flags = re.findall(r" --(\w+)", line.partition(script)[2])
                 assert set(flags) <= known | {"config"}, line
@@ -54,9 +52,11 @@ def test_examples_import_what_there_is(page):
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
-def test_links_lead_to_files(page):
+def test_paths_and_links_lead_to_files(page):
     made = {"settings.md", "contributing.md", "changelog.md"}  # when the site is built
     text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\b(?:qam_jax|experiments|benchmarks|docs|tests)/[\w/]+\.\w+", text):
+        assert (_ROOT / path).exists(), path
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         if link not in made and not link.startswith(("tutorials/", "reference/")):
             assert (page.parent / link).exists(), link

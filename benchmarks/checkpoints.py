@@ -1,7 +1,7 @@
-"""What a checkpoint costs: `python benchmarks/checkpoints.py`.
+"""Measures the cost of a checkpoint: `python benchmarks/checkpoints.py`.
 
-With the paper's QAM networks on cube-double (observation 40, action 5, chunks of 5), and a replay
-buffer to which 50,000 transitions are added between two checkpoints.
+The agent has the paper's networks for cube-double (observation 40, action 5, chunks of 5). The
+replay buffer grows by 50,000 transitions between two checkpoints.
 """
 
 import tempfile
@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
 from qam_jax.agents import get_config, make_agent, parameter_count
 from qam_jax.data.replay import Replay
 from qam_jax.runs.checkpoints import Checkpoints, init_state
-from qam_jax.training.update import Tally
+from qam_jax.training.update import empty_sums
 from qam_jax.types import Transitions
 
 _TRANSITIONS = flags.DEFINE_integer("transitions", 50_000, "Added between two checkpoints.")
@@ -29,7 +28,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     agent = make_agent(get_config("qam"))
     state = init_state(agent, jax.random.PRNGKey(0), _OBSERVATION_DIM, _ACTION_DIM)
-    tally = Tally({"loss": jnp.float32(0)}, jnp.int32(0), jnp.int32(-1), jnp.int32(0))
+    sums = empty_sums(["loss"])
     rng = np.random.default_rng(0)
     state = jax.tree.map(  # as after training: zeros would be compressed
         lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype) if leaf.ndim else leaf, state
@@ -46,14 +45,14 @@ def main(_: list[str]) -> None:
             log_bytes = replay.save()
             rows["experience"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            checkpoints.save(step, state, tally, {})
+            checkpoints.save(step, state, sums, {})
             rows["blocking"].append(time.perf_counter() - started)
             checkpoints.wait()
             rows["until on disk"].append(time.perf_counter() - started)
         files = [path for path in (checkpoints.folder / str(step)).rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         started = time.perf_counter()
-        checkpoints.restore(step, state, tally)
+        checkpoints.restore(step, state, sums)
         restored = time.perf_counter() - started
         started = time.perf_counter()
         Replay(_REPEATS.value * count, _OBSERVATION_DIM, _ACTION_DIM, folder / "replay").load(

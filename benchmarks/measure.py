@@ -1,4 +1,4 @@
-"""Timing on a machine that is not quiet: interleaved, repeated, its own limit beside."""
+"""Timing on a busy machine: candidates take turns, beside the limit of the machine."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ _PRODUCTS = 4  # of them in a row
 
 
 class Times(NamedTuple):
-    """Seconds of each repetition: on the clock, and of this process on all processors."""
+    """Seconds of each repetition: wall time, and CPU time of this process."""
 
     wall: np.ndarray
     cpu: np.ndarray
@@ -27,8 +27,8 @@ def interleave(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[s
     """Times each candidate once per round, so that all see the same disturbances.
 
     Args:
-      candidates: what to run, by name; JAX arrays in what they return are waited for.
-      repeats: rounds, after one that is not counted.
+      candidates: functions by name; JAX arrays that they return are waited for.
+      repeats: rounds, after a first one that does not count.
     """
     times = {name: [] for name in candidates}
     for round_ in range(repeats + 1):
@@ -44,7 +44,7 @@ def interleave(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[s
 def row(
     name: str, values: np.ndarray, unit: str, *, higher_is_better: bool = False, **facts: Any
 ) -> dict[str, Any]:
-    """A measurement as it stands in the JSON: median, quartiles and what else is known."""
+    """Makes an entry of the JSON file: median, quartiles and further facts."""
     low, median, high = np.percentile(np.atleast_1d(values), (25, 50, 75)).tolist()
     return {
         "name": name, "median": median, "low": low, "high": high, "repeats": np.size(values),
@@ -53,19 +53,19 @@ def row(
 
 
 def make_peak() -> tuple[Callable[[], Any], float]:
-    """A run of products of large float32 matrices, and its FLOPs."""
+    """Makes a function that multiplies large float32 matrices, and counts its FLOPs."""
     left = jnp.asarray(np.random.default_rng(0).normal(size=(_SIDE, _SIDE)), jnp.float32)
     multiply = jax.jit(lambda x: jax.lax.fori_loop(0, _PRODUCTS, lambda _, y: x @ y / _SIDE, x))
     return lambda: multiply(left), 2 * _PRODUCTS * _SIDE**3
 
 
 def fit_exponent(sizes: list[int], values: list[float]) -> float:
-    """`p` of `value ~ size^p`, by least squares of the logarithms."""
+    """Fits `p` of `value ~ size^p` by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Describes the machine."""
     return {
         "processor": _processor(),
         "usable_cpus": num_usable_cpus(),

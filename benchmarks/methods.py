@@ -1,7 +1,7 @@
-"""What an update of each method costs: `python benchmarks/methods.py`.
+"""Measures the cost of an update of each method: `python benchmarks/methods.py`.
 
-Products of matrices are counted in the program as written, loops as often as they run; of a choice
-the dearer branch counts. Times are of the update alone, all methods in turn in one process.
+FLOPs are counted from the matrix products in the program; of a conditional the dearest branch
+counts. Times are of the update alone; all methods take turns in one process.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _gflop(name: str, options: argparse.Namespace) -> float:
 
 
 def _make_update(name: str, options: argparse.Namespace) -> Callable[[], Any]:
-    """A compiled update that goes on from its last state."""
+    """Compiles an update that continues from its last state."""
     config = _make_config(name, options)
     agent, batch = make_agent(config), make_batch(config, 28, 5)
     carry = [init_state(agent, jax.random.PRNGKey(0), 28, 5)]
@@ -78,10 +78,10 @@ def _make_update(name: str, options: argparse.Namespace) -> Callable[[], Any]:
 
 
 def count_flops(jaxpr: jex.Jaxpr) -> float:
-    """FLOPs of the matrix products in a program.
+    """Counts the FLOPs of the matrix products in a program.
 
     Raises:
-      ValueError: if it has a loop whose length is not known beforehand, with products in it.
+      ValueError: if a loop of unknown length has matrix products.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -102,7 +102,7 @@ def count_flops(jaxpr: jex.Jaxpr) -> float:
 
 
 def _programs(equation: Any) -> list[jex.Jaxpr]:
-    """The programs inside an equation; of a function with a gradient of its own, the function."""
+    """The programs inside an equation; for a custom gradient, the function itself."""
     names = ("jaxpr", "call_jaxpr", "branches", "body_jaxpr", "cond_jaxpr")
     found = [equation.params[name] for name in names if name in equation.params]
     flat = [each for item in found for each in (item if isinstance(item, tuple) else (item,))]

@@ -1,8 +1,8 @@
-"""How fast it is, beside what the machine could do: `python benchmarks/run.py`.
+"""Measures speed, beside the limit of the machine: `python benchmarks/run.py`.
 
-All in one process, interleaved and repeated, so that ratios hold on a machine that is not quiet.
-Prints a table and writes a JSON for `compare.py`. Sections: update, loop, growth, seeds,
-start, evaluation, data. `--fast` tries everything in a small form, whose figures mean nothing.
+Candidates take turns in one process, several times, so that ratios hold on a busy machine. Prints
+a table, and writes a JSON file for `compare.py`. Sections: update, loop, growth, seeds, start,
+evaluation, data. `--fast` checks that everything works; its figures mean nothing.
 """
 
 import argparse
@@ -10,19 +10,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import surroundings
 import training
+from data import data
+from evaluation import evaluation
 from measure import machine
 from start import start
 
 _SECTIONS = {
-    "update": (training.update, 10),  # and rounds
+    "update": (training.update, 10),  # and the number of rounds
     "loop": (training.loop, 10),
     "growth": (training.growth, 5),
     "seeds": (training.seeds, 20),
     "start": (start, 3),
-    "evaluation": (surroundings.evaluation, 3),
-    "data": (surroundings.data, 5),
+    "evaluation": (evaluation, 3),
+    "data": (data, 5),
 }
 
 
@@ -40,12 +41,12 @@ def main() -> None:
             print(describe(measured), flush=True)
         facts["load_at_the_end"] = machine()["load"]
         report = {"machine": facts, "fast": arguments.fast, "rows": rows}
-        out.write_text(json.dumps(report, indent=1) + "\n")  # what a later section cannot undo
+        out.write_text(json.dumps(report, indent=1) + "\n")  # kept if a later section fails
     print(f"Written: {arguments.out}")
 
 
 def describe(measured: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Formats a row of the table."""
     text = f"{measured['name']:38s} {measured['median']:12.4g} {measured['unit']:20s}"
     if measured["repeats"] > 1:
         text += f" ({measured['low']:.4g} to {measured['high']:.4g})"
@@ -67,7 +68,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=0, help="rounds; 0 for each section's own")
     parser.add_argument("--out", default="benchmark.json", help="the JSON to write")
-    parser.add_argument("--fast", action="store_true", help="try everything in a small form")
+    parser.add_argument("--fast", action="store_true", help="check that everything works")
     return parser.parse_args()
 
 

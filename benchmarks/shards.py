@@ -1,10 +1,10 @@
-"""What it costs to train on many files: memory, conversion, and the wait when one replaces another.
+"""Measures training on many files: memory, conversion, and the wait when a file replaces another.
 
     python benchmarks/shards.py --shards=20 --rows=250000 --interval=1000
 
-The files are pieces of OGBench's pointmaze-medium-navigate data with a little noise, so that no two
-are equal. A small QAM trains on each for an interval of updates, and before that, for comparison,
-as long on one of them alone. On Linux; `taskset -c 0` in front leaves one processor for it all.
+The files are pieces of OGBench's pointmaze-medium-navigate data with a little noise, so that they
+differ. A small QAM trains on one file alone for comparison, then on each file for an interval of
+updates. It runs on Linux; `taskset -c 0` in front restricts it to one processor.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def _train(
     interval: int,
     count: int,
 ) -> tuple[float, AgentState, MetricSums]:
-    """Trains for `count` intervals; returns the updates per second while nothing was waited for."""
+    """Trains for `count` intervals; returns the updates per second without the waits."""
     seconds = 0.0
     for step in range(0, count * interval, interval):
         waited = source.stall_seconds
@@ -142,7 +142,7 @@ def _train(
 
 
 def _memory() -> str:
-    """The resident memory of this process, and the part of it that is not mapped from files."""
+    """The resident memory of this process, and its part that is not mapped from files."""
     status = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in status)
     total, own = (int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))

@@ -1,4 +1,4 @@
-"""Benchmark of the start: from the command to the end of the first update."""
+"""Benchmark of the start of training: from the command to the first row of metrics."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ _DATASET, _ENV = "cube-single-play-v0", "cube-single-play-singletask-v0"
 
 
 def start(repeats: int, fast: bool) -> list[dict[str, Any]]:
-    """Seconds to the first row of metrics, after one update of the paper's configuration.
+    """Times the first row of metrics, after one update with the paper's configuration.
 
-    Cold: with no program compiled before; warm: with those of an earlier start.
+    A cold start compiles all programs; a warm start finds those of an earlier start.
     """
     seconds = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as name:

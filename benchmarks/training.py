@@ -40,7 +40,7 @@ _SWEEPS = {
 
 
 def update(repeats: int, fast: bool) -> list[dict[str, Any]]:
-    """The update alone: time, FLOPs, and the share of the machine's products."""
+    """Times the update alone, with its FLOPs and its share of the machine's peak."""
     peak, peak_flops = make_peak()
     candidates, facts = {"peak": peak}, {}
     for name, (changes, observation, action) in _SIZES.items():
@@ -67,7 +67,7 @@ def update(repeats: int, fast: bool) -> list[dict[str, Any]]:
 
 
 def loop(repeats: int, fast: bool) -> list[dict[str, Any]]:
-    """The offline stage with small networks, and the part of it outside the compiled program."""
+    """Times the offline stage with small networks, and its part outside the compiled program."""
     rows = []
     for name, (changes, count) in _LOOPS.items():
         rows += _loop(name, make_config(**changes), 10 if fast else count, repeats)
@@ -115,7 +115,7 @@ def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[
 
 
 def growth(repeats: int, fast: bool) -> list[dict[str, Any]]:
-    """Time against flow steps, batch and critics, with the exponents of power laws."""
+    """Times updates against flow steps, batch size and critics, and fits power laws."""
     rows = []
     for field, values in _SWEEPS.items():
         values = values[:2] if fast else values
@@ -132,7 +132,7 @@ def growth(repeats: int, fast: bool) -> list[dict[str, Any]]:
 
 
 def seeds(repeats: int, fast: bool) -> list[dict[str, Any]]:
-    """Several seeds in one program: updates per second of each and of all."""
+    """Times several seeds in one program: updates per second of each and of all."""
     config = make_config(width=128, layers=2, num_qs=2)
     runs = {}
     for count in (1, 2) if fast else (1, 2, 4, 8):
@@ -158,7 +158,7 @@ def make_config(width: int = 512, layers: int = 4, **changes: Any) -> ConfigDict
 
 
 def compile_update(config: ConfigDict, observation: int, action: int, num_seeds: int = 0):
-    """A function that makes one update after the other, and what the compiler knows of it."""
+    """Compiles a function that makes the next update, and reads the compiler's facts about it."""
     agent: Agent = make_agent(config)
     keys = jax.random.split(jax.random.PRNGKey(0), max(1, num_seeds))
     init = partial(init_state, agent, observation_dim=observation, action_dim=action)
@@ -183,11 +183,11 @@ def compile_update(config: ConfigDict, observation: int, action: int, num_seeds:
 
 
 def needed_flops(config: ConfigDict, observation: int, action: int) -> float:
-    """FLOPs of the matrix products that an update of QAM cannot do without, about.
+    """Counts, roughly, the FLOPs of the matrix products that an update of QAM needs.
 
-    In passes through a network, a backward pass counting two, or one where only the gradient in
-    the inputs is wanted. Critics: target 1, loss 3, terminal adjoint 2. Flows: cloning 3; per
-    flow step next action 1, path 1, base velocity 1, lean adjoint 2, regression 2.
+    Counted are passes through a network. A backward pass counts two, or one where only the
+    gradient in the inputs is needed. Critics: target 1, loss 3, terminal adjoint 2. Flows:
+    cloning 3; per flow step next action 1, path 1, base velocity 1, lean adjoint 2, regression 2.
     """
     chunk = action * (config.horizon_length if config.action_chunking else 1)
 

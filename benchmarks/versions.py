@@ -1,10 +1,10 @@
-"""One update by several versions of the project, in turn in one process.
+"""Times an update by several versions of the project, which take turns in one process.
 
     git worktree add ../before <revision>
     python benchmarks/versions.py before=../before after=.
 
-Each argument names a version and its folder. Times are by the clock and by processor time, beside
-the machine's own matrix product; the ratios are to the first version, by processor time.
+Each argument names a version and its folder. The table has wall time and CPU time, the ratio of
+CPU time to the first version, and the share of the machine's peak.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _compile(folder: Path, changes: dict[str, Any]):
-    """The update of the version in a folder, and the FLOPs that it needs."""
+    """Compiles the update of the version in a folder, and counts its FLOPs."""
     for name in list(sys.modules):
         if name.split(".")[0] in ("qam_jax", "training"):
             del sys.modules[name]

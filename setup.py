@@ -24,6 +24,7 @@ setup(
         "minari": ["minari[arrow,hdf5,hf]>=0.5.4"],
         "test": [
             "cloudpickle>=3.1",
+            "hypothesis>=6",
             "minari[hdf5]>=0.5.4",
             "pytest>=9",
             "pytest-xdist>=3.8",

@@ -250,7 +250,7 @@ def _bar(row: Mapping[str, Any]) -> dict[str, Any] | None:
         "width": round(max(high - low, 0.6), 2),
         "mean": round(mean, 2),
         "ours": round(row["mean"], 2),
-        "runs": [round(score, 2) for score in row["scores"]],
+        "runs": [round(score, 2) for score in row["run_scores"]],
     }
 
 

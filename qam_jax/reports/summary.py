@@ -17,10 +17,11 @@ from qam_jax.reports.results import (
     default_reference,
     improvements,
     seed_notes,
+    sensitivity,
     task_results,
 )
-from qam_jax.reports.sensitivity import sensitivity
 
+_NOT_WRITTEN = ["domain", "task", "configs", "metadata", "run_scores"]
 _RUN_COLUMNS = {name: name for name in ("folder", "env_name", "method", "seed")} | {
     "step": "last_evaluation",
     "end": "end",
@@ -119,7 +120,7 @@ def make_report(
         aggregates=aggregates(results, reference),
         improvements=improvements(results),
         reference=reference,
-        published=compare_with_published(runs, results if at is None else results.iloc[:0]),
+        published=compare_with_published(results if at is None else results.iloc[:0]),
         comparison=_compare(folders, runs, compare, at) if compare else None,
         missing=missing_runs(runs, expected, at),
         sensitivity=pd.concat(tables) if tables else pd.DataFrame(),
@@ -132,21 +133,21 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
     A table without rows has no file; the file of an earlier report is removed.
     """
     last = latest(report.runs)
-    labels, compared = ["domain", "task"], ["domain", "task", "scores"]
-    comparison = report.comparison.table if report.comparison else pd.DataFrame()
     tables = {
         "runs": last[list(_RUN_COLUMNS)].rename(columns=_RUN_COLUMNS),
-        "results": report.results.drop(columns=labels),
+        "results": report.results,
         "aggregates": report.aggregates,
         "improvements": report.improvements,
-        "sensitivity": report.sensitivity.drop(columns=labels, errors="ignore"),
+        "sensitivity": report.sensitivity,
         "missing": report.missing,
-        "published": report.published.drop(columns=compared, errors="ignore"),
-        "comparison": comparison.drop(columns=compared, errors="ignore"),
+        "published": report.published,
+        "comparison": report.comparison.table if report.comparison else pd.DataFrame(),
     }
     files = []
     for name, table in tables.items():
         path = folder / f"{name}.csv"
+        if "env_name" in table:
+            table = table.drop(columns=_NOT_WRITTEN, errors="ignore")
         if table.empty:
             path.unlink(missing_ok=True)
             continue

@@ -9,7 +9,8 @@ the other side's, in words; and `run_scores`, the scores of these runs.
 """
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,12 @@ from qam_jax.reports.collect import configuration
 from qam_jax.reports.labels import base_method, ordered_methods, setting_words
 from qam_jax.reports.paper_settings import paper_differences
 from qam_jax.reports.published import published_result
-from qam_jax.reports.results import estimate_columns, task_results
+from qam_jax.reports.results import estimate_columns, sort_key, task_results
 from qam_jax.reports.statistics import (
+    FISHER,
+    PREDICTION,
+    STUDENT,
+    WELCH,
     Estimate,
     Sample,
     adjusted,
@@ -31,6 +36,8 @@ from qam_jax.reports.statistics import (
 )
 
 _PAPER_EPISODES = 50
+_TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class GroupComparison(NamedTuple):
@@ -113,6 +120,48 @@ def compare_groups(
     return GroupComparison(name, other, _table(rows), pd.DataFrame(chances), notes)
 
 
+def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
+    """Contents of a comparison for its reader.
+
+    Args:
+      table: the table of a comparison.
+
+    Returns:
+      `domains`: rows by domain, each with its `letter`, `bar` and `short_test`; `letters`: a letter
+      for each set of settings that differ; `counts` of rows by standing; `summary`: the same counts
+      by method and domain; and numbers for the sentence above the table.
+    """
+    names = ("within", "above", "below", "untested")
+    if table.empty:
+        return {"total": 0, "counts": dict.fromkeys(names, 0), "domains": {}, "letters": {}}
+    different = [texts for texts in dict.fromkeys(table["differences"]) if texts]
+    letters = {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
+    table = table.sort_values(["env_name", "method", "stage"], key=sort_key)
+    rows = [
+        row | {"letter": letters.get(row["differences"], ""), "bar": _bar(row)}
+        | {"short_test": _TESTS.get(row["test"], "none")}
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    domains: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        domains.setdefault(row["domain"], []).append(row)
+    counts = {name: int((table["standing"] == name).sum()) for name in names}
+    tested = len(table) - counts["untested"]
+    return {
+        "domains": domains,
+        "summary": pd.crosstab([table["method"], table["domain"]], table["standing"])
+        .reindex(columns=names, fill_value=0).to_dict("index"),
+        "methods": ordered_methods(table["method"]),
+        "counts": counts,
+        "total": len(table),
+        "tested": tested,
+        "by_chance": 0.05 * tested,
+        "adjusted": int((table["adjusted_p_value"] < 0.05).sum()),
+        "differing": int(table["differences"].map(bool).sum()),
+        "letters": {letter: texts for texts, letter in letters.items()},
+    }  # fmt: skip
+
+
 def _pairs(
     runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str
 ) -> tuple[dict[str, str], list[str]]:
@@ -161,3 +210,19 @@ def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> list[
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name] != theirs[name]
     ]
+
+
+def _bar(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Places of both sides on a scale from 0 to 100; None for returns."""
+    if row["unit"] != "%":
+        return None
+    mean = row["other_mean"]
+    std = 0.0 if math.isnan(row["other_std"]) else row["other_std"]
+    low, high = max(0.0, mean - std), min(100.0, mean + std)
+    return {
+        "low": round(low, 2),
+        "width": round(max(high - low, 0.6), 2),
+        "mean": round(mean, 2),
+        "ours": round(row["mean"], 2),
+        "runs": [round(score, 2) for score in row["run_scores"]],
+    }

@@ -74,6 +74,11 @@ class Report(NamedTuple):
         """Domains of the runs."""
         return sorted(self.runs["domain"].unique())
 
+    @property
+    def settings(self) -> list[str]:
+        """Settings that results are shown against."""
+        return list(dict.fromkeys(self.sensitivity.get("setting", ())))
+
 
 def make_report(
     folders: Sequence[str],
@@ -125,6 +130,27 @@ def make_report(
         missing=missing_runs(runs, expected, at),
         sensitivity=pd.concat(tables) if tables else pd.DataFrame(),
     )
+
+
+def sensitivity_views(report: Report) -> list[dict[str, Any]]:
+    """Results against each setting for their reader.
+
+    Returns:
+      For each setting its name as `field`; its values as `numbers`; the `methods`; and `tasks`: by
+      the task's name the rows, each with `method`, `stage` and `points`, the result for each value.
+    """
+    views = []
+    by = ["domain", "task", "method", "stage", "unit"]
+    for setting in report.settings:
+        table = report.sensitivity[report.sensitivity["setting"] == setting]
+        tasks: dict[str, list[dict[str, Any]]] = {}
+        for (domain, task, method, stage, _), group in table.groupby(by, sort=False):
+            points = {row["value"]: row for row in group.to_dict("records")}
+            row = {"method": method, "stage": stage, "points": points}
+            tasks.setdefault(" ".join(dict.fromkeys([domain, task])), []).append(row)
+        numbers, methods = sorted(table["value"].unique()), ordered_methods(table["method"])
+        views.append({"field": setting, "numbers": numbers, "methods": methods, "tasks": tasks})
+    return views
 
 
 def write_tables(report: Report, folder: Path) -> list[Path]:

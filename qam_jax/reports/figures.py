@@ -150,7 +150,7 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
     size = interval_size(report)
     figures.append(("intervals", interval_panels(report), {"columns": 2, "size": size}))
     columns = 4 if len(report.stages) == 2 else 3  # the panels of a task are in one row
-    for setting in report.sensitivity.get("setting", pd.Series()).unique():
+    for setting in report.settings:
         table = report.sensitivity[report.sensitivity["setting"] == setting]
         options = {"legend": ordered_methods(table["method"]), "columns": columns}
         name = f"sensitivity_{setting.replace('.', '_')}"

@@ -1,11 +1,13 @@
-"""Labels of methods, tasks and settings in a report."""
+"""Labels of methods, tasks, settings and numbers in a report."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qam_jax.agents import algorithm_names
 from qam_jax.data.tasks import find_task
 from qam_jax.reports.published import published_methods
+from qam_jax.reports.statistics import Estimate
 
 _NAMES = {"fedit": "FEdit", "rebrac": "ReBRAC"}  # to be said in the files of the algorithms
 
@@ -88,3 +90,20 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             parts.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)
+
+
+def number(value: float, digits: int = 1) -> str:
+    """Number as a reader sees it; a dash for nan."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "−")
+
+
+def interval(estimate: Estimate, digits: int = 1) -> str:
+    """Interval of an estimate; empty if there is none."""
+    if math.isnan(estimate.low):
+        return ""
+    return f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"

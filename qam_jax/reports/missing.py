@@ -95,24 +95,24 @@ def describe_missing(missing: pd.DataFrame) -> list[str]:
 
 
 def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[str, str, int, str]]:
-    """Method, task, seed and state of the expected runs that are not among the last rows of runs.
+    """Method, task, seed and state of the expected runs that are not there.
 
-    A run takes its label from other seeds of its configuration, which their folders' names tell.
+    A missing run takes the label of its configuration's other seeds, which their folders' names
+    tell.
+
+    Args:
+      last: one row for each run.
+      expected: see `missing_runs`.
     """
-    names = last["folder"].map(lambda folder: folder.name)
-    folders = set(zip(last["env_name"], names, strict=True))
-    known = set(zip(last["method"], last["env_name"], last["seed"], strict=True))
-    labels = {
-        (env_name, name.removesuffix(f"-seed{seed}")): method
-        for env_name, name, seed, method in zip(
-            last["env_name"], names, last["seed"], last["method"], strict=True
-        )
-    }
+    labels, known = {}, set()
+    for run in last.itertuples():
+        name = run.folder.name
+        labels[run.env_name, name.removesuffix(f"-seed{run.seed}")] = run.method
+        known |= {(run.env_name, name), (run.env_name, run.method, run.seed)}
     for run in expected.itertuples():
         base = run.folder.removesuffix(f"-seed{run.seed}")
         method = labels.get((run.env_name, base), run.method)
-        is_known = (method, run.env_name, run.seed) in known
-        if not is_known and (run.env_name, run.folder) not in folders:
+        if not known & {(run.env_name, run.folder), (run.env_name, method, run.seed)}:
             yield method, run.env_name, run.seed, "no run"
 
 

@@ -1,8 +1,7 @@
 """A report as one page of HTML that needs neither other files nor a network."""
 
 import datetime
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -10,16 +9,14 @@ import pandas as pd
 
 from qam_jax.reports import figures
 from qam_jax.reports.collect import latest
+from qam_jax.reports.comparisons import comparison_view
 from qam_jax.reports.figures import Panel, inline_svg, overall_aggregates
-from qam_jax.reports.labels import ordered_methods
+from qam_jax.reports.labels import interval, number, ordered_methods
 from qam_jax.reports.missing import describe_missing
-from qam_jax.reports.results import OVERALL, estimate_of, sort_key
-from qam_jax.reports.statistics import FISHER, PREDICTION, STUDENT, WELCH, Estimate
-from qam_jax.reports.summary import Report
+from qam_jax.reports.results import OVERALL, estimate_of
+from qam_jax.reports.summary import Report, sensitivity_views
 
 _MAX_LINES = 40  # of missing runs; missing.csv has all of them
-_TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def render_page(report: Report, title: str, command: str = "") -> str:
@@ -39,7 +36,6 @@ def render_page(report: Report, title: str, command: str = "") -> str:
     )
     environment.filters |= {"number": number, "interval": interval, "percent": _percent}
     missing = describe_missing(report.missing)
-    settings = ordered_settings(report)
     return environment.get_template("report.html.j2").render(
         title=title,
         command=command,
@@ -54,9 +50,8 @@ def render_page(report: Report, title: str, command: str = "") -> str:
         profiles=_draw("p", figures.profile_panels(report), (4.4, 3.0)),
         matrices=_matrices(report.improvements),
         sensitivities=[
-            sensitivity_view(report, setting)
-            | {"figures": _draw(f"s{i}-", figures.sensitivity_panels(report, setting))}
-            for i, setting in enumerate(settings)
+            view | {"figures": _draw(f"s{i}-", figures.sensitivity_panels(report, view["field"]))}
+            for i, view in enumerate(sensitivity_views(report))
         ],
         domains=[_domain(report, name, f"d{i}-") for i, name in enumerate(report.domains)],
         published=comparison_view(report.published),
@@ -65,88 +60,6 @@ def render_page(report: Report, title: str, command: str = "") -> str:
         more_missing=max(0, len(missing) - _MAX_LINES),
         provenance=_provenance(report),
     )
-
-
-def number(value: float, digits: int = 1) -> str:
-    """Number as a reader sees it; a dash for nan."""
-    if math.isnan(value):
-        return "–"
-    text = f"{value:,.{digits}f}"
-    if float(text.replace(",", "")) == 0:
-        text = text.removeprefix("-")
-    return text.replace("-", "−")
-
-
-def interval(estimate: Estimate, digits: int = 1) -> str:
-    """Interval of an estimate; empty if there is none."""
-    if math.isnan(estimate.low):
-        return ""
-    return f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
-
-
-def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
-    """Contents of a comparison for its reader.
-
-    Args:
-      table: a table of `qam_jax.reports.comparisons`.
-
-    Returns:
-      `domains`: rows by domain, each with its `letter`, `bar` and `short_test`; `letters`: a letter
-      for each set of settings that differ; `counts` of rows by standing; `summary`: the same counts
-      by method and domain; and numbers for the sentence above the table.
-    """
-    names = ("within", "above", "below", "untested")
-    if table.empty:
-        return {"total": 0, "counts": dict.fromkeys(names, 0), "domains": {}, "letters": {}}
-    different = [texts for texts in dict.fromkeys(table["differences"]) if texts]
-    letters = {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
-    table = table.sort_values(["env_name", "method", "stage"], key=sort_key)
-    rows = [
-        row | {"letter": letters.get(row["differences"], ""), "bar": _bar(row)}
-        | {"short_test": _TESTS.get(row["test"], "none")}
-        for row in table.to_dict("records")
-    ]  # fmt: skip
-    domains: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        domains.setdefault(row["domain"], []).append(row)
-    counts = {name: int((table["standing"] == name).sum()) for name in names}
-    tested = len(table) - counts["untested"]
-    return {
-        "domains": domains,
-        "summary": pd.crosstab([table["method"], table["domain"]], table["standing"])
-        .reindex(columns=names, fill_value=0).to_dict("index"),
-        "methods": ordered_methods(table["method"]),
-        "counts": counts,
-        "total": len(table),
-        "tested": tested,
-        "by_chance": 0.05 * tested,
-        "adjusted": int((table["adjusted_p_value"] < 0.05).sum()),
-        "differing": int(table["differences"].map(bool).sum()),
-        "letters": {letter: texts for texts, letter in letters.items()},
-    }  # fmt: skip
-
-
-def ordered_settings(report: Report) -> list[str]:
-    """Settings that results are shown against."""
-    return list(dict.fromkeys(report.sensitivity.get("setting", ())))
-
-
-def sensitivity_view(report: Report, setting: str) -> dict[str, Any]:
-    """Results against one setting for its reader.
-
-    Returns:
-      `field`, the setting; its values as `numbers`; the `methods`; and `tasks`: by the task's name
-      the rows, each with `method`, `stage` and `points`, the result for each value.
-    """
-    table = report.sensitivity[report.sensitivity["setting"] == setting]
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    by = ["domain", "task", "method", "stage", "unit"]
-    for (domain, task, method, stage, _), group in table.groupby(by, sort=False):
-        points = {row["value"]: row for row in group.to_dict("records")}
-        row = {"method": method, "stage": stage, "points": points}
-        tasks.setdefault(" ".join(dict.fromkeys([domain, task])), []).append(row)
-    numbers, methods = sorted(table["value"].unique()), ordered_methods(table["method"])
-    return {"field": setting, "numbers": numbers, "methods": methods, "tasks": tasks}
 
 
 def _draw(
@@ -235,22 +148,6 @@ def _task_table(stage: str, results: pd.DataFrame) -> dict[str, Any]:
         "methods": ordered_methods(results["method"]),
         "best": dict(results.groupby("task")["mean"].max()),
         "steps": ", ".join(f"{step:,}" for step in sorted(results["step"].unique())),
-    }
-
-
-def _bar(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Places of both sides on a scale from 0 to 100; None for returns."""
-    if row["unit"] != "%":
-        return None
-    mean = row["other_mean"]
-    std = 0.0 if math.isnan(row["other_std"]) else row["other_std"]
-    low, high = max(0.0, mean - std), min(100.0, mean + std)
-    return {
-        "low": round(low, 2),
-        "width": round(max(high - low, 0.6), 2),
-        "mean": round(mean, 2),
-        "ours": round(row["mean"], 2),
-        "runs": [round(score, 2) for score in row["scores"]],
     }
 
 

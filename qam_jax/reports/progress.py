@@ -24,28 +24,15 @@ _PATIENCE = 3.0
 _MIN_PATIENCE = 300.0  # seconds; an evaluation may take longer than many updates
 
 _COLORS = {
-    "running": "green",
-    "silent": "yellow",
-    "failed": "red",
-    "stopped": "yellow",
-    "done": "dim",
+    "running": "green", "silent": "yellow", "failed": "red", "stopped": "yellow", "done": "dim",
     "damaged": "red",
-}
+}  # fmt: skip
 STATES = tuple(_COLORS)
 """States of a run, in the order of the table."""
 
 _WIDE = 120  # characters for all columns
-_COLUMNS = {
-    "run": "left",
-    "state": "left",
-    "progress": "left",
-    "step": "right",
-    "stage": "left",
-    "speed/s": "right",
-    "last score": "right",
-    "left": "right",
-    "ends": "right",
-}
+_COLUMNS = ("run", "state", "progress", "step", "stage", "speed/s", "last score", "left", "ends")
+_LEFT = ("run", "state", "progress", "stage")  # columns whose text is left-aligned
 _ONLY_WIDE = ("step", "stage", "speed/s", "ends")
 
 
@@ -138,7 +125,8 @@ def progress_view(
     table = Table(pad_edge=False)
     kept = [name for name in _COLUMNS if width >= _WIDE or name not in _ONLY_WIDE]
     for name in kept:
-        table.add_column(name, justify=_COLUMNS[name], no_wrap=name not in ("run", "state"))
+        justify = "left" if name in _LEFT else "right"
+        table.add_column(name, justify=justify, no_wrap=name not in ("run", "state"))
     names = Counter(run.name for run in runs)
     for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.name)):
         if names[run.name] > 1:

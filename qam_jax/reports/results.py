@@ -3,15 +3,23 @@
 All tables are data frames. A statistic `x` with an interval has columns `x`, `x_low`, `x_high`.
 """
 
+import difflib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from qam_jax.reports.collect import latest
-from qam_jax.reports.labels import method_order, ordered_methods, ranges
+from qam_jax.reports.collect import identities, latest, tell_apart
+from qam_jax.reports.labels import (
+    method_name,
+    method_order,
+    ordered_methods,
+    ranges,
+    setting_words,
+)
 from qam_jax.reports.statistics import (
     Estimate,
     bootstrap,
@@ -25,7 +33,9 @@ from qam_jax.reports.statistics import (
 OVERALL = "overall"
 _CURVE_REPLICATES = 1000
 _THRESHOLDS = np.linspace(0, 100, 101)
+_LISTS = {"seeds": "seed", "scores": "score", "configs": "config", "metadata": "metadata"}
 _TASK = ["env_name", "domain", "task", "method", "stage", "step", "unit"]
+_BY_VALUE = ["setting", "value", "env_name", "domain", "task", "method", "stage", "unit"]
 
 
 def estimate_columns(name: str, value: Estimate | None) -> dict[str, float]:
@@ -75,19 +85,16 @@ def mean_results(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean of the scores of each group of runs, with its interval over seeds.
 
     Returns:
-      A row for each group: the columns `by`, `mean` with its interval, `num_seeds`, and `seeds` and
-      `scores` as tuples, ordered by seed.
+      A row for each group: the columns `by`, `mean` with its interval, `num_seeds`, and as tuples
+      in the order of seeds `seeds`, `scores`, `configs` and `metadata` of the runs.
     """
     rows = []
     for key, group in scores.groupby(list(by), sort=False):
         group = group.sort_values(["seed", "score"])
-        values = group["score"].to_numpy()
-        rows.append(
-            dict(zip(by, key, strict=True))
-            | estimate_columns("mean", estimate(mean_score, [values]))
-            | {"num_seeds": len(values), "seeds": tuple(group["seed"]), "scores": tuple(values)}
-        )
-    names = [*by, *estimate_columns("mean", None), "num_seeds", "seeds", "scores"]
+        mean = estimate_columns("mean", estimate(mean_score, [group["score"].to_numpy()]))
+        lists = {name: tuple(group[column]) for name, column in _LISTS.items()}
+        rows.append(dict(zip(by, key, strict=True)) | mean | {"num_seeds": len(group)} | lists)
+    names = [*by, *estimate_columns("mean", None), "num_seeds", *_LISTS]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -242,6 +249,44 @@ def seed_notes(runs: pd.DataFrame) -> list[str]:
     return notes
 
 
+def sensitivity(
+    runs: pd.DataFrame, setting: str, at: int | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Results of each method on each task by the value of a setting.
+
+    A method has a line where its runs have several values of the setting. Runs that differ in other
+    settings too have a line for each configuration of the other settings.
+
+    Args:
+      runs: the table of `collect`.
+      setting: name of the setting, with `config.` before a setting of the algorithm.
+      at: the step to take results at, in place of the ends of the stages.
+
+    Returns:
+      The table of `mean_results` by setting, value, task, method, stage and unit, and notes on what
+      it leaves out and why.
+    """
+    prefix = f"--sensitivity={setting}:"
+    none = pd.DataFrame()
+    values = [_value(config, setting) for config in runs["config"]]
+    having = [value is not None for value in values]
+    if not any(having):
+        return none, [f"{prefix} no run has such a setting.{_hint(runs['config'], setting)}"]
+    for folder, value in zip(runs["folder"], values, strict=True):
+        if isinstance(value, bool | str | list):
+            return none, [f"{prefix} it is no number, but {setting_words(value)}, in {folder}."]
+    runs = runs.assign(setting=setting, value=np.array(values, float))[having]
+    labels, notes = _labels(latest(runs), setting)
+    if not labels:
+        shown = ", ".join(f"{value:g}" for value in sorted(runs["value"].unique()))
+        return none, [f"{prefix} no method has runs of several values on one task (found {shown})."]
+    runs = runs.assign(method=runs["folder"].map(labels)).dropna(subset="method")
+    table = mean_results(stage_scores(runs, at), _BY_VALUE)
+    notes += ["no run has come to the end of a stage yet."] if table.empty else []
+    table = table.sort_values(["env_name", "stage", "method", "value"], key=sort_key)
+    return table, [f"{prefix} {note}" for note in notes]
+
+
 def _scores_by_method(results: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
     """Scores of each method on each task, in the order of tables."""
     return {
@@ -289,3 +334,37 @@ def _lagging(runs: pd.DataFrame) -> pd.Series:
         lambda steps: steps.quantile(0.5, interpolation="higher")
     )
     return runs["folder"].isin(last.loc[last["step"] < usual, "folder"])
+
+
+def _value(config: dict[str, Any], setting: str) -> Any:
+    """Value of a setting in a run's config.json; None if the run has no such setting."""
+    name = setting.removeprefix("config.")
+    return (config if name == setting else config["agent"]).get(name)
+
+
+def _hint(configs: Iterable[dict[str, Any]], setting: str) -> str:
+    full = {name: name for config in configs for name in config if name != "agent"}
+    full |= {name: f"config.{name}" for config in configs for name in config["agent"]}
+    name = setting.removeprefix("config.")
+    near = [name] if name in full else difflib.get_close_matches(name, sorted(full), n=3)
+    return f" Did you mean {' or '.join(full[each] for each in near)}?" if near else ""
+
+
+def _labels(last: pd.DataFrame, setting: str) -> tuple[dict[Path, str], list[str]]:
+    """Label of the line of each run, by folder, where the setting has several values; and notes.
+
+    Args:
+      last: one row for each run.
+      setting: name of the setting.
+    """
+    names = [method_name({"agent_name": run["agent"]["agent_name"]}) for run in last["config"]]
+    labels, notes = {}, []
+    for _, group in last.assign(method=names).groupby(["env_name", "method"], sort=False):
+        identity = identities(group["config"], without=setting.removeprefix("config."))
+        group = group.assign(identity=identity)
+        several = group.groupby("identity")["value"].transform("nunique") > 1
+        if several.any():
+            group, lines = tell_apart(group[several])
+            labels |= dict(zip(group["folder"], group["method"], strict=True))
+            notes += lines
+    return labels, notes

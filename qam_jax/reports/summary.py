@@ -17,10 +17,11 @@ from qam_jax.reports.results import (
     default_reference,
     improvements,
     seed_notes,
+    sensitivity,
     task_results,
 )
-from qam_jax.reports.sensitivity import sensitivity
 
+_NOT_WRITTEN = ["domain", "task", "configs", "metadata", "run_scores"]
 _RUN_COLUMNS = {name: name for name in ("folder", "env_name", "method", "seed")} | {
     "step": "last_evaluation",
     "end": "end",
@@ -73,6 +74,11 @@ class Report(NamedTuple):
         """Domains of the runs."""
         return sorted(self.runs["domain"].unique())
 
+    @property
+    def settings(self) -> list[str]:
+        """Settings that results are shown against."""
+        return list(dict.fromkeys(self.sensitivity.get("setting", ())))
+
 
 def make_report(
     folders: Sequence[str],
@@ -119,11 +125,32 @@ def make_report(
         aggregates=aggregates(results, reference),
         improvements=improvements(results),
         reference=reference,
-        published=compare_with_published(runs, results if at is None else results.iloc[:0]),
+        published=compare_with_published(results if at is None else results.iloc[:0]),
         comparison=_compare(folders, runs, compare, at) if compare else None,
         missing=missing_runs(runs, expected, at),
         sensitivity=pd.concat(tables) if tables else pd.DataFrame(),
     )
+
+
+def sensitivity_views(report: Report) -> list[dict[str, Any]]:
+    """Results against each setting for their reader.
+
+    Returns:
+      For each setting its name as `field`; its values as `numbers`; the `methods`; and `tasks`: by
+      the task's name the rows, each with `method`, `stage` and `points`, the result for each value.
+    """
+    views = []
+    by = ["domain", "task", "method", "stage", "unit"]
+    for setting in report.settings:
+        table = report.sensitivity[report.sensitivity["setting"] == setting]
+        tasks: dict[str, list[dict[str, Any]]] = {}
+        for (domain, task, method, stage, _), group in table.groupby(by, sort=False):
+            points = {row["value"]: row for row in group.to_dict("records")}
+            row = {"method": method, "stage": stage, "points": points}
+            tasks.setdefault(" ".join(dict.fromkeys([domain, task])), []).append(row)
+        numbers, methods = sorted(table["value"].unique()), ordered_methods(table["method"])
+        views.append({"field": setting, "numbers": numbers, "methods": methods, "tasks": tasks})
+    return views
 
 
 def write_tables(report: Report, folder: Path) -> list[Path]:
@@ -132,21 +159,21 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
     A table without rows has no file; the file of an earlier report is removed.
     """
     last = latest(report.runs)
-    labels, compared = ["domain", "task"], ["domain", "task", "scores"]
-    comparison = report.comparison.table if report.comparison else pd.DataFrame()
     tables = {
         "runs": last[list(_RUN_COLUMNS)].rename(columns=_RUN_COLUMNS),
-        "results": report.results.drop(columns=labels),
+        "results": report.results,
         "aggregates": report.aggregates,
         "improvements": report.improvements,
-        "sensitivity": report.sensitivity.drop(columns=labels, errors="ignore"),
+        "sensitivity": report.sensitivity,
         "missing": report.missing,
-        "published": report.published.drop(columns=compared, errors="ignore"),
-        "comparison": comparison.drop(columns=compared, errors="ignore"),
+        "published": report.published,
+        "comparison": report.comparison.table if report.comparison else pd.DataFrame(),
     }
     files = []
     for name, table in tables.items():
         path = folder / f"{name}.csv"
+        if "env_name" in table:
+            table = table.drop(columns=_NOT_WRITTEN, errors="ignore")
         if table.empty:
             path.unlink(missing_ok=True)
             continue

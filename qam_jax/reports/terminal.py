@@ -10,18 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qam_jax.reports.comparisons import GroupComparison
+from qam_jax.reports.comparisons import GroupComparison, comparison_view
+from qam_jax.reports.labels import interval, number
 from qam_jax.reports.missing import describe_missing
-from qam_jax.reports.page import (
-    comparison_view,
-    interval,
-    number,
-    ordered_settings,
-    sensitivity_view,
-)
 from qam_jax.reports.results import OVERALL, estimate_of
 from qam_jax.reports.statistics import Estimate
-from qam_jax.reports.summary import Report
+from qam_jax.reports.summary import Report, sensitivity_views
 
 _WIDTH = 140  # where the output is no terminal
 _MAX_LINES = 20  # of missing runs
@@ -54,8 +48,8 @@ def print_report(report: Report, console: Console) -> None:
         _print_comparison(title, "published", report.published, console)
     if report.comparison:
         _print_group_comparison(report.comparison, console)
-    for setting in ordered_settings(report):
-        console.print(_sensitivity_table(sensitivity_view(report, setting)))
+    for view in sensitivity_views(report):
+        console.print(_sensitivity_table(view))
     lines = describe_missing(report.missing)
     if lines:
         count = len(report.missing)

@@ -16,7 +16,7 @@ def _read(tmp_path):
 
 
 def _compared(runs):
-    return list(compare_with_published(runs, task_results(runs)).itertuples())
+    return list(compare_with_published(task_results(runs)).itertuples())
 
 
 def _chance(comparison):

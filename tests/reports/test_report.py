@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 
 from qam_jax.reports.figures import curve_panels, inline_svg, lines, write_figures
-from qam_jax.reports.page import interval, number, render_page
+from qam_jax.reports.labels import interval, number
+from qam_jax.reports.page import render_page
 from qam_jax.reports.statistics import Estimate
 from qam_jax.reports.summary import make_report, write_tables
 from qam_jax.reports.terminal import print_report

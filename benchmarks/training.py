@@ -13,8 +13,7 @@ from measure import fit_exponent, interleave, make_peak, row
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, get_config, make_agent
-from qam_jax.data.dataset import make_dataset, sample_windows
-from qam_jax.data.sources import InMemory
+from qam_jax.data.dataset import InMemory, make_dataset, sample_windows
 from qam_jax.runs.checkpoints import init_state
 from qam_jax.training.devices import Layout
 from qam_jax.training.offline import OfflineStage

@@ -1,5 +1,6 @@
 """Episodes as arrays on the device, and windows drawn from them inside a compiled program."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,52 @@ from qam_jax.data.checks import check_proportion
 from qam_jax.types import Array, Batch, TransitionDataset
 
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
+
+
+class DataSource:
+    """Data for updates: the same for all of them, or changing as training goes on.
+
+    Attributes:
+      description: one plain line, for the log and the run's metadata.
+      path: the file or folder that is read.
+    """
+
+    description: str
+    path: Path
+
+    def at(self, step: int) -> TransitionDataset:
+        """Data on the default device for update `step`, from 0; always of the same shapes."""
+        raise NotImplementedError
+
+    def next_change(self, step: int) -> int | None:
+        """First update after `step` that trains on other data; None if there is none."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Hash of the data: equal for equal data, wherever they are."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, float]:
+        """Values to log, by name."""
+        return {}
+
+    def close(self) -> None:
+        """Ends background work."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory(DataSource):
+    """One dataset, which is on the device all the time."""
+
+    dataset: TransitionDataset
+    description: str
+    path: Path
+
+    def at(self, step: int) -> TransitionDataset:
+        return self.dataset
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.dataset)
 
 
 class Extent(NamedTuple):

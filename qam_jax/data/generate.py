@@ -1,7 +1,7 @@
-"""Makes OGBench datasets with their published recipes (arXiv 2410.20092).
+"""Generates OGBench datasets with their published recipes (arXiv 2410.20092).
 
 The files have OGBench's names and layout, so that OGBench's own loader reads them. Every episode
-has a seed of its own, so the data do not depend on the number of processes that make them.
+has its own seed, so the data do not depend on the number of processes.
 """
 
 import concurrent.futures
@@ -16,7 +16,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tqdm
@@ -25,9 +24,32 @@ from qam_jax import files
 from qam_jax.data import scripted
 from qam_jax.data.scripted import Episode, Recipe
 
+_MAZE_EPISODES = {"navigate": (1000, 1001), "stitch": (5000, 201)}  # number and length
+_MANIPULATION = {  # environment: number of episodes, bounds of the probability to stack cubes
+    "cube-single": (1000, (0.0, 0.0)),
+    "cube-double": (1000, (0.0, 0.25)),
+    "cube-triple": (3000, (0.05, 0.35)),
+    "cube-quadruple": (5000, (0.1, 0.5)),
+    "scene": (1000, (0.5, 0.5)),
+    "puzzle-3x3": (1000, (0.5, 0.5)),
+    "puzzle-4x4": (1000, (0.5, 0.5)),
+    "puzzle-4x5": (3000, (0.5, 0.5)),
+    "puzzle-4x6": (5000, (0.5, 0.5)),
+}
+_EXPERTS = "its data come from trained expert policies, which OGBench does not ship"
+_NOT_GENERATED = {  # how a name begins: why it cannot be generated
+    "antmaze-": _EXPERTS,
+    "humanoidmaze-": _EXPERTS,
+    "antsoccer-": _EXPERTS,
+    "visual-": "its observations are images; only datasets of states can be generated",
+    "powderworld-": (
+        "it is a task with image observations and discrete actions, which is not supported"
+    ),
+}
+
 
 def get_recipe(dataset_name: str) -> Recipe:
-    """Returns the published recipe of `dataset_name`, such as `cube-single-play-v0`.
+    """Published recipe of `dataset_name`, such as `cube-single-play-v0`.
 
     Raises:
       ValueError: if the dataset cannot be made here; the message says why and what to do instead.
@@ -35,21 +57,21 @@ def get_recipe(dataset_name: str) -> Recipe:
     recipes = _recipes()
     if dataset_name in recipes:
         return recipes[dataset_name]
-    reason = _why_not(dataset_name)
-    if reason is None:
-        raise ValueError(
-            f"unknown dataset {dataset_name!r}; the datasets that can be generated are: "
-            f"{', '.join(recipes)}."
-        )
+    for prefix, reason in _NOT_GENERATED.items():
+        if dataset_name.startswith(prefix):
+            raise ValueError(
+                f"the dataset {dataset_name!r} cannot be generated: {reason}. Download it "
+                "(--data_source=download), or put OGBench's files "
+                f"'{dataset_name}.npz' and '{dataset_name}-val.npz' into --dataset_dir."
+            )
     raise ValueError(
-        f"the dataset {dataset_name!r} cannot be generated: {reason}. Download it "
-        "(--data_source=download), or put OGBench's files "
-        f"'{dataset_name}.npz' and '{dataset_name}-val.npz' into --dataset_dir."
+        f"unknown dataset {dataset_name!r}; the datasets that can be generated are: "
+        f"{', '.join(recipes)}."
     )
 
 
 def generatable_names() -> list[str]:
-    """Returns the names of all datasets that `generate_dataset` can make."""
+    """Names of all datasets that `generate_dataset` can make."""
     return list(_recipes())
 
 
@@ -64,9 +86,9 @@ def generate_dataset(
 ) -> Path:
     """Makes `<dataset_name>.npz` and `<dataset_name>-val.npz` in `dataset_dir`.
 
-    Both files appear only once both are complete, the validation file first; files of these names
-    that exist already are replaced. The arrays depend on `num_episodes` and `seed` only, not on
-    `num_processes`. Processes are spawned, so a script that calls this needs the usual
+    Both files appear only once both are complete, the validation file first. Existing files of
+    these names are replaced. The arrays depend on `num_episodes` and `seed` only, not on
+    `num_processes`. Processes are spawned, so a script that calls this function needs the usual
     `if __name__ == "__main__":` guard.
 
     Args:
@@ -91,59 +113,31 @@ def generate_dataset(
         recipe = recipe._replace(num_episodes=num_episodes)
     if num_processes is None:
         num_processes = files.num_usable_cpus()
-    for what, value, least in (
+    for name, value, least in (
         ("num_episodes", recipe.num_episodes, 1),
         ("seed", seed, 0),
         ("num_processes", num_processes, 1),
     ):
         if value < least:
-            raise ValueError(f"{what} must be at least {least}, but is {value}.")
+            raise ValueError(f"{name} must be at least {least}, but is {value}.")
     return _generate(recipe, Path(dataset_dir).expanduser(), seed, num_processes, progress)
-
-
-# ------------------------------------------------------------------------------------- recipes
 
 
 @functools.cache
 def _recipes() -> dict[str, Recipe]:
     recipes = []
     for size in ("medium", "large", "giant", "teleport"):
-        env_id = f"pointmaze-{size}-v0"
-        navigate = (500, 2001) if size == "giant" else (1000, 1001)
-        for kind, (num_episodes, length) in (("navigate", navigate), ("stitch", (5000, 201))):
-            name = f"pointmaze-{size}-{kind}-v0"
-            recipes.append(Recipe(name, env_id, kind, num_episodes, length, noise=0.5))
-    for base, num_episodes, p_stack in (
-        ("cube-single", 1000, (0.0, 0.0)),
-        ("cube-double", 1000, (0.0, 0.25)),
-        ("cube-triple", 3000, (0.05, 0.35)),
-        ("cube-quadruple", 5000, (0.1, 0.5)),
-        ("scene", 1000, (0.5, 0.5)),
-        ("puzzle-3x3", 1000, (0.5, 0.5)),
-        ("puzzle-4x4", 1000, (0.5, 0.5)),
-        ("puzzle-4x5", 3000, (0.5, 0.5)),
-        ("puzzle-4x6", 5000, (0.5, 0.5)),
-    ):
+        for kind, episodes in _MAZE_EPISODES.items():
+            if (size, kind) == ("giant", "navigate"):
+                episodes = (500, 2001)
+            name, env_id = f"pointmaze-{size}-{kind}-v0", f"pointmaze-{size}-v0"
+            recipes.append(Recipe(name, env_id, kind, *episodes, noise=0.5))
+    for environment, (num_episodes, p_stack) in _MANIPULATION.items():
         for kind in ("play", "noisy"):
-            p_random = 0.0 if kind == "play" else 0.2 if base.startswith("puzzle") else 0.1
-            size = (num_episodes, 1001)
-            name = f"{base}-{kind}-v0"
-            recipes.append(Recipe(name, f"{base}-v0", kind, *size, 0.1, p_random, p_stack))
+            p_random = 0.0 if kind == "play" else 0.2 if environment.startswith("puzzle") else 0.1
+            name, env_id = f"{environment}-{kind}-v0", f"{environment}-v0"
+            recipes.append(Recipe(name, env_id, kind, num_episodes, 1001, 0.1, p_random, p_stack))
     return {recipe.name: recipe for recipe in recipes}
-
-
-def _why_not(dataset_name: str) -> str | None:
-    for prefix in ("antmaze-", "humanoidmaze-", "antsoccer-"):
-        if dataset_name.startswith(prefix):
-            return "its data come from trained expert policies, which OGBench does not ship"
-    if dataset_name.startswith("visual-"):
-        return "its observations are images; only datasets of states can be generated"
-    if dataset_name.startswith("powderworld-"):
-        return "it is a task with image observations and discrete actions, which is not supported"
-    return None
-
-
-# -------------------------------------------------------------- many episodes, in many processes
 
 
 def _generate(
@@ -160,7 +154,9 @@ def _generate(
     ):
         train = _collect(episodes, num_train, recipe.episode_length, bar)
         val = _collect(episodes, num_val, recipe.episode_length, bar)
-    generator = np.array(json.dumps(_provenance(recipe, seed), sort_keys=True))
+    versions = {name: importlib.metadata.version(name) for name in ("ogbench", "mujoco", "numpy")}
+    origin = {"recipe": recipe._asdict(), "seed": seed, "versions": versions}
+    generator = np.array(json.dumps(origin, sort_keys=True))
     train_path = dataset_dir / f"{recipe.name}.npz"
     # The training file comes last: its presence means that both are complete.
     for path, data in ((dataset_dir / f"{recipe.name}-val.npz", val), (train_path, train)):
@@ -178,15 +174,14 @@ def _episodes(
         mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the caller's threads
         initializer=_start_worker,
     )
-    next_index = 0
+    index = 0
     try:
-        work = functools.partial(_worker_episode, recipe, seed)
-        for episode in executor.map(work, range(num_episodes)):
-            next_index += 1
+        make = functools.partial(_make_episode, recipe, seed)
+        for index, episode in enumerate(executor.map(make, range(num_episodes)), start=1):  # noqa: B007
             yield episode
     except concurrent.futures.process.BrokenProcessPool as error:
         raise RuntimeError(
-            f"a worker process died while making episode {next_index} of {recipe.name!r} "
+            f"a worker process died while making episode {index} of {recipe.name!r} "
             f"(seed {seed}) or one soon after it; it may have been killed for lack of memory. "
             "Try again with fewer processes (--num_processes)."
         ) from error
@@ -206,7 +201,7 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _worker_episode(recipe: Recipe, seed: int, index: int) -> Episode:
+def _make_episode(recipe: Recipe, seed: int, index: int) -> Episode:
     try:
         return scripted.make_episode(scripted.make_simulator(recipe), recipe, seed, index)
     except Exception as error:
@@ -228,9 +223,3 @@ def _collect(
             data[field][i * length : (i + 1) * length] = values
         bar.update(length)
     return data
-
-
-def _provenance(recipe: Recipe, seed: int) -> dict[str, Any]:
-    packages = ("ogbench", "mujoco", "numpy")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {"recipe": recipe._asdict(), "seed": seed, "versions": versions}

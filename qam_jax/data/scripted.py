@@ -1,8 +1,8 @@
 """Episodes of OGBench's scripted policies in its simulators (arXiv 2410.20092).
 
-The simulators and the manipulation oracles are those that the `ogbench` package ships; here stand
-the loops around them, with the noise that the recipes ask for. An episode depends on its seed only,
-and not on what was simulated before it.
+The `ogbench` package ships the simulators and the manipulation oracles. This module holds the loops
+around them, with the noise of the recipes. An episode depends on its seed only, and not on earlier
+episodes.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ _PLAN_NOISE_SMOOTHING = 0.5
 _MARKOV_MIN_NORM = 0.4
 _MARKOV_NOISE_SCALE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # for x, y, z, yaw, gripper
 _MAX_ATTEMPTS = 100
-# What the environments change in their compiled model while they run, apart from colours.
+# Fields of the compiled model that the environments change while they run, apart from colours.
 _MUTABLE_MODEL_FIELDS = ("geom_pos", "site_pos", "dof_damping")
 
 
 class Recipe(NamedTuple):
-    """How one dataset is made.
+    """Settings by which one dataset is made.
 
     Attributes:
       name: OGBench's name of the dataset.
       env_id: gymnasium's id of the simulator.
       kind: `navigate` or `stitch` (mazes), `play` or `noisy` (manipulation).
       num_episodes: episodes in the training file; the validation file has a tenth as many.
-      episode_length: steps per episode; every episode has exactly this many.
+      episode_length: steps of every episode.
       noise: standard deviation of the action noise (mazes) or scale of the plan noise (`play`), or
         the upper end of the uniform law that an episode's noise level is drawn from (`noisy`).
       p_random_action: probability of a uniformly random action in place of the oracle's.
@@ -65,8 +65,8 @@ class Simulator(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def make_simulator(recipe: Recipe) -> Simulator:
-    """Builds the recipe's simulator, which takes seconds; the last one made is kept."""
-    import gymnasium  # here, since these are slow to import and few processes need them
+    """Builds the simulator of a recipe, which takes seconds; the last one made is kept."""
+    import gymnasium  # here, because these are slow to import and few processes need them
     import ogbench  # noqa: F401 - registers the environments
 
     mode = {} if _is_maze(recipe) else {"mode": "data_collection"}
@@ -88,19 +88,19 @@ def make_episode(simulator: Simulator, recipe: Recipe, seed: int, index: int) ->
     """Makes one episode, which depends on the recipe, the base seed and the index only.
 
     Args:
-      simulator: what `make_simulator(recipe)` returned.
-      recipe: how to make it.
-      seed: the dataset's base seed.
-      index: the episode's index in the dataset.
+      simulator: the result of `make_simulator(recipe)`.
+      recipe: how to make the episode.
+      seed: the base seed of the dataset.
+      index: index of the episode in the dataset.
 
     Returns:
       `observations`, `actions`, `qpos` and `qvel` [episode_length, ...] float32, `terminals`
       [episode_length] bool and, where the environment has buttons, `button_states`
-      [episode_length, buttons] int64. All but `actions` are as they were before the action.
+      [episode_length, buttons] int64. All but `actions` are values before the action.
 
     Raises:
-      RuntimeError: if the episode has the wrong length, or the physics come out unstable again and
-        again.
+      RuntimeError: if the episode has the wrong length, or the physics are unstable in every
+        attempt.
     """
     run = _maze_episode if _is_maze(recipe) else _manipulation_episode
     for attempt in range(_MAX_ATTEMPTS):
@@ -121,7 +121,7 @@ def _is_maze(recipe: Recipe) -> bool:
 
 
 def _seed(env: Any, entropy: list[int]) -> np.random.Generator:
-    """Seeds all that an episode draws from, and returns a generator for the loop around it."""
+    """Seeds every source that an episode draws from; returns a generator for the loop."""
     loop, environment, space, oracles = np.random.SeedSequence(entropy).spawn(4)
     np.random.seed(oracles.generate_state(4))  # noqa: NPY002 - OGBench draws from the global state
     env.unwrapped.np_random = np.random.default_rng(environment)
@@ -129,20 +129,33 @@ def _seed(env: Any, entropy: list[int]) -> np.random.Generator:
     return np.random.default_rng(loop)
 
 
-def _record(ob: np.ndarray, action: np.ndarray, done: bool, info: dict[str, Any]) -> dict[str, Any]:
-    step = {"observations": ob, "actions": action, "terminals": done}
-    step |= {"qpos": info["prev_qpos"], "qvel": info["prev_qvel"]}
-    if "prev_button_states" in info:
-        step["button_states"] = info["prev_button_states"]
-    return step
+class _Recorder:
+    """Steps an environment, and keeps the steps of one episode."""
 
+    def __init__(self, env: Any, observation: np.ndarray):
+        self._env, self.observation = env, observation
+        self.steps: list[dict[str, Any]] = []
+        self.done = False
 
-def _stack(steps: list[dict[str, Any]]) -> Episode:
-    dtypes = {"terminals": np.bool_, "button_states": np.int64}
-    return {
-        field: np.array([step[field] for step in steps], dtypes.get(field, np.float32))
-        for field in steps[0]
-    }
+    def step(self, action: np.ndarray) -> dict[str, Any]:
+        """Clips and executes an action; returns the environment's info."""
+        action = np.clip(action, -1.0, 1.0)
+        observation, _, terminated, truncated, info = self._env.step(action)
+        self.done = terminated or truncated
+        step = {"observations": self.observation, "actions": action, "terminals": self.done}
+        step |= {"qpos": info["prev_qpos"], "qvel": info["prev_qvel"]}
+        if "prev_button_states" in info:
+            step["button_states"] = info["prev_button_states"]
+        self.steps.append(step)
+        self.observation = observation
+        return info
+
+    def episode(self) -> Episode:
+        dtypes = {"terminals": np.bool_, "button_states": np.int64}
+        return {
+            field: np.array([step[field] for step in self.steps], dtypes.get(field, np.float32))
+            for field in self.steps[0]
+        }
 
 
 # --------------------------------------------------------------------------------------- mazes
@@ -152,32 +165,29 @@ def _maze_episode(env: Any, recipe: Recipe, rng: np.random.Generator) -> Episode
     """Follows shortest paths with Gaussian action noise; `navigate` goes on from goal to goal."""
     maze = env.unwrapped
     start, goal = _draw_start_and_goal(maze.maze_map, recipe.kind, rng)
-    ob, _ = env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})
+    recorder = _Recorder(
+        env, env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})[0]
+    )
     subgoals = _subgoals(maze, maze.cur_goal_xy)
     noise = rng.normal(0.0, recipe.noise, (recipe.episode_length, 2))
-    steps, done = [], False
     with _quick_free_motion():
-        while not done:
+        while not recorder.done:
             xy = maze.get_xy()
             direction = subgoals[maze.xy_to_ij(xy)] - xy
             direction = direction / (np.linalg.norm(direction) + 1e-6)
-            action = np.clip(direction + noise[len(steps)], -1.0, 1.0)
-            next_ob, _, terminated, truncated, info = env.step(action)
-            done = terminated or truncated
-            steps.append(_record(ob, action, done, info))
-            ob = next_ob
+            info = recorder.step(direction + noise[len(recorder.steps)])
             if info["success"] and recipe.kind == "navigate":
                 maze.set_goal(goal_ij=_draw(_vertex_cells(maze.maze_map), rng))
                 subgoals = _subgoals(maze, maze.cur_goal_xy)
-    return _stack(steps)
+    return recorder.episode()
 
 
 @contextlib.contextmanager
 def _quick_free_motion() -> Iterator[None]:
-    """Spares the point mass the physics of the steps in which it touches no wall.
+    """Leaves out the physics of the steps in which the point mass touches no wall.
 
-    The point mass is put where its action says, at rest and with no force on it. Unless it touches
-    a wall there, integrating leaves it as it is, to the last bit, yet costs most of a step's time.
+    Each action puts the point mass at a place, at rest and with no force on it. Unless it touches
+    a wall there, integrating changes no bit of its state, yet takes most of the time of a step.
     """
     import mujoco
     from ogbench.locomaze import point
@@ -212,7 +222,7 @@ def _draw(cells: np.ndarray, rng: np.random.Generator) -> Cell:
 
 
 def _vertex_cells(maze_map: np.ndarray) -> np.ndarray:
-    """Returns the free cells [n, 2] that are no hallway, that is no straight stretch of a path."""
+    """Free cells [n, 2] that are no hallway, that is no straight stretch of a path."""
     free = maze_map == 0
     vertical = free[:-2, 1:-1].astype(int) + free[2:, 1:-1]  # free neighbours above and below
     horizontal = free[1:-1, :-2].astype(int) + free[1:-1, 2:]
@@ -221,7 +231,7 @@ def _vertex_cells(maze_map: np.ndarray) -> np.ndarray:
 
 
 def _distances(maze_map: np.ndarray, goal: Cell) -> np.ndarray:
-    """Returns each cell's path length to `goal` in cells; -1 for walls and where there is none."""
+    """Path length of each cell to `goal`, in cells; -1 for walls and where there is no path."""
     distances = np.full(maze_map.shape, -1)
     distances[goal] = 0
     frontier = [goal]
@@ -235,15 +245,10 @@ def _distances(maze_map: np.ndarray, goal: Cell) -> np.ndarray:
 
 
 def _subgoals(maze: Any, goal_xy: np.ndarray) -> np.ndarray:
-    """Tabulates OGBench's `get_oracle_subgoal`, which searches the maze anew at every call.
+    """Coordinates [rows, columns, 2] to head for from each cell, towards the goal `goal_xy` [2].
 
-    Args:
-      maze: the unwrapped environment.
-      goal_xy: the goal's coordinates [2].
-
-    Returns:
-      For each cell, [rows, columns, 2], the coordinates to head for from there: those of the
-      neighbour nearest to the goal, or the cell's own where no neighbour is nearer.
+    They lead to the neighbour nearest to the goal, or to the cell itself where no neighbour is
+    nearer. OGBench's `get_oracle_subgoal` gives the same, but searches the maze at every call.
     """
     distances = _distances(maze.maze_map, maze.xy_to_ij(goal_xy))
     shape = maze.maze_map.shape
@@ -270,28 +275,24 @@ def _manipulation_episode(env: Any, recipe: Recipe, rng: np.random.Generator) ->
     ob, info = env.reset()
     oracle = oracles[info["privileged/target_task"]]
     oracle.reset(ob, info)
-    steps, done = [], False
-    while not done:
+    recorder = _Recorder(env, ob)
+    while not recorder.done:
         if rng.uniform() < recipe.p_random_action:
             action = rng.uniform(-1.0, 1.0, len(noise_scale))
         else:
-            action = oracle.select_action(ob, info)
+            action = oracle.select_action(recorder.observation, info)
             if recipe.kind == "noisy":
                 action = action + rng.normal(0.0, noise_scale)
-        action = np.clip(action, -1.0, 1.0)
-        next_ob, _, terminated, truncated, info = env.step(action)
-        done = terminated or truncated
-        steps.append(_record(ob, action, done, info))
-        ob = next_ob
+        info = recorder.step(action)
         if oracle.done:
             target_ob, target_info = env.unwrapped.set_new_target(p_stack=p_stack)
             oracle = oracles[target_info["privileged/target_task"]]
             oracle.reset(target_ob, target_info)
-    return _stack(steps)
+    return recorder.episode()
 
 
 def _make_oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
-    """Returns the oracle for each of the environment's tasks: `plan` for play, else `markov`."""
+    """Oracle for each task of the environment: `plan` for play, otherwise `markov`."""
     base = recipe.env_id.split("-")[0]
     options: dict[str, dict[str, Any]] = {
         "cube": {"cube": {}},
@@ -315,9 +316,9 @@ def _make_oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def _is_healthy_scene(qpos: np.ndarray) -> bool:
-    """Tells whether the cube stayed where it can be, given an episode's qpos [steps, n].
+    """Whether the cube stayed within the scene, given the qpos [steps, n] of an episode.
 
-    Now and then the cube is thrown out of the scene, when the drawer is locked in mid-motion.
+    Now and then it is thrown out of the scene, when the drawer is locked in mid-motion.
     """
     y, z = qpos[:, 15], qpos[:, 16]
     return not np.any((y >= 0.29) | ((y <= -0.3) & ((z < 0.06) | (z > 0.08))))

@@ -37,7 +37,7 @@ from qam_jax.data.column_cache import (
     open_columns,
     read_version,
 )
-from qam_jax.data.dataset import Extent, find_extent, layout, take_leading
+from qam_jax.data.dataset import DataSource, Extent, find_extent, layout, take_leading
 from qam_jax.types import TransitionDataset
 
 _ALIGNMENT = 64  # bytes; JAX takes over such arrays on a CPU without a copy
@@ -131,14 +131,10 @@ def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -
     return Shard(path, version, headers, checksums, extent)
 
 
-class Shards:
-    """A `DataSource` of files that take turns; see `open_shards`. All have the same shapes.
-
-    To be used from one thread.
+class Shards(DataSource):
+    """Files that take turns; see `open_shards`. To be used from one thread.
 
     Attributes:
-      description: one plain line.
-      path: the folder.
       num_swaps: how many times a file has replaced another.
       stall_seconds: how long the caller waited for these replacements.
     """
@@ -167,7 +163,7 @@ class Shards:
         self._next: _Reader | None = None
 
     def at(self, step: int) -> TransitionDataset:
-        """Data on the default device that update `step` trains on.
+        """Data for update `step`.
 
         Raises:
           FileNotFoundError: if the file is needed and gone.
@@ -186,7 +182,6 @@ class Shards:
         return self._dataset
 
     def next_change(self, step: int) -> int | None:
-        """First update after `step` that trains on the next file; None with a single file."""
         return (step // self._interval + 1) * self._interval if self._interval else None
 
     def fingerprint(self) -> str:
@@ -203,7 +198,6 @@ class Shards:
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
-        """Number of file changes, and seconds that training waited for them."""
         return {"shard_swaps": self.num_swaps, "shard_stall_seconds": self.stall_seconds}
 
     def close(self) -> None:

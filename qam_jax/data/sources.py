@@ -1,12 +1,11 @@
-"""Finds the dataset of an environment, or reads data of your own, as a `DataSource`."""
+"""Finds the dataset of an environment, or reads data of your own."""
 
-import dataclasses
 import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,67 +18,15 @@ from qam_jax.data.checks import (
     check_proportion,
     check_same_fields,
 )
-from qam_jax.data.dataset import fingerprint, make_dataset, take_leading
+from qam_jax.data.dataset import InMemory, make_dataset, take_leading
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
 from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
 from qam_jax.data.minari import load_minari
 from qam_jax.data.npz import find_files, load_npz, read_headers
 from qam_jax.data.tasks import parse_task
-from qam_jax.types import TransitionDataset
 
 _MINARI_PREFIX = "minari:"
 _logger = logging.getLogger(__name__)
-
-
-class DataSource(Protocol):
-    """Data for updates: the same for all of them, or changing as training goes on.
-
-    Attributes:
-      description: one plain line, for the log and the run's metadata.
-      path: the file or folder that is read.
-    """
-
-    description: str
-    path: Path
-
-    def at(self, step: int) -> TransitionDataset:
-        """Data that update `step`, counted from 0, trains on; always of the same shapes."""
-
-    def next_change(self, step: int) -> int | None:
-        """First update after `step` that trains on other data; None if there is none."""
-
-    def fingerprint(self) -> str:
-        """Hash of the data: equal for equal data, wherever they are."""
-
-    def metrics(self) -> dict[str, float]:
-        """Values to log, by name."""
-
-    def close(self) -> None:
-        """Ends background work."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class InMemory:
-    """A `DataSource` of one dataset, which is on the device all the time."""
-
-    dataset: TransitionDataset
-    description: str
-    path: Path
-
-    def at(self, step: int) -> TransitionDataset:
-        return self.dataset
-
-    def next_change(self, step: int) -> int | None:
-        return None
-
-    def fingerprint(self) -> str:
-        return fingerprint(self.dataset)
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-    def close(self) -> None:
-        pass
 
 
 def load_ogbench(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from qam_jax.data.sources import DataSource
+from qam_jax.data.dataset import DataSource
 from qam_jax.files import ensure_writable_dir
 from qam_jax.runs import hosts
 from qam_jax.types import Batch, TransitionDataset

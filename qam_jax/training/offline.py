@@ -8,8 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState
-from qam_jax.data.dataset import sample_windows
-from qam_jax.data.sources import DataSource
+from qam_jax.data.dataset import DataSource, sample_windows
 from qam_jax.runs import hosts
 from qam_jax.training.devices import Layout, SharedData
 from qam_jax.training.update import MetricSums, UpdateBlock, check_finite

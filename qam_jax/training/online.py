@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState
+from qam_jax.data.dataset import DataSource
 from qam_jax.data.replay import Replay, ReplayBuffer, sample_balanced, sample_mixed
-from qam_jax.data.sources import DataSource
 from qam_jax.envs import EnvPool, make_env
 from qam_jax.runs import hosts
 from qam_jax.runs.settings import RunSettings

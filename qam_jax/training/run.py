@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
 from qam_jax.agents.base import check_has_behavior, with_behavior
 from qam_jax.agents.bc import behavior_config
-from qam_jax.data.sources import DataSource
+from qam_jax.data.dataset import DataSource
 from qam_jax.runs import hosts
 from qam_jax.runs.checkpoints import Checkpoints, SavedRun, init_state, load_run
 from qam_jax.runs.folder import record_start

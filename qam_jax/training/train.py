@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, make_agent
+from qam_jax.data.dataset import DataSource
 from qam_jax.data.shards import open_shards
-from qam_jax.data.sources import DataSource, load_ogbench, load_own
+from qam_jax.data.sources import load_ogbench, load_own
 from qam_jax.envs import make_env
 from qam_jax.runs import hosts
 from qam_jax.runs.checkpoints import Checkpoints

@@ -38,6 +38,7 @@ def _data(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_from_the_command_line(data, tmp_path):
     result = _run(
         "train_offline.py", f"--dataset={data}", f"--save_dir={tmp_path}", "--run_id=mine",
@@ -57,6 +58,13 @@ def test_training_and_evaluation_from_the_command_line(data, tmp_path):
     assert trained.removeprefix("qam: ") in evaluated.stdout  # the same checkpoint and numbers
 
 
+@pytest.mark.parametrize("script", ["train_offline.py", "sweep.py"])
+def test_help_is_printed_without_a_run(script):
+    result = _run(script, "--helpshort")
+    assert "flags:" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
 def test_every_algorithm_has_a_config_file():
     assert len(algorithm_names()) == 19
     for name in algorithm_names():
@@ -67,16 +75,21 @@ def test_every_algorithm_has_a_config_file():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--env_name=cube-quintuple-play-singletask-v0"], "unknown environment 'cube-quintuple"),
         (
             ["--config.inv_tmp=3", "--config.lr=1"],
             "no such config field: --config.inv_tmp=3. Did you mean --config.inv_temp?",
         ),
-        (["--config.agent_name=sac"], "unknown algorithm 'sac'"),
-        (["--config.fql_alpha=1.0", "--config.edit_scale=0.1"], "exclude each other"),
-        (["--dataset=/nowhere/mine.npz"], "there is no such file"),
-        (["--log_interval=300"], "--eval_interval must be a multiple of --log_interval"),
-        (["offline_steps=3"], "unexpected arguments"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--env_name=cube-quintuple-play-singletask-v0"], "unknown environment 'cube-qu"),
+                (["--config.agent_name=sac"], "unknown algorithm 'sac'"),
+                (["--config.fql_alpha=1.0", "--config.edit_scale=0.1"], "exclude each other"),
+                (["--dataset=/nowhere/mine.npz"], "there is no such file"),
+                (["--log_interval=300"], "--eval_interval must be a multiple of --log_interval"),
+                (["offline_steps=3"], "unexpected arguments"),
+            )
+        ),
     ],
 )
 def test_bad_input_ends_with_one_clear_message(arguments, message, tmp_path):
@@ -86,6 +99,7 @@ def test_bad_input_ends_with_one_clear_message(arguments, message, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_flags_win_over_the_preset_and_the_preset_over_defaults():
     """As far as the data, which are not there."""
     result = _run(
@@ -99,12 +113,14 @@ def test_flags_win_over_the_preset_and_the_preset_over_defaults():
     assert _last_line(result).startswith("Error: /nowhere/mine.npz: there is no such file")
 
 
+@pytest.mark.slow
 def test_a_preset_is_for_new_runs():
     result = _run("finetune_online.py", "--preset=paper", "--run=exp/some")
     assert result.returncode == 1
     assert "--preset both give settings and hyperparameters" in _last_line(result)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_once_what_is_left(data, tmp_path):
     arguments = [
         "--methods=bc", "--envs=pointmaze-medium-navigate-singletask-v0",
@@ -135,6 +151,7 @@ def test_a_sweep_trains_once_what_is_left(data, tmp_path):
     assert names[0] not in (tmp_path / "c").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_commands(tmp_path):
     path = tmp_path / "commands.txt"
     result = _run(
@@ -155,10 +172,15 @@ def test_a_sweep_writes_commands(tmp_path):
     [
         ([], "which runs? Give --study"),
         (["--offline_steps=3"], "Flags of the runs themselves come after --"),
-        (["--study=main", "--grid=config.lr=1"], "--grid is for sweeps without --study"),
-        (["--study=main", "--backend=slurm"], "--backend=commands"),
-        (["--study=main", "--updates_per_second=bq=3"], "unknown algorithm 'bq'"),
-        (["--methods=qam", "--grid=config.lr"], "--grid: expected <flag>=<value>,<value>"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--study=main", "--grid=config.lr=1"], "--grid is for sweeps without --study"),
+                (["--study=main", "--backend=slurm"], "--backend=commands"),
+                (["--study=main", "--updates_per_second=bq=3"], "unknown algorithm 'bq'"),
+                (["--methods=qam", "--grid=config.lr"], "--grid: expected <flag>=<value>,<value>"),
+            )
+        ),
     ],
 )
 def test_sweeps_that_make_no_sense(arguments, message, tmp_path):
@@ -168,6 +190,7 @@ def test_sweeps_that_make_no_sense(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_evaluating_what_is_not_a_run(tmp_path):
     result = _run("evaluate.py", f"--run={tmp_path}")
     assert result.returncode == 1

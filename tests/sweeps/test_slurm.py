@@ -87,6 +87,7 @@ def _submit_here(jobs, folder):
     return submitted
 
 
+@pytest.mark.slow
 def test_execution_by_submitit(make_shell_jobs, tmp_path):
     jobs = make_shell_jobs(_FINISH, "echo Error: no disk; exit 1")
     done, failed = _submit_here(jobs, tmp_path / "logs")
@@ -96,6 +97,7 @@ def test_execution_by_submitit(make_shell_jobs, tmp_path):
     assert [read_state(job) for job in jobs] == [(State.FINISHED, ""), (State.FAILED, "no disk")]
 
 
+@pytest.mark.slow
 def test_a_preempted_job_saves_and_comes_back(make_shell_jobs, tmp_path):
     """The command preempts its own job, as SLURM would, and is asked to stop for that."""
     (job,) = make_shell_jobs(
@@ -110,6 +112,7 @@ def test_a_preempted_job_saves_and_comes_back(make_shell_jobs, tmp_path):
     assert job.task.log.read_text().count("$ bash") == 2
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_saves_and_does_not_come_back(make_shell_jobs, tmp_path):
     (job,) = make_shell_jobs(
         f"mkdir -p $folder; trap 'touch $folder-saved; exit 75' TERM; kill -TERM $PPID; {_TRAIN}"

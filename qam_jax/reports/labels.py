@@ -9,11 +9,9 @@ from qam_jax.data.tasks import find_task
 from qam_jax.reports.published import published_methods
 from qam_jax.reports.statistics import Estimate
 
-_NAMES = {"fedit": "FEdit", "rebrac": "ReBRAC"}  # to be said in the files of the algorithms
 
-
-def display_name(name: str) -> str:
-    return _NAMES.get(name, name.upper().replace("_", "-"))
+def display_name(name: str) -> str:  # a stand-in for `qam_jax.agents.display_name`
+    return {"fedit": "FEdit", "rebrac": "ReBRAC"}.get(name, name.upper().replace("_", "-"))
 
 
 def method_name(agent_config: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each test starts processes
+
 _EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 

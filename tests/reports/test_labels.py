@@ -51,6 +51,7 @@ def test_tasks():
     assert full_env_name("soccer-play-singletask-v0") == "soccer-play-singletask-v0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["cube-single-singletask-v0", "scene-singletask-v0", "puzzle-3x3-singletask-v0"]
 )

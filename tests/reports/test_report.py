@@ -131,6 +131,7 @@ def test_a_table_without_rows_leaves_none_of_an_earlier_report(make_run, tmp_pat
     assert sorted(after) == sorted((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_in_both_formats(study, tmp_path):
     files = write_figures(make_report([study]), tmp_path)
     names = {path.name for path in files}
@@ -184,6 +185,7 @@ def test_the_terminal_has_the_same_numbers(study):
     assert "QAM on cube-single-play task 1, seed 1: at 500 of 1,000 steps" in text
 
 
+@pytest.mark.slow
 def test_comparing_with_a_folder_and_with_a_method(make_run, study, tmp_path):
     for seed in (0, 1):
         make_run((0.2, 0.1, 0.1 + 0.1 * seed), seed=seed, online_steps=500, group="old")

@@ -39,6 +39,7 @@ def test_a_line_for_each_method_whose_runs_differ(study):
     assert (early["stage"], early["mean"]) == ("step 500", 0)
 
 
+@pytest.mark.slow
 def test_the_page_the_tables_and_the_figures_show_it(study, tmp_path):
     report = make_report(study, settings=["config.inv_temp"])
     page = render_page(report, "title")

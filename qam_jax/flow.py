@@ -6,6 +6,8 @@ A flow carries noise `x_0 = z ~ N(0, I)` at time 0 to an action `x_1` at time 1 
 Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -130,68 +132,115 @@ def sample_memoryless_sde(
       >>> print(sample_memoryless_sde(velocity, velocity, *noises).shape)
       (11, 64, 2)
     """
-    num_steps = step_noise.shape[0] + 1
-    check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
-    step_size = 1 / num_steps
-    noise_scales = memoryless_noise_scale(num_steps)[:-1].astype(initial_noise.dtype)
+    states, _ = _simulate(velocity_fn, initial_noise, step_noise)
+    num_steps, last = len(states), states[-1]
+    final = last + final_velocity_fn(last, _time_like(last, num_steps - 1, num_steps)) / num_steps
+    return jnp.concatenate([states, final[None]])
 
-    def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        index, noise_scale, noise = inputs
-        time = _time_like(x, index, num_steps)
-        x = _sde_step(x, velocity_fn(x, time), time, step_size, noise_scale * noise)
-        return x, x
 
-    last, states = jax.lax.scan(
-        step, initial_noise, (jnp.arange(num_steps - 1), noise_scales, step_noise)
-    )
-    final_time = _time_like(last, num_steps - 1, num_steps)
-    final = last + step_size * final_velocity_fn(last, final_time)
-    return jnp.concatenate([initial_noise[None], states, final[None]])
+class MemorylessPath(NamedTuple):
+    """Simulated paths of a fine-tuned flow, with both flows' velocities on them.
+
+    Attributes:
+      states: [T + 1, ..., D], `x_0 .. x_T`, held fixed.
+      velocities: [T, ..., D], of the fine-tuned flow at `x_0 .. x_{T-1}`.
+      base_velocities: [T, ..., D], of the base flow at the same states.
+    """
+
+    states: Array
+    velocities: Array
+    base_velocities: Array
 
 
 def trace_memoryless_sde(
-    velocity_fn: VelocityFn, initial_noise: Array, step_noise: Array
-) -> tuple[Array, Array]:
-    """The states of `sample_memoryless_sde` but the last, with the velocities that led there.
+    velocity_fn: VelocityFn,
+    base_velocity_fn: VelocityFn,
+    initial_noise: Array,
+    step_noise: Array,
+) -> MemorylessPath:
+    """Simulates the memoryless SDE, and returns what adjoint matching needs of it.
 
-    One pass serves simulation and regression: the states are held fixed, and the velocities can
-    be differentiated in the parameters of `velocity_fn`, as if they were computed again at the
-    states. The last state is left to the caller, who knows the velocity of the base flow there.
+    The states are those of `sample_memoryless_sde`. They are held fixed, and the velocities are
+    kept from the simulation: their gradient in the parameters of `velocity_fn` is the gradient
+    of velocities that are computed anew at the fixed states.
 
     Args:
-      velocity_fn: the flow.
+      velocity_fn: the fine-tuned flow.
+      base_velocity_fn: the base flow; called once, on all states [T, ..., D].
       initial_noise: [..., D], `x_0`.
-      step_noise: [T - 1, ..., D], as for `sample_memoryless_sde`.
-
-    Returns:
-      States `x_0 .. x_{T-1}` and velocities there, both [T, ..., D].
+      step_noise: [T - 1, ..., D], `eps_i ~ N(0, I)`; its length sets `T`.
 
     Raises:
       ValueError: if `step_noise` does not fit `initial_noise`.
     """
-    num_steps = step_noise.shape[0] + 1
+    states, velocities = _simulate(velocity_fn, initial_noise, step_noise, hold_states=True)
+    num_steps, last = len(states), states[-1]
+    last_velocity = velocity_fn(last, _time_like(last, num_steps - 1, num_steps))
+    base_velocities = velocities_along(base_velocity_fn, states)
+    final = last + base_velocities[-1] / num_steps
+    return MemorylessPath(
+        states=jnp.concatenate([states, final[None]]),
+        velocities=jnp.concatenate([velocities, last_velocity[None]]),
+        base_velocities=base_velocities,
+    )
+
+
+def velocities_along(velocity_fn: VelocityFn, states: Array) -> Array:
+    """Velocities [T, ..., D] of a flow at the states `x_0 .. x_{T-1}` of paths, in one call.
+
+    Args:
+      velocity_fn: the flow, called on [T, ..., D] and times [T, ..., 1].
+      states: [T, ..., D]; the time of the i-th is `i / T`.
+    """
+    num_steps = len(states)
+    times = jnp.arange(num_steps).reshape(num_steps, *[1] * (states.ndim - 1)) / num_steps
+    return velocity_fn(states, jnp.broadcast_to(times, (*states.shape[:-1], 1)))
+
+
+def deviation_costs(velocities: Array, base_velocities: Array) -> Array:
+    """Costs of leaving the base flow, `2 ||f_i - f_base_i||^2 / sigma_i^2`.
+
+    `h` times their sum over the steps is the KL divergence between the paths' distributions
+    (Girsanov; TRQAM, arXiv 2605.27079).
+
+    Args:
+      velocities: [T, ..., D], of the fine-tuned flow along paths.
+      base_velocities: [T, ..., D], of the base flow there.
+
+    Returns:
+      [T, ...].
+    """
+    noise_scales = memoryless_noise_scale(len(velocities))
+    noise_scales = noise_scales.reshape(-1, *[1] * (velocities.ndim - 2))
+    squares = jnp.sum(jnp.square(velocities - base_velocities), axis=-1)
+    return 2 * squares / jnp.square(noise_scales)
+
+
+def _simulate(
+    velocity_fn: VelocityFn, initial_noise: Array, step_noise: Array, hold_states: bool = False
+) -> tuple[Array, Array]:
+    """States `x_0 .. x_{T-1}` and velocities at all of them but the last.
+
+    With `hold_states` no gradient flows through the states.
+    """
+    num_steps = len(step_noise) + 1
     check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
     noise_scales = memoryless_noise_scale(num_steps)[:-1].astype(initial_noise.dtype)
 
-    def velocity_at(x: Array, index: Array | int) -> Array:
-        return velocity_fn(x, _time_like(x, index, num_steps))
-
     def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         index, noise_scale, noise = inputs
-        velocity = velocity_at(x, index)
         time = _time_like(x, index, num_steps)
+        velocity = velocity_fn(x, time)
         after = _sde_step(x, velocity, time, 1 / num_steps, noise_scale * noise)
-        return jax.lax.stop_gradient(after), (x, velocity)
+        return jax.lax.stop_gradient(after) if hold_states else after, (x, velocity)
 
-    last, (states, velocities) = jax.lax.scan(
-        step, initial_noise, (jnp.arange(num_steps - 1), noise_scales, step_noise)
-    )
-    final = velocity_at(last, num_steps - 1)
-    return jnp.concatenate([states, last[None]]), jnp.concatenate([velocities, final[None]])
+    inputs = jnp.arange(num_steps - 1), noise_scales, step_noise
+    last, (states, velocities) = jax.lax.scan(step, initial_noise, inputs)
+    return jnp.concatenate([states, last[None]]), velocities
 
 
 def _sde_step(x: Array, velocity: Array, time: Array, step_size: float, noise: Array) -> Array:
-    """One step of Euler-Maruyama; the noise has the scale `sigma_i`."""
+    """Takes one Euler-Maruyama step; the noise has the scale `sigma_i`."""
     drift = 2 * velocity - x / (time + step_size)
     return x + step_size * drift + step_size**0.5 * noise
 

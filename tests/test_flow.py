@@ -149,28 +149,46 @@ def test_traced_sde_is_the_sampled_one_with_its_velocities():
     def velocity(scale):
         return lambda x, t: scale * jnp.sin(x) + t
 
-    states = flow.sample_memoryless_sde(velocity(0.5), velocity(9.0), initial, noise)[:-1]
+    expected_states = flow.sample_memoryless_sde(velocity(0.5), velocity(9.0), initial, noise)
+    states = expected_states[:-1]
 
     def velocities_there(scale):
         return jnp.stack(
             [velocity(scale)(x, jnp.full((5, 1), i / 4)) for i, x in enumerate(states)]
         )
 
-    traced = flow.trace_memoryless_sde(velocity(0.5), initial, noise)
-    np.testing.assert_allclose(traced[0], states, rtol=1e-5)
-    np.testing.assert_allclose(traced[1], velocities_there(0.5), rtol=1e-5)
+    def trace(scale):
+        return flow.trace_memoryless_sde(velocity(scale), velocity(9.0), initial, noise)
 
-    def by_trace(scale):
-        return jnp.sum(flow.trace_memoryless_sde(velocity(scale), initial, noise)[1] ** 3)
-
+    path = trace(0.5)
+    np.testing.assert_allclose(path.states, expected_states, rtol=1e-5)
+    np.testing.assert_allclose(path.velocities, velocities_there(0.5), rtol=1e-5)
+    np.testing.assert_allclose(path.base_velocities, velocities_there(9.0), rtol=1e-5)
     expected = jax.grad(lambda scale: jnp.sum(velocities_there(scale) ** 3))(0.5)
-    np.testing.assert_allclose(jax.grad(by_trace)(0.5), expected, rtol=1e-4)
-    states_gradient = jax.grad(
-        lambda s: flow.trace_memoryless_sde(velocity(s), initial, noise)[0].sum()
-    )
-    assert states_gradient(0.5) == 0
+    gradient = jax.grad(lambda scale: jnp.sum(trace(scale).velocities ** 3))(0.5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4)
+    assert jax.grad(lambda scale: trace(scale).states.sum())(0.5) == 0
 
 
 def test_traced_sde_names_noise_that_does_not_fit():
+    velocities = _linear_velocity, _linear_velocity
     with pytest.raises(ValueError, match="step_noise"):
-        flow.trace_memoryless_sde(_linear_velocity, jnp.zeros((2, 1)), jnp.zeros((3, 4, 1)))
+        flow.trace_memoryless_sde(*velocities, jnp.zeros((2, 1)), jnp.zeros((3, 4, 1)))
+
+
+def test_sampled_sde_can_be_differentiated_through_its_steps():
+    initial, noise = jnp.ones((5, 2)), jnp.ones((3, 5, 2))
+
+    def end(scale):
+        def velocity(x, t):
+            return scale * jnp.sin(x) + t
+
+        return flow.sample_memoryless_sde(velocity, velocity, initial, noise)[-1].mean()
+
+    numeric = (end(0.5 + 1e-2) - end(0.5 - 1e-2)) / 2e-2
+    np.testing.assert_allclose(jax.grad(end)(0.5), numeric, rtol=1e-2)
+
+
+def test_deviation_costs_by_hand():
+    costs = flow.deviation_costs(jnp.full((2, 3, 2), 2.0), jnp.ones((2, 3, 2)))
+    np.testing.assert_allclose(costs[:, 0], [2 * 2 / 6, 2 * 2 / 2], rtol=1e-6)  # sigma^2: 6, 2

@@ -21,7 +21,6 @@ import shutil
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -29,7 +28,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import qam_jax
-from qam_jax.agents import actor_critic, adjoint_parts, base, ensemble
+from qam_jax.agents import actor_critic, base, qam
+from qam_jax.flow import trace_memoryless_sde
+from qam_jax.networks import critic_values
 from qam_jax.reports.plots import plot_run
 from qam_jax.training.evaluation import describe
 from qam_jax.training.train import train
@@ -60,33 +61,27 @@ def make_agent(config: ConfigDict) -> base.Agent:
     flow, critic = base.make_flow(config), base.make_critic(config)
 
     def init_actor(key, observation, action):
-        return adjoint_parts.init_flows(flow, *jax.random.split(key), observation, action)
+        return qam.init_flows(flow, *jax.random.split(key), observation, action)
 
-    def matching_loss(state, params, observations, shape, key):
-        velocity_of = partial(base.flow_velocity, flow, params["flow"])
-        base_of = partial(base.flow_velocity, flow, state.target_params["behavior"])
+    def matching_loss(state, params, observations, key):
+        velocity = base.flow_velocity(flow, params["flow"], observations)
+        base_velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
 
         def q_fn(actions):
-            target = state.target_params["critic"]
-            q_values = ensemble.values(critic, target, observations, actions)
+            q_values = critic_values(critic, state.target_params["critic"], observations, actions)
             return qam_jax.pessimistic_value(q_values, config.actor_rho)  # all that is new
 
-        states = adjoint_parts.simulate_paths(
-            config, velocity_of(observations), base_of(observations), shape, key
-        )
-        states = jax.lax.stop_gradient(states)
-        terminal = qam_jax.terminal_adjoint(q_fn, states[-1], config.inv_temp)
-        adjoints = qam_jax.solve_lean_adjoint(base_of(observations), states, terminal)
-        velocities, base_velocities = (
-            adjoint_parts.path_velocities(each, observations, states[:-1])
-            for each in (velocity_of, base_of)
-        )
-        return jnp.mean(qam_jax.adjoint_matching_loss(velocities, base_velocities, adjoints))
+        noise = qam.path_noise(config, state, observations, key)
+        path = trace_memoryless_sde(velocity, base_velocity, *noise)
+        terminal = qam_jax.terminal_adjoint(q_fn, path.states[-1], config.inv_temp)
+        adjoints = qam_jax.solve_lean_adjoint(base_velocity, path.states, terminal)
+        losses = qam_jax.adjoint_matching_loss(path.velocities, path.base_velocities, adjoints)
+        return jnp.mean(losses)
 
     def actor_loss(state, params, batch, actions, key):
         bc_key, path_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-        am_loss = matching_loss(state, params, batch.observations, actions.shape, path_key)
+        am_loss = matching_loss(state, params, batch.observations, path_key)
         return bc_loss + am_loss, {"bc_loss": bc_loss, "adjoint_matching_loss": am_loss}
 
     return actor_critic.make_actor_critic(
@@ -94,7 +89,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=adjoint_parts.make_policy(config, flow),
+        policy=actor_critic.make_flow_policy(config, flow, "flow"),
         target_names=("critic", "behavior"),
     )
 

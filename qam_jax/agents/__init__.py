@@ -1,81 +1,39 @@
-"""Algorithms, by name. Each file holds one: its config, its losses, its policy."""
+"""Algorithms, by name. Each file holds one: its config, its losses, its policy.
+
+A file of this folder is an algorithm if it has the functions `get_config` and `make_agent`; its
+name is the `agent_name`. It may also say:
+
+- `DISPLAY_NAME`: the name in tables; by default the `agent_name`.
+- `RANGES`: lowest and highest value of its own config fields, `{field: (low, high)}`.
+- `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
+- `VARIANTS`: other configs under names of their own, `{agent_name: (display name, get_config)}`.
+"""
 
 import difflib
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import (
-    bam,
-    base,
-    bc,
-    cgql,
-    dac,
-    dsrl,
-    fawac,
-    fbrac,
-    fedit,
-    fql,
-    ifql,
-    qam,
-    qsm,
-    rebrac,
-    rlpd,
-    trqam,
-)
+from qam_jax.agents import base
 from qam_jax.agents.base import Agent, AgentState, parameter_count
-from qam_jax.products import COMPUTE_DTYPES
 
-
-def _qam_variant(agent_name: str, field: str, default: float, other_field: str) -> SimpleNamespace:
-    """QAM under the name of a variant, whose config lacks the field of the other variant."""
-
-    def get_config() -> ConfigDict:
-        fields = {name: value for name, value in qam.get_config().items() if name != other_field}
-        return ConfigDict({**fields, "agent_name": agent_name, field: default})
-
-    def make_agent(config: ConfigDict) -> Agent:
-        return qam.make_agent(ConfigDict({**config, other_field: 0.0}))
-
-    return SimpleNamespace(get_config=get_config, make_agent=make_agent)
-
-
-_ALGORITHMS = {
-    "bam": bam,
-    "bc": bc,
-    "cgql": cgql,
-    "cgql_l": SimpleNamespace(get_config=cgql.get_linex_config, make_agent=cgql.make_agent),
-    "cgql_m": SimpleNamespace(get_config=cgql.get_mse_config, make_agent=cgql.make_agent),
-    "dac": dac,
-    "dsrl": dsrl,
-    "fawac": fawac,
-    "fbrac": fbrac,
-    "fedit": fedit,
-    "fql": fql,
-    "ifql": ifql,
-    "qam": qam,
-    "qam_e": _qam_variant("qam_e", "edit_scale", 0.1, "fql_alpha"),
-    "qam_f": _qam_variant("qam_f", "fql_alpha", 300.0, "edit_scale"),
-    "qsm": qsm,
-    "rebrac": rebrac,
-    "rlpd": rlpd,
-    "trqam": trqam,
-}
-
-# Fields that came after runs had been made; their defaults are what those runs did.
+# Fields that are newer than some saved runs; their defaults are how those runs computed.
 LATER_FIELDS = ("compute_dtype", "matmul_precision")
 
 __all__ = [
     "LATER_FIELDS",
     "Agent",
     "AgentState",
+    "acts_by_behavior",
     "algorithm_names",
     "complete_config",
+    "display_name",
     "get_config",
     "make_agent",
     "parameter_count",
@@ -83,19 +41,19 @@ __all__ = [
 
 
 def algorithm_names() -> list[str]:
-    """The names that `config.agent_name` can take."""
+    """Names of the package's algorithms, as `config.agent_name` takes them."""
     return sorted(_ALGORITHMS)
 
 
 def get_config(agent_name: str) -> ConfigDict:
-    """The default config of an algorithm, with the paper's settings.
+    """Default config of an algorithm, with the paper's settings.
 
     Args:
-      agent_name: one of `algorithm_names()`, or the name of a module of one's own that can be
-        imported and has functions `get_config` and `make_agent`, as those of this package have.
+      agent_name: one of `algorithm_names()`, or the name of a module of your own that can be
+        imported and has the functions `get_config` and `make_agent`.
 
     Raises:
-      ValueError: if there is no such algorithm, or a module of one's own does not fit.
+      ValueError: if there is no such algorithm, or your own module does not fit.
     """
     return _find_algorithm(agent_name).get_config()
 
@@ -104,24 +62,38 @@ def make_agent(config: ConfigDict) -> Agent:
     """Builds the algorithm named by `config.agent_name`.
 
     Args:
-      config: that algorithm's config: `get_config(agent_name)` with some fields changed.
+      config: `get_config(agent_name)` with some fields changed.
 
     Returns:
       The agent's pure functions; see `Agent`.
 
     Raises:
       ValueError: if the algorithm is unknown, a field is unknown, missing or out of range, or
-        the fields contradict each other. The message says which and why.
+        the fields contradict each other. The message names the field and the reason.
     """
     _check_config(config)
     agent = _find_algorithm(config.agent_name).make_agent(config)
     if config.matmul_precision == "default":
-        return agent  # what JAX is told elsewhere counts
+        return agent  # `jax.default_matmul_precision` of the caller holds
     return Agent(*(_with_precision(function, config.matmul_precision) for function in agent))
 
 
+def display_name(agent_name: str) -> str:
+    """Name of an algorithm in tables; a module of your own appears under its `agent_name`."""
+    return _ALGORITHMS[agent_name].display_name if agent_name in _ALGORITHMS else agent_name
+
+
+def acts_by_behavior(agent_name: str) -> bool:
+    """Whether the behaviour flow of an algorithm is its policy.
+
+    Raises:
+      ValueError: if there is no such algorithm.
+    """
+    return _find_algorithm(agent_name).acts_by_behavior
+
+
 def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of an earlier version, with the fields that there have been since.
+    """Config of an earlier version, with the fields that have been added since.
 
     Args:
       fields: of the config, with `agent_name`.
@@ -130,8 +102,41 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: defaults[name] for name in LATER_FIELDS}, **fields}
 
 
-def _find_algorithm(agent_name: str) -> Any:
-    """What holds an algorithm's `get_config` and `make_agent`; modules of one's own come last."""
+class _Algorithm(NamedTuple):
+    """What the file of an algorithm says; see the text at the top of this file."""
+
+    display_name: str
+    get_config: Callable[[], ConfigDict]
+    make_agent: Callable[[ConfigDict], Agent]
+    ranges: Mapping[str, tuple[float, float]]
+    acts_by_behavior: bool
+
+
+def _from_module(module: ModuleType, name: str) -> _Algorithm:
+    return _Algorithm(
+        getattr(module, "DISPLAY_NAME", name),
+        module.get_config,
+        module.make_agent,
+        getattr(module, "RANGES", {}),
+        getattr(module, "ACTS_BY_BEHAVIOR", False),
+    )
+
+
+def _discover() -> dict[str, _Algorithm]:
+    """Algorithms of this folder, and their variants."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if not (hasattr(module, "get_config") and hasattr(module, "make_agent")):
+            continue  # shared by several
+        found[info.name] = algorithm = _from_module(module, info.name)
+        for name, (label, config_fn) in getattr(module, "VARIANTS", {}).items():
+            found[name] = algorithm._replace(display_name=label, get_config=config_fn)
+    return found
+
+
+def _find_algorithm(agent_name: str) -> _Algorithm:
+    """Algorithm of this package, or else of a module of the user's own."""
     if agent_name in _ALGORITHMS:
         return _ALGORITHMS[agent_name]
     try:
@@ -154,10 +159,10 @@ def _find_algorithm(agent_name: str) -> Any:
     own_name = module.get_config().get("agent_name")
     if own_name != agent_name:
         raise ValueError(
-            f"get_config of the module {agent_name!r} has to give the config that agent_name, by "
-            f"which saved runs find the module again, but gives it {own_name!r}."
+            f"get_config of the module {agent_name!r} must set agent_name to the module's name, by "
+            f"which saved runs find the module again, but sets {own_name!r}."
         )
-    return module
+    return _from_module(module, agent_name)
 
 
 def _with_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
@@ -174,7 +179,28 @@ def _check_config(config: ConfigDict) -> None:
         raise ValueError(
             f"the config has no agent_name; expected one of {', '.join(algorithm_names())}."
         )
-    expected = get_config(config.agent_name)
+    algorithm = _find_algorithm(config.agent_name)
+    _check_names(config, algorithm.get_config())
+    for name, choices in base.CHOICES.items():
+        if config[name] not in choices:
+            raise ValueError(
+                f"config field {name!r} must be one of {', '.join(choices)}, got {config[name]!r}."
+            )
+    for name in ("actor_hidden_dims", "critic_hidden_dims"):
+        widths = config.get(name, ())
+        if not all(isinstance(width, int) and width > 0 for width in widths):
+            raise ValueError(
+                f"config field {name!r} must hold whole numbers above 0, got {tuple(widths)}."
+            )
+    for name, (low, high) in {**base.RANGES, **algorithm.ranges}.items():
+        if name in config and not low <= config[name] <= high:
+            raise ValueError(
+                f"config field {name!r} must lie in [{low:g}, {high:g}], got {config[name]}."
+            )
+
+
+def _check_names(config: ConfigDict, expected: Iterable[str]) -> None:
+    """Raises ValueError for a field that should not be there, and for a field that is missing."""
     for name in config:
         if name not in expected:
             close = difflib.get_close_matches(name, list(expected), n=1)
@@ -189,57 +215,12 @@ def _check_config(config: ConfigDict) -> None:
                 f"the config of {config.agent_name!r} lacks the field {name!r}; "
                 f"start from get_config({config.agent_name!r})."
             )
-    for name, choices in _CHOICES.items():
+    for name in base.CHOICES:
         if name not in config:
             raise ValueError(
                 f"the config of {config.agent_name!r} lacks the field {name!r}, which every "
                 "algorithm has: start from qam_jax.agents.base.base_config()."
             )
-        if config[name] not in choices:
-            raise ValueError(
-                f"config field {name!r} must be one of {', '.join(choices)}, got {config[name]!r}."
-            )
-    for name in ("actor_hidden_dims", "critic_hidden_dims"):
-        widths = config.get(name, ())
-        if not all(isinstance(width, int) and width > 0 for width in widths):
-            raise ValueError(
-                f"config field {name!r} must hold whole numbers above 0, got {tuple(widths)}."
-            )
-    shared = {*base.base_config(), *base.critic_config()}
-    for name, (low, high) in _RANGES.items():
-        if config.agent_name not in _ALGORITHMS and name not in shared:
-            continue  # one's own field of this name may mean something else
-        if name in config and not low <= config[name] <= high:
-            raise ValueError(
-                f"config field {name!r} must lie in [{low}, {high}], got {config[name]}."
-            )
 
 
-_CHOICES = {"compute_dtype": COMPUTE_DTYPES, "matmul_precision": ("default", "high", "highest")}
-_INFINITY = float("inf")
-_RANGES = {
-    "actor_interval": (1, _INFINITY),
-    "actor_noise": (0, _INFINITY),
-    "alpha": (0, _INFINITY),
-    "alpha_actor": (0, _INFINITY),
-    "batch_size": (1, _INFINITY),
-    "bc_alpha": (0, _INFINITY),
-    "best_of_n": (1, _INFINITY),
-    "clip_grad_norm": (0, _INFINITY),
-    "discount": (0, 1),
-    "edit_scale": (0, 2),
-    "flow_steps": (1, _INFINITY),
-    "fql_alpha": (0, _INFINITY),
-    "guidance_coef": (0, _INFINITY),
-    "horizon_length": (1, _INFINITY),
-    "inv_temp": (0, _INFINITY),
-    "kappa": (0, 1),
-    "kl_budget": (0, _INFINITY),
-    "lam_scale": (1e-6, _INFINITY),
-    "lr": (0, _INFINITY),
-    "noise_scale": (0, _INFINITY),
-    "noisy_coef": (0, _INFINITY),
-    "num_qs": (1, _INFINITY),
-    "rho": (0, _INFINITY),
-    "tau": (0, 1),
-}
+_ALGORITHMS = _discover()

@@ -1,154 +1,68 @@
-"""Actor parts that several algorithms combine: acting, one-step actors, edits, soft actors."""
+"""Parts that algorithms with critics combine: backups, acting, the update, losses of actors."""
 
 from collections.abc import Callable
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.networks import CriticEnsemble, OneStepActor, TanhGaussian, VectorField
-from qam_jax.types import Array, Batch, Metrics, Params, QFn
+from qam_jax.agents.base import AgentState
+from qam_jax.critic import td_target
+from qam_jax.networks import (
+    CriticEnsemble,
+    TanhGaussian,
+    VectorField,
+    critic_td_loss,
+    critic_values,
+)
+from qam_jax.types import Array, Batch, Key, Metrics, Params, QFn
 
-PolicyFn = Callable[[base.AgentState, Array, chex.PRNGKey], Array]
+PolicyFn = Callable[[AgentState, Array, Key], Array]
 """An algorithm's sampler before best-of-n: `(state, observations [..., O], key) -> [..., D]`."""
 
-SampleFn = Callable[[base.AgentState, Array, chex.PRNGKey], Array]
-"""How an agent acts: `(state, observations [..., O], key) -> [..., H, A]`."""
+Loss = tuple[Array, Metrics]
+"""A scalar to differentiate, and the metrics to log."""
 
-ActorLossFn = Callable[[base.AgentState, Params, Batch, Array, chex.PRNGKey], tuple[Array, Metrics]]
+LossFn = Callable[[AgentState, Params, Batch, Array, Key], Loss]
 """An algorithm's own losses: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`."""
 
-TargetFn = Callable[[base.AgentState, Batch, chex.PRNGKey], Array]
+TargetFn = Callable[[AgentState, Batch, Key], Array]
 """TD targets [B] of the critics: `(state, batch, key) -> [B]`."""
-
-
-def make_one_step_actor(config: ConfigDict) -> OneStepActor:
-    """The network of a one-step actor, sized as the flow."""
-    return OneStepActor(**base.network_fields(config, "actor"))
-
-
-def make_tanh_gaussian(config: ConfigDict) -> TanhGaussian:
-    """The network of a tanh-Gaussian policy, sized as the flow."""
-    return TanhGaussian(**base.network_fields(config, "actor"))
-
-
-def draw_noise(state: base.AgentState, observations: Array, key: chex.PRNGKey) -> Array:
-    """Noise [..., D] ~ N(0, I) for observations [..., O]."""
-    return jax.random.normal(key, (*observations.shape[:-1], state.action_dim))
-
-
-def make_behavior_policy(config: ConfigDict, flow: VectorField) -> PolicyFn:
-    """The policy that acts by the ODE under the behaviour flow."""
-
-    def policy(state, observations, key):
-        noise = draw_noise(state, observations, key)
-        velocity = base.flow_velocity(flow, state.params["behavior"], observations)
-        return base.flow_actions(config, velocity, noise)
-
-    return policy
-
-
-def best_actions(
-    config: ConfigDict,
-    critic: CriticEnsemble,
-    policy: PolicyFn,
-    state: base.AgentState,
-    observations: Array,
-    key: chex.PRNGKey,
-    rank: Callable[..., Array] = jnp.mean,
-) -> Array:
-    """Best of `config.best_of_n` actions [..., D] of the policy.
-
-    Args:
-      config: the algorithm's.
-      critic: the ensemble; `state.params` has its parameters.
-      policy: what draws actions.
-      state: the agent's.
-      observations: [..., O].
-      key: source of randomness.
-      rank: makes one value of those of the ensemble, over `axis=0`.
-    """
-    critic_params = {"params": state.params["critic"]}
-    return base.best_of_n(
-        lambda observations, key: policy(state, observations, key),
-        lambda observations, actions: rank(
-            critic.apply(critic_params, observations, actions), axis=0
-        ),
-        observations,
-        key,
-        config.best_of_n,
-    )
-
-
-def policy_targets(
-    config: ConfigDict,
-    critic: CriticEnsemble,
-    policy: PolicyFn,
-    state: base.AgentState,
-    batch: Batch,
-    key: chex.PRNGKey,
-) -> Array:
-    """TD targets [B] at the actions that the policy takes in the next observations."""
-    actions = best_actions(config, critic, policy, state, batch.next_observations, key)
-    return base.critic_target(config, critic, state.target_params["critic"], batch, actions)
-
-
-def make_sampler(
-    config: ConfigDict,
-    critic: CriticEnsemble,
-    policy: PolicyFn,
-    rank: Callable[..., Array] = jnp.mean,
-) -> SampleFn:
-    """The agent's `sample_actions`: the policy, best of n, in chunks [..., H, A].
-
-    Args:
-      config: the algorithm's.
-      critic: the ensemble.
-      policy: what draws actions.
-      rank: see `best_actions`.
-    """
-
-    def sample_actions(state, observations, key):
-        actions = best_actions(config, critic, policy, state, observations, key, rank)
-        return base.split_chunks(state, actions)
-
-    return sample_actions
 
 
 def make_actor_critic(
     config: ConfigDict,
     critic: CriticEnsemble,
     *,
-    init_actor: Callable[[chex.PRNGKey, Array, Array], Params],
-    actor_loss: ActorLossFn,
+    init_actor: Callable[[Key, Array, Array], Params],
+    actor_loss: LossFn,
     policy: PolicyFn,
     target_names: tuple[str, ...] = ("critic",),
     target_fn: TargetFn | None = None,
     rank: Callable[..., Array] = jnp.mean,
     optimizer: optax.GradientTransformation | None = None,
 ) -> base.Agent:
-    """An agent that learns critics by TD backups and everything else by one loss of its own.
+    """Agent that learns critics by TD backups and everything else by one loss of its own.
 
     Args:
-      config: the algorithm's.
+      config: of the algorithm.
       critic: the ensemble.
       init_actor: `(key, observation [O], action [D]) -> params` of all networks but the critic.
       actor_loss: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`; gradients are
         taken in `params`, `state.params` holds the same numbers fixed.
       policy: how the agent acts, before best-of-n.
       target_names: the networks that have a moving average.
-      target_fn: `(state, batch, key) -> [B]`, the TD targets; by default those of the policy.
+      target_fn: `(state, batch, key) -> [B]`, the TD targets; `policy_targets` by default.
       rank: see `best_actions`.
       optimizer: by default `base.make_optimizer(config)`.
     """
     optimizer = base.make_optimizer(config) if optimizer is None else optimizer
     target_fn = target_fn or partial(policy_targets, config, critic, policy)
 
-    def init(key, example_observation, example_action):
+    def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
         action = jnp.zeros(action_shape).reshape(-1)
         key, critic_key, actor_key = jax.random.split(key, 3)
@@ -158,13 +72,13 @@ def make_actor_critic(
         }
         return base.init_state(optimizer, params, target_names, key, action_shape)
 
-    def update(state, batch):
+    def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, target_key, actor_key = jax.random.split(state.key, 3)
         actions = base.flat_actions(config, batch)
         targets = target_fn(state, batch, target_key)
 
-        def loss_fn(params):
-            loss, metrics = base.critic_loss(critic, params["critic"], batch, actions, targets)
+        def loss_fn(params: Params) -> Loss:
+            loss, metrics = critic_loss(critic, params["critic"], batch, actions, targets)
             extra, more = actor_loss(state, params, batch, actions, actor_key)
             return loss + extra, metrics | more
 
@@ -173,15 +87,123 @@ def make_actor_critic(
     return base.Agent(init, update, make_sampler(config, critic, policy, rank))
 
 
-def one_step_loss(
-    alpha: float, actions: Array, flow_actions: Array, value_fn: QFn
-) -> tuple[Array, Metrics]:
+def critic_loss(
+    critic: CriticEnsemble, params: Params, batch: Batch, actions: Array, targets: Array
+) -> Loss:
+    """TD loss of the ensemble, with its metrics; see `critic.td_loss`.
+
+    Args:
+      critic: the ensemble.
+      params: its parameters.
+      batch: of its windows the observations and weights are used.
+      actions: [B, D], see `base.flat_actions`.
+      targets: [B], held fixed, see `policy_targets`.
+    """
+    loss, q_values = critic_td_loss(
+        critic, params, batch.observations, actions, targets, batch.weights
+    )
+    return loss, {
+        "critic_loss": loss,
+        "q_mean": jnp.mean(q_values),
+        "q_min": jnp.min(q_values),
+        "q_max": jnp.max(q_values),
+    }
+
+
+def policy_targets(
+    config: ConfigDict,
+    critic: CriticEnsemble,
+    policy: PolicyFn,
+    state: AgentState,
+    batch: Batch,
+    key: Key,
+) -> Array:
+    """TD targets [B] at the actions that the policy takes in the next observations."""
+    observations, params = batch.next_observations, state.target_params["critic"]
+    actions = best_actions(config, critic, policy, state, observations, key)
+    q_values = critic_values(critic, params, observations, actions, differentiated=False)
+    return bootstrap(config, batch, q_values)
+
+
+def bootstrap(config: ConfigDict, batch: Batch, next_q_values: Array) -> Array:
+    """TD targets [B] for values [K, B] of the next observations."""
+    return td_target(
+        batch.rewards,
+        batch.masks,
+        next_q_values,
+        discount=config.discount,
+        horizon_length=config.horizon_length,
+        rho=config.rho,
+    )
+
+
+def best_actions(
+    config: ConfigDict,
+    critic: CriticEnsemble,
+    policy: PolicyFn,
+    state: AgentState,
+    observations: Array,
+    key: Key,
+    rank: Callable[..., Array] = jnp.mean,
+) -> Array:
+    """Actions [..., D] of highest value among `config.best_of_n` that the policy draws.
+
+    Args:
+      config: of the algorithm.
+      critic: the ensemble; `state.params` has its parameters.
+      policy: draws the actions.
+      state: of the agent.
+      observations: [..., O].
+      key: source of randomness.
+      rank: makes one value of the ensemble's values, over `axis=0`.
+    """
+    if config.best_of_n == 1:
+        return policy(state, observations, key)
+    repeated = jnp.broadcast_to(observations, (config.best_of_n, *observations.shape))
+    actions = policy(state, repeated, key)
+    values = rank(critic_values(critic, state.params["critic"], repeated, actions), axis=0)
+    best = jnp.argmax(values, axis=0)
+    return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]
+
+
+def make_sampler(
+    config: ConfigDict,
+    critic: CriticEnsemble,
+    policy: PolicyFn,
+    rank: Callable[..., Array] = jnp.mean,
+) -> PolicyFn:
+    """The agent's `sample_actions`: `best_actions` in chunks [..., H, A]."""
+
+    def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
+        actions = best_actions(config, critic, policy, state, observations, key, rank)
+        return base.split_chunks(state, actions)
+
+    return sample_actions
+
+
+def make_flow_policy(config: ConfigDict, flow: VectorField, name: str = "behavior") -> PolicyFn:
+    """Policy that acts by the ODE under the flow whose parameters are `state.params[name]`."""
+
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+        noise = base.draw_noise(state, observations, key)
+        velocity = base.flow_velocity(flow, state.params[name], observations)
+        return base.flow_actions(config, velocity, noise)
+
+    return policy
+
+
+def action_gradient(value_fn: QFn, actions: Array) -> Array:
+    """`grad_a Q` [..., D] at each of the actions [..., D], which are not clipped."""
+    return jax.grad(lambda actions: jnp.sum(value_fn(actions)))(actions)
+
+
+def one_step_loss(alpha: float, actions: Array, flow_actions: Array, value_fn: QFn) -> Loss:
     """`alpha mean (mu(s, z) - a_flow)^2 - mean_k Q_k(s, clip mu(s, z))` (FQL, arXiv 2502.02538).
 
     Args:
       alpha: weight of the distillation, at least 0.
       actions: [B, D], the one-step actor's `mu(s, z)`; not clipped.
-      flow_actions: [B, D], what the flow makes of the same noise; held fixed by the caller.
+      flow_actions: [B, D], the flow's actions for the same noise; held fixed by the caller.
       value_fn: `mean_k Q_k`, its parameters held fixed.
     """
     distilled = jnp.mean(jnp.square(actions - flow_actions))
@@ -205,8 +227,8 @@ def edit_actions(
       editor: the policy `Delta ~ pi_e(s, a)`.
       params: its parameters.
       observations: [..., O].
-      actions: [..., D], `a`, what is edited.
-      noise: [..., D], the edit's own.
+      actions: [..., D], `a`, the actions to edit.
+      noise: [..., D] ~ N(0, I), for the edit.
     """
     inputs = jnp.concatenate([observations, actions], axis=-1)
     edit = editor.apply({"params": params}, inputs, noise)
@@ -215,14 +237,14 @@ def edit_actions(
 
 def soft_actor_loss(
     values: Array, log_prob: Array, log_temp: Array, action_dim: int, name: str
-) -> tuple[Array, Metrics]:
+) -> Loss:
     """Soft actor-critic's losses of actor and temperature (SAC, arXiv 1812.05905, sec. 5).
 
     `-Q + temp log pi`, and `temp (entropy - target)` with the target `-D / 2`, each trained apart.
 
     Args:
       values: [B], `Q` of the actions that the actor drew, its parameters held fixed.
-      log_prob: [B], their log-density.
+      log_prob: [B], log-density of these actions.
       log_temp: scalar, trained logarithm of the temperature.
       action_dim: `D`.
       name: prefix of the metrics.

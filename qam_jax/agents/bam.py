@@ -4,14 +4,20 @@ The same memoryless SDE as QAM's, but simulated differentiably: the fine-tuned f
 critic at the end of its paths, backwards through every step, and pays for leaving the base flow.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, adjoint_parts, base
+from qam_jax.agents import actor_critic, base, qam
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
 from qam_jax.critic import pessimistic_value
+from qam_jax.flow import deviation_costs, sample_memoryless_sde, velocities_along
+from qam_jax.networks import critic_values
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "BAM"
+RANGES = {"inv_temp": base.AT_LEAST_0}
 
 
 def get_config() -> ConfigDict:
@@ -30,30 +36,28 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the fine-tuned flow."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    velocity_fn = partial(base.flow_velocity, flow)
 
-    def init_actor(key, observation, action):
-        return adjoint_parts.init_flows(flow, *jax.random.split(key), observation, action)
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
+        return qam.init_flows(flow, *jax.random.split(key), observation, action)
 
-    def path_loss(flow_params, state, observations, key):
+    def path_loss(flow_params: Params, state: AgentState, observations: Array, key: Key) -> Loss:
         """`-tau (mean_k Q - rho std_k Q)(s, x_T) + sum_{i<T-1} 2 ||f - f_base||^2 / sigma_i^2`."""
-        flow_of = partial(velocity_fn, flow_params)
-        base_of = partial(velocity_fn, state.target_params["behavior"])
-        shape = (len(observations), state.action_dim)
-        states = adjoint_parts.simulate_paths(
-            config, flow_of(observations), base_of(observations), shape, key
-        )
-        q_values = critic.apply({"params": state.params["critic"]}, observations, states[-1])
+        velocity = base.flow_velocity(flow, flow_params, observations)
+        base_velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
+        noise = qam.path_noise(config, state, observations, key)
+        states = sample_memoryless_sde(velocity, base_velocity, *noise)
+        q_values = critic_values(critic, state.params["critic"], observations, states[-1])
         value = jnp.mean(pessimistic_value(q_values, config.rho))
-        costs = adjoint_parts.deviation_costs(
-            adjoint_parts.path_velocities(flow_of, observations, states[:-1]),
-            adjoint_parts.path_velocities(base_of, observations, states[:-1]),
+        costs = deviation_costs(
+            velocities_along(velocity, states[:-1]), velocities_along(base_velocity, states[:-1])
         )
         deviation = jnp.mean(jnp.sum(costs[:-1], axis=0))
         loss = -config.inv_temp * value + deviation
         return loss, {"path_loss": loss, "path_q": value, "path_deviation": deviation}
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_key, path_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         loss, metrics = path_loss(params["flow"], state, batch.observations, path_key)
@@ -64,6 +68,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=adjoint_parts.make_policy(config, flow),
+        policy=actor_critic.make_flow_policy(config, flow, "flow"),
         target_names=("critic", "behavior"),
     )

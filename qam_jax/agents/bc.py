@@ -8,6 +8,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.types import Array, Batch, Key, Metrics, Params
+
+DISPLAY_NAME = "BC"
+ACTS_BY_BEHAVIOR = True
 
 
 def get_config() -> ConfigDict:
@@ -16,7 +22,7 @@ def get_config() -> ConfigDict:
 
 
 def behavior_config(agent_config: ConfigDict) -> ConfigDict:
-    """The config with all that behaviour cloning shares with another algorithm's."""
+    """Config of behaviour cloning, with the values that it shares with another algorithm's."""
     config = get_config()
     for name in config:
         if name != "agent_name" and name in agent_config:
@@ -27,10 +33,10 @@ def behavior_config(agent_config: ConfigDict) -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the behaviour flow."""
     flow = base.make_flow(config)
-    policy = actor_critic.make_behavior_policy(config, flow)
+    policy = actor_critic.make_flow_policy(config, flow)
     optimizer = base.make_optimizer(config)
 
-    def init(key, example_observation, example_action):
+    def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         key, flow_key = jax.random.split(key)
         action_shape = base.chunk_shape(config, example_action)
         action = jnp.zeros(action_shape).reshape(-1)
@@ -39,17 +45,17 @@ def make_agent(config: ConfigDict) -> base.Agent:
         }
         return base.init_state(optimizer, params, (), key, action_shape)
 
-    def update(state, batch):
+    def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, noise_key = jax.random.split(state.key)
         actions = base.flat_actions(config, batch)
 
-        def loss_fn(params):
+        def loss_fn(params: Params) -> Loss:
             loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, noise_key)
             return loss, {"bc_loss": loss}
 
         return base.apply_gradients(state, optimizer, loss_fn, key)
 
-    def sample_actions(state, observations, key):
+    def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
         return base.split_chunks(state, policy(state, observations, key))
 
     return base.Agent(init, update, sample_actions)

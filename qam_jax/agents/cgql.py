@@ -11,8 +11,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
-from qam_jax.networks import TimedCriticEnsemble
-from qam_jax.types import Array
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import TimedCriticEnsemble, VectorField, critic_values
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "CGQL"
+RANGES = {
+    "inv_temp": base.AT_LEAST_0,
+    "guidance_coef": base.AT_LEAST_0,
+    "noisy_coef": base.AT_LEAST_0,
+}
 
 _NOISY_LOSSES = ("none", "mse", "linex")
 _LINEX_LIMIT = 5.0  # beyond this error the linex loss is a line
@@ -48,6 +57,9 @@ def get_linex_config() -> ConfigDict:
     return config
 
 
+VARIANTS = {"cgql_m": ("CGQL-M", get_mse_config), "cgql_l": ("CGQL-L", get_linex_config)}
+
+
 def linex_loss(values: Array, targets: Array, inv_temp: float) -> Array:
     """`exp(delta) + inv_temp Q` with `delta = inv_temp (target - Q)`; `delta` itself above 5."""
     delta = inv_temp * (targets - values)
@@ -66,50 +78,21 @@ def make_agent(config: ConfigDict) -> base.Agent:
             f"config field 'noisy_loss' must be one of {', '.join(_NOISY_LOSSES)}, "
             f"got {config.noisy_loss!r}."
         )
-    noisy = config.noisy_loss != "none"
     flow = base.make_flow(config)
     critic = TimedCriticEnsemble(num_qs=config.num_qs, **base.network_fields(config, "critic"))
 
-    def policy(state, observations, key):
-        behavior = base.flow_velocity(flow, state.target_params["behavior"], observations)
-
-        def value(actions, times):
-            params = {"params": state.params["critic"]}
-            times = times if noisy else None
-            return jnp.mean(critic.apply(params, observations, actions, times), axis=0)
-
-        def velocity(x, t):
-            gradient = base.action_gradient(lambda actions: value(actions, t), x)
-            guidance = ((1 - t) * config.inv_temp * gradient + x) * config.guidance_coef
-            return behavior(x, t) + jnp.where(t > 0, guidance / jnp.where(t > 0, t, 1), 0)
-
-        noise = actor_critic.draw_noise(state, observations, key)
-        return base.flow_actions(config, velocity, noise)
-
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         return {"behavior": flow.init(key, observation, action, action[:1])["params"]}
 
-    def noisy_critic_loss(params, target_params, batch, actions, key):
-        """Each critic's regression at noisy actions on its own target at the clean ones."""
-        noise_key, time_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, actions.shape)
-        times = jax.random.uniform(time_key, (len(actions), 1))
-        points = (1 - times) * noise + times * actions
-        values = critic.apply({"params": params}, batch.observations, points, times)
-        targets = critic.apply({"params": target_params}, batch.observations, actions)
-        if config.noisy_loss == "mse":
-            losses = jnp.square(values - targets)
-        else:
-            losses = linex_loss(values, targets, config.inv_temp)
-        return jnp.mean(batch.weights * losses)
-
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_key, noisy_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-        if not noisy:
+        if config.noisy_loss == "none":
             return bc_loss, {"bc_loss": bc_loss}
-        target_critic = state.target_params["critic"]
-        noisy_loss = noisy_critic_loss(params["critic"], target_critic, batch, actions, noisy_key)
+        critics = params["critic"], state.target_params["critic"]
+        noisy_loss = _noisy_critic_loss(config, critic, *critics, batch, actions, noisy_key)
         metrics = {"bc_loss": bc_loss, "noisy_critic_loss": noisy_loss}
         return bc_loss + config.noisy_coef * noisy_loss, metrics
 
@@ -118,6 +101,51 @@ def make_agent(config: ConfigDict) -> base.Agent:
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=policy,
+        policy=_make_guided_policy(config, flow, critic),
         target_names=("critic", "behavior"),
     )
+
+
+def _make_guided_policy(
+    config: ConfigDict, flow: VectorField, critic: TimedCriticEnsemble
+) -> actor_critic.PolicyFn:
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+        behavior = base.flow_velocity(flow, state.target_params["behavior"], observations)
+
+        def value(actions: Array, times: Array) -> Array:
+            times = None if config.noisy_loss == "none" else times
+            params = state.params["critic"]
+            return jnp.mean(critic_values(critic, params, observations, actions, times), axis=0)
+
+        def velocity(x: Array, t: Array) -> Array:
+            gradient = actor_critic.action_gradient(lambda actions: value(actions, t), x)
+            guidance = ((1 - t) * config.inv_temp * gradient + x) * config.guidance_coef
+            return behavior(x, t) + jnp.where(t > 0, guidance / jnp.where(t > 0, t, 1), 0)
+
+        noise = base.draw_noise(state, observations, key)
+        return base.flow_actions(config, velocity, noise)
+
+    return policy
+
+
+def _noisy_critic_loss(
+    config: ConfigDict,
+    critic: TimedCriticEnsemble,
+    params: Params,
+    target_params: Params,
+    batch: Batch,
+    actions: Array,
+    key: Key,
+) -> Array:
+    """Regression of each critic at noisy actions on its own target at the clean actions."""
+    noise_key, time_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, actions.shape)
+    times = jax.random.uniform(time_key, (len(actions), 1))
+    points = (1 - times) * noise + times * actions
+    values = critic_values(critic, params, batch.observations, points, times)
+    targets = critic_values(critic, target_params, batch.observations, actions)
+    if config.noisy_loss == "mse":
+        losses = jnp.square(values - targets)
+    else:
+        losses = linex_loss(values, targets, config.inv_temp)
+    return jnp.mean(batch.weights * losses)

@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 from qam_jax import diffusion
 from qam_jax.agents import base, diffusion_policy
 
+DISPLAY_NAME = "DAC"
+RANGES = {"alpha": base.AT_LEAST_0}
+
 
 def get_config() -> ConfigDict:
     """DAC with the settings of QAM's paper (arXiv 2601.14234)."""
@@ -24,4 +27,6 @@ def get_config() -> ConfigDict:
 
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it samples by posterior steps around the clipped clean action."""
-    return diffusion_policy.make_agent(config, diffusion.sample_ddpm, diffusion.soft_guidance_loss)
+    return diffusion_policy.make_diffusion_agent(
+        config, diffusion.sample_ddpm, diffusion.soft_guidance_loss
+    )

@@ -1,4 +1,4 @@
-"""What the algorithms with a diffusion policy share: all but the critic's guidance and sampler."""
+"""Parts that DAC and QSM share: a diffusion policy, trained by cloning and critic guidance."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 
 from qam_jax import diffusion
 from qam_jax.agents import actor_critic, base
-from qam_jax.networks import NoisePredictor
-from qam_jax.types import Array
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import NoisePredictor, mean_critic_value
+from qam_jax.types import Array, Batch, Key, Params
 
 SampleFn = Callable[[diffusion.EpsilonFn, diffusion.DiffusionSchedule, Array, Array], Array]
 """A sampler of `diffusion`: `(epsilon_fn, schedule, initial noise, step noise) -> [..., D]`."""
@@ -19,8 +21,10 @@ GuidanceFn = Callable[[diffusion.DiffusionSchedule, Array, Array, Array], Array]
 """The critic's loss: `(schedule, epsilon [B, D], grad Q [B, D], steps [B, 1]) -> [B]`."""
 
 
-def make_agent(config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn) -> base.Agent:
-    """An agent whose diffusion policy is trained by `guidance_fn` plus `alpha` times denoising.
+def make_diffusion_agent(
+    config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn
+) -> base.Agent:
+    """Agent whose diffusion policy is trained by `guidance_fn` plus `alpha` times denoising.
 
     Args:
       config: with `alpha`, the weight of behaviour cloning; `flow_steps` is the number of
@@ -32,27 +36,29 @@ def make_agent(config: ConfigDict, sample_fn: SampleFn, guidance_fn: GuidanceFn)
     critic = base.make_critic(config)
     schedule = diffusion.vp_schedule(config.flow_steps)
 
-    def predict_noise(params, observations):
+    def predict_noise(params: Params, observations: Array) -> diffusion.EpsilonFn:
         return lambda x, t: actor.apply({"params": params["actor"]}, observations, x, t)
 
-    def policy(state, observations, key):
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
         initial_key, step_key = jax.random.split(key)
-        initial = actor_critic.draw_noise(state, observations, initial_key)
+        initial = base.draw_noise(state, observations, initial_key)
         step_noise = jax.random.normal(step_key, (config.flow_steps - 1, *initial.shape))
         epsilon_fn = predict_noise(state.params, observations)
         return sample_fn(epsilon_fn, schedule, initial, step_noise)
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         return {"actor": actor.init(key, observation, action, action[:1])["params"]}
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         noise_key, step_key = jax.random.split(key)
         observations = batch.observations
-        noise = actor_critic.draw_noise(state, observations, noise_key)
+        noise = base.draw_noise(state, observations, noise_key)
         steps = jax.random.randint(step_key, (len(actions), 1), 1, config.flow_steps + 1)
         noisy = diffusion.add_noise(schedule, actions, noise, steps)
-        value_fn = partial(base.mean_value, critic, state.target_params["critic"], observations)
-        q_gradients = base.action_gradient(value_fn, noisy)
+        value_fn = partial(mean_critic_value, critic, state.target_params["critic"], observations)
+        q_gradients = actor_critic.action_gradient(value_fn, noisy)
         epsilon = predict_noise(params, observations)(noisy, steps.astype(noisy.dtype))
         guidance_loss = jnp.mean(guidance_fn(schedule, epsilon, q_gradients, steps))
         bc_loss = jnp.mean(batch.weights * diffusion.denoising_loss(epsilon, noise))

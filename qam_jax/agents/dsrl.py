@@ -10,6 +10,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import TanhGaussian, critic_values, mean_critic_value
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "DSRL"
+RANGES = {"noise_scale": base.AT_LEAST_0}
 
 
 def get_config() -> ConfigDict:
@@ -29,23 +36,25 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the target flow's ODE from the latent actor's noise."""
     flow = base.make_flow(config)
     critic, latent_critic = base.make_critic(config), base.make_critic(config)
-    latent_actor = actor_critic.make_tanh_gaussian(config)
+    latent_actor = TanhGaussian(**base.network_fields(config, "actor"))
 
-    def flow_actions(state, observations, latents):
+    def flow_actions(state: AgentState, observations: Array, latents: Array) -> Array:
         velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
         return base.flow_actions(config, velocity, latents)
 
-    def draw_latents(state, params, observations, key):
-        """Latents [..., D] and the log-density of what the actor drew, before it is scaled."""
-        noise = actor_critic.draw_noise(state, observations, key)
+    def draw_latents(
+        state: AgentState, params: Params, observations: Array, key: Key
+    ) -> tuple[Array, Array]:
+        """Latents [..., D], and the log-density of the actor's sample before it is scaled."""
+        noise = base.draw_noise(state, observations, key)
         sample = latent_actor.apply({"params": params["latent_actor"]}, observations, noise)
         return config.noise_scale * sample.value, sample.log_prob
 
-    def policy(state, observations, key):
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
         latents, _ = draw_latents(state, state.params, observations, key)
         return flow_actions(state, observations, latents)
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         flow_key, critic_key, actor_key = jax.random.split(key, 3)
         return {
             "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
@@ -54,21 +63,25 @@ def make_agent(config: ConfigDict) -> base.Agent:
             "log_latent_temp": jnp.zeros(()),
         }
 
-    def latent_critic_loss(state, params, observations, key):
+    def latent_critic_loss(
+        state: AgentState, params: Params, observations: Array, key: Key
+    ) -> Array:
         """Each latent critic's regression on its own critic."""
-        latents = actor_critic.draw_noise(state, observations, key)
+        latents = base.draw_noise(state, observations, key)
         actions = flow_actions(state, observations, latents)
-        targets = critic.apply({"params": state.params["critic"]}, observations, actions)
-        values = latent_critic.apply({"params": params["latent_critic"]}, observations, latents)
+        targets = critic_values(critic, state.params["critic"], observations, actions)
+        values = critic_values(latent_critic, params["latent_critic"], observations, latents)
         return jnp.mean(jnp.square(values - targets))
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_key, critic_key, actor_key = jax.random.split(key, 3)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         critic_loss = latent_critic_loss(state, params, batch.observations, critic_key)
         latents, log_prob = draw_latents(state, params, batch.observations, actor_key)
         frozen = state.params["latent_critic"]
-        values = base.mean_value(latent_critic, frozen, batch.observations, latents)
+        values = mean_critic_value(latent_critic, frozen, batch.observations, latents)
         loss, metrics = actor_critic.soft_actor_loss(
             values, log_prob, params["log_latent_temp"], state.action_dim, "latent"
         )

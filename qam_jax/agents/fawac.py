@@ -9,6 +9,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import StateValue, mean_critic_value
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "FAWAC"
+ACTS_BY_BEHAVIOR = True
+RANGES = {"inv_temp": base.AT_LEAST_0}
 
 _MAX_WEIGHT = 100.0
 
@@ -30,28 +38,30 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under its flow."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    value = base.make_state_value(config)
+    value = StateValue(**base.network_fields(config, "critic"))
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         flow_key, value_key = jax.random.split(key)
         return {
             "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
             "value": value.init(value_key, observation)["params"],
         }
 
-    def advantage_weights(params, observations, actions):
+    def advantage_weights(params: Params, observations: Array, actions: Array) -> Array:
         """`min(exp(inv_temp (mean_k Q - V)), 100)` [B]."""
-        q_values = base.mean_value(critic, params["critic"], observations, actions)
+        q_values = mean_critic_value(critic, params["critic"], observations, actions)
         values = value.apply({"params": params["value"]}, observations)
         return jnp.minimum(jnp.exp(config.inv_temp * (q_values - values)), _MAX_WEIGHT)
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         observations = batch.observations
         weights = advantage_weights(state.params, observations, actions)
         weighted = batch.replace(weights=batch.weights * weights)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], weighted, actions, key)
         target_critic = state.target_params["critic"]
-        value_targets = base.mean_value(critic, target_critic, observations, actions)
+        value_targets = mean_critic_value(critic, target_critic, observations, actions)
         values = value.apply({"params": params["value"]}, observations)
         value_loss = jnp.mean(jnp.square(values - value_targets))
         return bc_loss + value_loss, {
@@ -66,5 +76,5 @@ def make_agent(config: ConfigDict) -> base.Agent:
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=actor_critic.make_behavior_policy(config, flow),
+        policy=actor_critic.make_flow_policy(config, flow),
     )

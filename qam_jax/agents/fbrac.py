@@ -9,6 +9,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import mean_critic_value
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "FBRAC"
+ACTS_BY_BEHAVIOR = True
+RANGES = {"alpha": base.AT_LEAST_0}
 
 
 def get_config() -> ConfigDict:
@@ -35,16 +43,18 @@ def make_agent(config: ConfigDict) -> base.Agent:
     flow = base.make_flow(config)
     critic = base.make_critic(config)
 
-    policy = actor_critic.make_behavior_policy(config, flow)
+    policy = actor_critic.make_flow_policy(config, flow)
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         return {"behavior": flow.init(key, observation, action, action[:1])["params"]}
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_key, noise_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         drawn = policy(state.replace(params=params), batch.observations, noise_key)
-        values = base.mean_value(critic, state.params["critic"], batch.observations, drawn)
+        values = mean_critic_value(critic, state.params["critic"], batch.observations, drawn)
         value = jnp.mean(values)
         return bc_loss - value / config.alpha, {"bc_loss": bc_loss, "actor_q": value}
 

@@ -9,6 +9,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import TanhGaussian, mean_critic_value
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "FEdit"
+RANGES = {"edit_scale": (0.0, 2.0)}
 
 
 def get_config() -> ConfigDict:
@@ -28,22 +35,24 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the behaviour flow, then the edit."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    editor = actor_critic.make_tanh_gaussian(config)
-    behavior_policy = actor_critic.make_behavior_policy(config, flow)
+    editor = TanhGaussian(**base.network_fields(config, "actor"))
+    behavior_policy = actor_critic.make_flow_policy(config, flow)
 
-    def edited_actions(state, editor_params, observations, key):
+    def edited_actions(
+        state: AgentState, editor_params: Params, observations: Array, key: Key
+    ) -> tuple[Array, Array]:
         """Edited actions [..., D] of the behaviour flow, with the log-density of the edit."""
         flow_key, edit_key = jax.random.split(key)
         actions = behavior_policy(state, observations, flow_key)
-        edit_noise = actor_critic.draw_noise(state, observations, edit_key)
+        edit_noise = base.draw_noise(state, observations, edit_key)
         return actor_critic.edit_actions(
             config.edit_scale, editor, editor_params, observations, actions, edit_noise
         )
 
-    def policy(state, observations, key):
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
         return edited_actions(state, state.params["editor"], observations, key)[0]
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         flow_key, edit_key = jax.random.split(key)
         inputs = jnp.concatenate([observation, action])
         return {
@@ -52,12 +61,14 @@ def make_agent(config: ConfigDict) -> base.Agent:
             "log_edit_temp": jnp.zeros(()),
         }
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_key, edit_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         observations = batch.observations
         drawn, log_prob = edited_actions(state, params["editor"], observations, edit_key)
-        values = base.mean_value(critic, state.params["critic"], observations, drawn)
+        values = mean_critic_value(critic, state.params["critic"], observations, drawn)
         loss, metrics = actor_critic.soft_actor_loss(
             values, log_prob, params["log_edit_temp"], state.action_dim, "edit"
         )

@@ -11,6 +11,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import OneStepActor, mean_critic_value
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "FQL"
+RANGES = {"alpha": base.AT_LEAST_0}
 
 
 def get_config() -> ConfigDict:
@@ -30,29 +37,31 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts with the one-step actor."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    one_step = actor_critic.make_one_step_actor(config)
+    one_step = OneStepActor(**base.network_fields(config, "actor"))
 
-    def policy(state, observations, key):
-        noise = actor_critic.draw_noise(state, observations, key)
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+        noise = base.draw_noise(state, observations, key)
         actions = one_step.apply({"params": state.params["one_step"]}, observations, noise)
         return jnp.clip(actions, -1, 1)
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         flow_key, actor_key = jax.random.split(key)
         return {
             "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
             "one_step": one_step.init(actor_key, observation, action)["params"],
         }
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_key, noise_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         frozen, observations = state.params, batch.observations
-        noise = actor_critic.draw_noise(state, observations, noise_key)
+        noise = base.draw_noise(state, observations, noise_key)
         velocity = base.flow_velocity(flow, frozen["behavior"], observations)
         flow_actions = base.flow_actions(config, velocity, noise)
         drawn = one_step.apply({"params": params["one_step"]}, observations, noise)
-        value_fn = partial(base.mean_value, critic, frozen["critic"], observations)
+        value_fn = partial(mean_critic_value, critic, frozen["critic"], observations)
         loss, metrics = actor_critic.one_step_loss(config.alpha, drawn, flow_actions, value_fn)
         return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
 

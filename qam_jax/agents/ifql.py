@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
 from qam_jax.critic import expectile_loss, pessimistic_value
+from qam_jax.networks import StateValue, critic_values
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "IFQL"
+RANGES = {"kappa": base.SHARE}
 
 
 def get_config() -> ConfigDict:
@@ -31,24 +38,26 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; of the flow's actions it takes the one whose lowest critic is highest."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    value = base.make_state_value(config)
+    value = StateValue(**base.network_fields(config, "critic"))
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         flow_key, value_key = jax.random.split(key)
         return {
             "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
             "value": value.init(value_key, observation)["params"],
         }
 
-    def target_fn(state, batch, key):
+    def target_fn(state: AgentState, batch: Batch, key: Key) -> Array:
         del key  # no action is drawn
         next_values = value.apply({"params": state.params["value"]}, batch.next_observations)
-        return base.bootstrap(config, batch, next_values[None])
+        return actor_critic.bootstrap(config, batch, next_values[None])
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, key)
-        target_critic = {"params": state.target_params["critic"]}
-        q_values = critic.apply(target_critic, batch.observations, actions)
+        target_critic = state.target_params["critic"]
+        q_values = critic_values(critic, target_critic, batch.observations, actions)
         values = value.apply({"params": params["value"]}, batch.observations)
         errors = pessimistic_value(q_values, config.rho) - values
         value_loss = jnp.mean(expectile_loss(errors, config.kappa))
@@ -60,7 +69,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=actor_critic.make_behavior_policy(config, flow),
+        policy=actor_critic.make_flow_policy(config, flow),
         target_fn=target_fn,
         rank=jnp.min,
     )

@@ -8,6 +8,10 @@ from ml_collections import ConfigDict
 
 from qam_jax import diffusion
 from qam_jax.agents import base, diffusion_policy
+from qam_jax.types import Array
+
+DISPLAY_NAME = "QSM"
+RANGES = {"inv_temp": base.AT_LEAST_0, "alpha": base.AT_LEAST_0}
 
 
 def get_config() -> ConfigDict:
@@ -26,7 +30,9 @@ def get_config() -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it samples by jumps to the predicted clean action."""
 
-    def guidance(schedule, epsilon, q_gradients, steps):
+    def guidance(
+        _: diffusion.DiffusionSchedule, epsilon: Array, q_gradients: Array, __: Array
+    ) -> Array:
         return diffusion.q_score_matching_loss(epsilon, q_gradients, config.inv_temp)
 
-    return diffusion_policy.make_agent(config, diffusion.sample_by_jumps, guidance)
+    return diffusion_policy.make_diffusion_agent(config, diffusion.sample_by_jumps, guidance)

@@ -12,8 +12,18 @@ import optax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
 from qam_jax.critic import pessimistic_value
-from qam_jax.networks import TanhActor
+from qam_jax.networks import TanhActor, critic_values
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "ReBRAC"
+RANGES = {
+    "alpha_actor": base.AT_LEAST_0,
+    "actor_noise": base.AT_LEAST_0,
+    "actor_interval": base.AT_LEAST_1,
+}
 
 _NOISE_LIMIT = 0.5
 _MIN_SCALE = 1e-6
@@ -39,28 +49,30 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic = base.make_critic(config)
     actor = TanhActor(**base.network_fields(config, "actor"))
 
-    def noisy_actions(params, state, observations, key):
+    def noisy_actions(params: Params, state: AgentState, observations: Array, key: Key) -> Array:
         actions = actor.apply({"params": params}, observations, state.action_dim)
-        noise = config.actor_noise * actor_critic.draw_noise(state, observations, key)
+        noise = config.actor_noise * base.draw_noise(state, observations, key)
         return jnp.clip(actions + jnp.clip(noise, -_NOISE_LIMIT, _NOISE_LIMIT), -1, 1)
 
-    def policy(state, observations, key):
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
         return noisy_actions(state.params["actor"], state, observations, key)
 
-    def target_policy(state, observations, key):
+    def target_policy(state: AgentState, observations: Array, key: Key) -> Array:
         return noisy_actions(state.target_params["actor"], state, observations, key)
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         return {"actor": actor.init(key, observation, action.size)["params"]}
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         del key  # nothing is drawn
         due = state.step % config.actor_interval == 0  # else no gradient
         actor_params = jax.tree.map(
             lambda leaf: jnp.where(due, leaf, jax.lax.stop_gradient(leaf)), params["actor"]
         )
         drawn = actor.apply({"params": actor_params}, batch.observations, state.action_dim)
-        q_values = critic.apply({"params": state.params["critic"]}, batch.observations, drawn)
+        q_values = critic_values(critic, state.params["critic"], batch.observations, drawn)
         value = jnp.mean(pessimistic_value(q_values, config.rho))
         scale = jnp.maximum(jax.lax.stop_gradient(jnp.abs(jnp.mean(q_values))), _MIN_SCALE)
         bc_loss = jnp.mean(jnp.sum(jnp.square(drawn - actions), axis=-1))
@@ -80,7 +92,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
 
 def _make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam, whose moments and step count of the actor stand still between the actor's steps."""
+    """Adam; the actor's moments and step count stand still between the actor's steps."""
     adam = optax.adam(config.lr)
     delayed = optax.conditionally_mask(adam, lambda step: step % config.actor_interval == 0)
     labels = {"critic": "always", "actor": "delayed"}

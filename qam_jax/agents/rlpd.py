@@ -8,6 +8,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import TanhGaussian, TanhGaussianSample, mean_critic_value
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "RLPD"
+RANGES = {"bc_alpha": base.AT_LEAST_0}
 
 
 def get_config() -> ConfigDict:
@@ -26,23 +33,27 @@ def get_config() -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by samples of its tanh-Gaussian actor."""
     critic = base.make_critic(config)
-    actor = actor_critic.make_tanh_gaussian(config)
+    actor = TanhGaussian(**base.network_fields(config, "actor"))
 
-    def draw_actions(state, params, observations, key):
-        noise = actor_critic.draw_noise(state, observations, key)
+    def draw_actions(
+        state: AgentState, params: Params, observations: Array, key: Key
+    ) -> TanhGaussianSample:
+        noise = base.draw_noise(state, observations, key)
         return actor.apply({"params": params["actor"]}, observations, noise)
 
-    def policy(state, observations, key):
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
         return draw_actions(state, state.params, observations, key).value
 
-    def init_actor(key, observation, action):
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
         params = actor.init(key, observation, action)["params"]
         return {"actor": params, "log_actor_temp": jnp.zeros(())}
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         observations = batch.observations
         drawn, log_prob = draw_actions(state, params, observations, key)
-        values = base.mean_value(critic, state.params["critic"], observations, drawn)
+        values = mean_critic_value(critic, state.params["critic"], observations, drawn)
         loss, metrics = actor_critic.soft_actor_loss(
             values, log_prob, params["log_actor_temp"], state.action_dim, "actor"
         )

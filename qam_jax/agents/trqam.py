@@ -5,16 +5,20 @@ divergence of the fine-tuned flow's paths from the base flow's is above the budg
 falls while it is below. Meant to start from a flow trained by behaviour cloning alone.
 """
 
-from functools import partial
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax import adjoint
-from qam_jax.agents import actor_critic, adjoint_parts, base
-from qam_jax.types import Array
+from qam_jax.adjoint import adjoint_matching_loss
+from qam_jax.agents import actor_critic, base, qam
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.flow import deviation_costs
+from qam_jax.types import Array, Batch, Key, Metrics, Params
+
+DISPLAY_NAME = "TRQAM"
+RANGES = {"kl_budget": base.AT_LEAST_0, "lam_scale": (1e-6, float("inf"))}
 
 _LAM_RATE = 0.01
 _LAM_RANGE = (0.01, 100.0)
@@ -22,8 +26,8 @@ _KL_RATE = 0.1  # of the moving average of the divergence
 
 
 @flax.struct.dataclass
-class TrustRegionState(base.AgentState):
-    """An agent's state, with what steers the trust region; the optimiser leaves it alone.
+class TrustRegionState(AgentState):
+    """Agent's state with the trust region, which the optimiser leaves alone.
 
     Attributes:
       lam: [], `Lambda / lam_scale`.
@@ -55,11 +59,11 @@ def scaled_matching_loss(
 
     It equals `temp` times the plain loss with adjoints divided by `temp`.
     """
-    return temp * adjoint.adjoint_matching_loss(velocities, base_velocities, adjoints / temp)
+    return temp * adjoint_matching_loss(velocities, base_velocities, adjoints / temp)
 
 
 def update_trust_region(lam: Array, kl_ema: Array, kl: Array, kl_budget: float) -> dict[str, Array]:
-    """One step of `lam` and `kl_ema`: up while paths diverge by more than the budget."""
+    """Moves `lam` up while paths diverge by more than the budget, else down."""
     kl_ema = (1 - _KL_RATE) * kl_ema + _KL_RATE * jnp.minimum(kl, 2 * kl_budget)
     lam = jnp.clip(lam + _LAM_RATE * (kl_ema - kl_budget), *_LAM_RANGE)
     return {"lam": lam, "kl_ema": kl_ema}
@@ -69,25 +73,28 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the fine-tuned flow."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    velocity_fn = partial(base.flow_velocity, flow)
 
-    def init_actor(key, observation, action):
-        return adjoint_parts.init_flows(flow, *jax.random.split(key), observation, action)
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
+        return qam.init_flows(flow, *jax.random.split(key), observation, action)
 
-    def matching_loss(params, state, observations, key):
-        """The matching loss, with the divergence of the paths that it is computed on."""
-        matching = adjoint_parts.match_adjoints(
-            config, flow, critic, state, velocity_fn(params["flow"], observations),
-            observations, key, inv_temp=1.0,
-        )  # fmt: skip
-        velocities, base_velocities = matching.velocities, matching.base_velocities
+    def matching_loss(
+        params: Params, state: TrustRegionState, observations: Array, key: Key
+    ) -> Loss:
+        """Matching loss, with the divergence of the paths that it is computed on."""
+        velocity = base.flow_velocity(flow, params["flow"], observations)
+        path, adjoints, norms = qam.match_adjoints(
+            config, flow, critic, state, velocity, observations, key, inv_temp=1.0
+        )
+        velocities, base_velocities = path.velocities, path.base_velocities
         temp = config.lam_scale * state.lam
-        loss = jnp.mean(scaled_matching_loss(velocities, base_velocities, matching.adjoints, temp))
-        costs = adjoint_parts.deviation_costs(velocities, base_velocities)
+        loss = jnp.mean(scaled_matching_loss(velocities, base_velocities, adjoints, temp))
+        costs = deviation_costs(velocities, base_velocities)
         kl = jnp.mean(jnp.sum(costs, axis=0)) / config.flow_steps / state.action_shape[0]
-        return loss, {"adjoint_matching_loss": loss, "kl": kl, **matching.metrics}
+        return loss, {"adjoint_matching_loss": loss, "kl": kl, **norms}
 
-    def actor_loss(state, params, batch, actions, key):
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
         bc_key, path_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         loss, metrics = matching_loss(params, state, batch.observations, path_key)
@@ -98,15 +105,15 @@ def make_agent(config: ConfigDict) -> base.Agent:
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=adjoint_parts.make_policy(config, flow),
+        policy=actor_critic.make_flow_policy(config, flow, "flow"),
         target_names=("critic", "behavior"),
     )
 
-    def init(key, example_observation, example_action):
+    def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         state = agent.init(key, example_observation, example_action)
         return TrustRegionState(**vars(state), lam=jnp.ones(()), kl_ema=jnp.zeros(()))
 
-    def update(state, batch):
+    def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         state, metrics = agent.update(state, batch)
         moved = update_trust_region(state.lam, state.kl_ema, metrics["kl"], config.kl_budget)
         return state.replace(**moved), metrics | moved

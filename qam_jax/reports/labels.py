@@ -4,14 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qam_jax.agents import algorithm_names
+from qam_jax.agents import algorithm_names, display_name
 from qam_jax.data.tasks import find_task
 from qam_jax.reports.published import published_methods
 from qam_jax.reports.statistics import Estimate
-
-
-def display_name(name: str) -> str:  # a stand-in for `qam_jax.agents.display_name`
-    return {"fedit": "FEdit", "rebrac": "ReBRAC"}.get(name, name.upper().replace("_", "-"))
 
 
 def method_name(agent_config: Mapping[str, Any]) -> str:
@@ -25,7 +21,7 @@ def method_name(agent_config: Mapping[str, Any]) -> str:
         name = "qam_e"
     elif name == "qam" and agent_config.get("fql_alpha", 0) > 0:
         name = "qam_f"
-    return display_name(name) if name in algorithm_names() else name
+    return display_name(name)
 
 
 def agent_name(method: str) -> str | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import Agent, AgentState, make_agent
+from qam_jax.agents import Agent, AgentState, acts_by_behavior, make_agent
 from qam_jax.data.dataset import DataSource
 from qam_jax.data.shards import Shards
 from qam_jax.data.sources import load_ogbench, load_own
@@ -173,10 +173,8 @@ def _evaluate_result(plan: Plan, run: Run) -> RunResult:
     behavior_episodes = []
     if plan.evaluator:
         run.episodes = run.episodes or run.evaluate(plan.agent, run.state)
-        if (
-            plan.config.agent_name not in ("bc", "fawac", "fbrac")
-            and "behavior" in run.state.params
-        ):
+        acts_by_it = acts_by_behavior(plan.config.agent_name)
+        if "behavior" in run.state.params and not acts_by_it:
             behavior_episodes = run.evaluate(plan.cloning[0], run.state)
     return RunResult(
         run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes

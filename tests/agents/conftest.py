@@ -1,6 +1,7 @@
 """Agents whose networks have no hidden layer: linear, so that NumPy can say what they do."""
 
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -8,11 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qam_jax.agents import get_config, make_agent
+from qam_jax.agents import algorithm_names, get_config, make_agent
 from qam_jax.types import Batch
 
 _SIZE, _OBS, _ACT, _HORIZON = 32, 2, 1, 2
 _DIM = _ACT * _HORIZON
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks tests that repeat for every algorithm as slow, for all but QAM and cloning."""
+    others = set(algorithm_names()) - {"qam", "bc"}
+    for item in items:
+        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if item.path.parent == Path(__file__).parent and others.intersection(map(str, params)):
+            item.add_marker(pytest.mark.slow)
+
 
 _BASELINES = {
     "dsrl": {"noise_scale": 1.5},

@@ -84,6 +84,7 @@ def test_dsrl_losses_by_hand(linear):
     np.testing.assert_allclose(acted, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dsrl_steers_by_its_noise_alone(linear):
     """Without noise it acts in one way; it climbs further with a wider latent space."""
     still, state = linear.make("dsrl", noise_scale=0.0)
@@ -126,6 +127,7 @@ def test_rebrac_loss_and_gradient_by_hand(linear):
     np.testing.assert_allclose(gradients[1], outer.sum(axis=0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rebrac_moves_its_actor_every_second_update(linear):
     """In between, Adam's moments of the actor stand still too; targets move every time."""
     agent, state = linear.make("rebrac")
@@ -179,6 +181,7 @@ def test_rebrac_backs_up_from_the_target_actor_with_clipped_noise(linear):
     np.testing.assert_allclose(acted, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rebrac_clones_with_large_alpha_and_climbs_with_small(linear):
     ends = []
     for alpha in (0.5, 1e4):
@@ -218,6 +221,7 @@ def test_rlpd_loss_by_hand(linear):
     np.testing.assert_allclose(metrics["loss"], rest + 10 * metrics["bc_loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rlpd_likelihood_rises_with_large_bc_alpha_and_value_without(linear):
     ends = []
     for bc_alpha in (10.0, 0.0):

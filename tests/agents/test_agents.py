@@ -5,8 +5,15 @@ import numpy as np
 import optax
 import pytest
 
-from qam_jax import adjoint, critic, flow, networks, products
-from qam_jax.agents import algorithm_names, base, ensemble, get_config, make_agent, parameter_count
+from qam_jax import adjoint, critic, flow, layout, networks
+from qam_jax.agents import (
+    actor_critic,
+    algorithm_names,
+    base,
+    get_config,
+    make_agent,
+    parameter_count,
+)
 from qam_jax.types import Batch
 
 _BATCH, _OBS, _ACT, _HORIZON = 16, 4, 2, 3
@@ -192,13 +199,14 @@ def test_losses_equal_those_of_the_pure_core(residual):
 
 
 @pytest.mark.parametrize("name", ["qam", "trqam", "fql"])
+@pytest.mark.slow
 def test_updates_laid_out_for_large_networks_are_the_same(monkeypatch, name):
     """Critics in turn, and gradients by transposed copies, as from 64 wide layers on."""
     agent = make_agent(_config(name))
     state = _init(agent)
     plain = jax.jit(agent.update)(state, _batch())
-    monkeypatch.setattr(ensemble, "_SMALL", 0)
-    monkeypatch.setattr(products, "_SMALL", 0)
+    monkeypatch.setattr(layout, "_SMALL_WIDTH", 0)
+    monkeypatch.setattr(layout, "_SMALL_KERNEL", 0)
     large = jax.jit(make_agent(_config(name)).update)
     assert "while" in large.lower(state, _batch()).as_text() and "barrier" in str(
         jax.make_jaxpr(large)(state, _batch())
@@ -251,6 +259,7 @@ def test_one_step_and_edit_losses_are_as_defined():
 
 
 @pytest.mark.parametrize("changes", [{"fql_alpha": 7.0}, {"edit_scale": 0.3}])
+@pytest.mark.slow
 def test_actors_do_not_train_the_critic_or_the_flow(changes):
     """One update moves what the actors look at exactly as plain QAM does."""
     plain, variant = (
@@ -271,6 +280,7 @@ def test_actors_do_not_train_the_critic_or_the_flow(changes):
         )
 
 
+@pytest.mark.slow
 def test_edit_temperature_falls_while_entropy_is_above_its_target():
     agent = make_agent(_config(edit_scale=0.3))
     state = _init(agent)
@@ -306,16 +316,19 @@ def test_gradient_is_clipped_jointly_before_adam():
 
 
 def test_best_of_n_keeps_the_action_of_highest_value():
-    drawn = jax.random.normal(jax.random.PRNGKey(0), (6, 5, 2))
-    best = base.best_of_n(
-        lambda observations, key: drawn,
-        lambda observations, actions: -jnp.sum(jnp.square(actions - observations), axis=-1),
-        jnp.ones((5, 2)),
-        jax.random.PRNGKey(1),
-        6,
-    )
-    distances = np.sum((np.asarray(drawn) - 1) ** 2, axis=-1)
-    expected = np.asarray(drawn)[distances.argmin(axis=0), np.arange(5)]
+    config = _config(best_of_n=6)
+    state, ensemble = _init(make_agent(config)), base.make_critic(config)
+    drawn = jax.random.normal(jax.random.PRNGKey(0), (6, 5, _HORIZON * _ACT))
+    observations, key = jax.random.normal(jax.random.PRNGKey(1), (5, _OBS)), jax.random.PRNGKey(2)
+
+    def policy(state, repeated, key):
+        assert (repeated == observations).all()
+        return drawn
+
+    best = actor_critic.best_actions(config, ensemble, policy, state, observations, key)
+    params = {"params": state.params["critic"]}
+    values = [np.mean(ensemble.apply(params, observations, each), axis=0) for each in drawn]
+    expected = np.asarray(drawn)[np.argmax(values, axis=0), np.arange(5)]
     np.testing.assert_array_equal(best, expected)
 
 
@@ -343,6 +356,7 @@ def test_edits_are_no_larger_than_their_scale():
     assert 0 < change.max() <= 0.05 + 1e-6
 
 
+@pytest.mark.slow
 def test_higher_inverse_temperature_moves_the_policy_towards_value():
     """On a one-state task whose reward is the first action, QAM climbs and more so with tau."""
     rng = np.random.default_rng(0)
@@ -364,6 +378,7 @@ def test_higher_inverse_temperature_moves_the_policy_towards_value():
     assert rewards[0.0] < 0.2 < rewards[1.0] + 0.1 < rewards[10.0], rewards
 
 
+@pytest.mark.slow
 def test_behavior_cloning_learns_two_modes():
     config = _config("bc", lr=3e-3, flow_steps=10, horizon_length=1, actor_hidden_dims=(32, 32))
     agent = make_agent(config)

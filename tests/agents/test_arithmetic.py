@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qam_jax import products
+from qam_jax import layout
 from qam_jax.agents import algorithm_names, get_config, make_agent
 from qam_jax.types import Batch
 
@@ -49,7 +49,7 @@ def _products(agent, state):
 
 @pytest.mark.parametrize("name", algorithm_names())
 def test_every_product_takes_bfloat16_and_sums_in_float32(monkeypatch, name):
-    monkeypatch.setattr(products, "_SMALL", 0)  # small ones are emulated on the CPU
+    monkeypatch.setattr(layout, "_SMALL_KERNEL", 0)  # small ones are emulated on the CPU
     lines = _products(*_agent(name, compute_dtype="bfloat16"))
     assert len(lines) > 5
     for line in lines:
@@ -63,6 +63,7 @@ def test_every_product_has_the_precision_that_is_asked_for(name):
         assert "precision = [HIGHEST, HIGHEST]" in line
 
 
+@pytest.mark.slow
 def test_an_update_in_bfloat16_is_close_to_one_in_float32():
     metrics = {}
     for dtype in ("float32", "bfloat16"):

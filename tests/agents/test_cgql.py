@@ -49,6 +49,7 @@ def test_guided_sampler_by_hand(linear, name):
     np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inverse_temperature_moves_actions_up_the_critic(linear):
     key, observations = jax.random.PRNGKey(0), jnp.zeros((256, 2))
     means = []
@@ -133,6 +134,7 @@ def test_without_a_noisy_loss_the_critic_learns_at_time_1_alone(linear):
 
 
 @pytest.mark.parametrize("name", ["cgql_m", "cgql_l"])
+@pytest.mark.slow
 def test_noisy_coef_teaches_the_critic_the_value_of_noisy_actions(linear, name):
     """The critics' values at noisy actions approach the target critic's at the clean ones."""
     batch = linear.batch(masks=np.zeros(32))

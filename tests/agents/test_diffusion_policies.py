@@ -58,6 +58,7 @@ def test_losses_by_hand(linear, name, chunking):
 
 
 @pytest.mark.parametrize("name", ["qsm", "dac"])
+@pytest.mark.slow
 def test_a_high_weight_of_cloning_is_cloning(linear, name):
     """Adam's first step has the sign of the gradient: here that of the denoising loss alone."""
     agent, state = linear.make(name, alpha=1e8, lr=1e-3, flow_steps=_STEPS)
@@ -73,6 +74,7 @@ def test_a_high_weight_of_cloning_is_cloning(linear, name):
 
 
 @pytest.mark.parametrize(("name", "strength"), [("qsm", {"inv_temp": 3.0}), ("dac", {})])
+@pytest.mark.slow
 def test_guidance_alone_climbs_the_critic(linear, name, strength):
     """Where no window has weight the critic stays and the policy is trained by it alone."""
     agent, state = linear.make(name, lr=0.03, flow_steps=_STEPS, **strength)

@@ -94,6 +94,7 @@ def test_fql_loss_and_gradient_by_hand(linear):
     np.testing.assert_allclose(gradients[1], mu_gradient.sum(axis=0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fql_clones_the_flow_with_large_alpha_and_climbs_with_small(linear):
     ends = {}
     for alpha in (0.5, 1e4):
@@ -136,6 +137,7 @@ def test_fedit_loss_by_hand_and_no_gradient_in_the_flow(linear):
         jax.tree.map(np.testing.assert_array_equal, updated.params[name], state.params[name])
 
 
+@pytest.mark.slow
 def test_fedit_without_scale_acts_as_the_flow_and_climbs_further_with_more(linear):
     observations, values = jax.random.normal(_KEY, (200, 2)), []
     still, state = linear.make("fedit", edit_scale=0.0)
@@ -175,6 +177,7 @@ def test_fbrac_gradient_goes_through_every_step_of_the_ode(linear):
     np.testing.assert_allclose(gradients[1], 0.5 * (last + first).sum(axis=0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fbrac_clones_with_large_alpha_and_climbs_with_small(linear):
     ends = []
     for alpha in (0.5, 1e4):
@@ -223,6 +226,7 @@ def test_fawac_losses_and_weights_by_hand(inv_temp, linear):
     np.testing.assert_allclose(gradient, linear.dense(expected)[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fawac_moves_towards_actions_of_high_advantage(linear):
     observations, values = jax.random.normal(_KEY, (400, 2)), []
     for inv_temp in (0.0, 4.0):
@@ -256,6 +260,7 @@ def test_ifql_losses_by_hand(kappa, linear):
         np.testing.assert_allclose(metrics["value_loss"], 0.5 * (gaps**2).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_ifql_values_states_by_better_actions_with_a_higher_expectile(linear):
     """The reward is the first action, uniform on [-1, 1]; its expectile at 0.9 is near 0.5."""
     values = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qam_jax import adjoint, flow, networks
-from qam_jax.agents import adjoint_parts, base, get_config, parameter_count, trqam
+from qam_jax.agents import base, get_config, parameter_count, qam, trqam
 
 
 def _path_key(state):
@@ -59,6 +59,7 @@ def test_bam_loss_by_hand(linear):
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bam_without_the_critic_stays_at_the_base(linear):
     agent, state = linear.make("bam", inv_temp=0.0, tau=0.0, flow_steps=3)
     state = base.with_behavior(get_config("bam"), state, state.params["behavior"])
@@ -70,6 +71,7 @@ def test_bam_without_the_critic_stays_at_the_base(linear):
     jax.tree.map(np.testing.assert_array_equal, state.params["flow"], start)
 
 
+@pytest.mark.slow
 def test_bam_climbs_the_critic_through_the_path(linear):
     """Where no window has weight, only the fine-tuned flow learns; more so with a higher tau.
 
@@ -102,6 +104,7 @@ def test_trqam_divergence_by_hand(linear):
     assert (moved.lam, moved.kl_ema) == (metrics["lam"], metrics["kl_ema"])
 
 
+@pytest.mark.slow
 def test_trqam_divergence_is_per_action_of_a_chunk(linear):
     """Two agents of the same networks on D = 4: chunks of two actions, and of one."""
     chunks = np.random.default_rng(0).uniform(-1, 1, size=(32, 2, 2))
@@ -114,6 +117,7 @@ def test_trqam_divergence_is_per_action_of_a_chunk(linear):
     np.testing.assert_allclose(2 * kls[0], kls[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_trqam_at_a_fixed_lambda_is_qam_at_its_inverse(linear):
     """Loss and gradient of the flow are `Lambda` times QAM's, on the same paths."""
     temp = 3.0 * 0.8
@@ -125,24 +129,20 @@ def test_trqam_at_a_fixed_lambda_is_qam_at_its_inverse(linear):
     observations = batch.observations
 
     def qam_loss(params):
-        flows = [
-            lambda s, p=p: base.flow_velocity(flow_net, p, s)
+        tuned, cloned = (
+            base.flow_velocity(flow_net, p, observations)
             for p in (params, state.target_params["behavior"])
-        ]
-        base_of = flows[1]
-        noise = adjoint_parts.path_noise(config, (32, 2), _path_key(state))
-        states = flow.sample_memoryless_sde(
-            base.flow_velocity(flow_net, state.params["flow"], observations),
-            base_of(observations),
-            *noise,
         )
+        noise = qam.path_noise(config, state, observations, _path_key(state))
+        held = base.flow_velocity(flow_net, state.params["flow"], observations)
+        states = flow.sample_memoryless_sde(held, cloned, *noise)
         value_fn = functools.partial(
-            base.mean_value, critic, state.target_params["critic"], observations
+            networks.mean_critic_value, critic, state.target_params["critic"], observations
         )
         terminal = adjoint.terminal_adjoint(value_fn, states[-1], 1 / temp)
-        adjoints = adjoint.solve_lean_adjoint(base_of(observations), states, terminal)
+        adjoints = adjoint.solve_lean_adjoint(cloned, states, terminal)
         norms = {"adjoint_norm_end": jnp.mean(jnp.linalg.norm(terminal, axis=-1))}
-        velocities = [adjoint_parts.path_velocities(f, observations, states[:-1]) for f in flows]
+        velocities = [flow.velocities_along(f, states[:-1]) for f in (tuned, cloned)]
         return adjoint.adjoint_matching_loss(*velocities, adjoints).mean(), norms
 
     (loss, norms), gradient = jax.jit(jax.value_and_grad(qam_loss, has_aux=True))(
@@ -193,6 +193,7 @@ def test_trqam_starts_from_a_cloned_flow_without_divergence(linear):
     assert jax.tree.structure(moved) == jax.tree.structure(state)
 
 
+@pytest.mark.slow
 def test_trqam_climbs_further_with_a_larger_budget(linear):
     observations, key = jax.random.normal(jax.random.PRNGKey(1), (256, 2)), jax.random.PRNGKey(3)
     moved = []

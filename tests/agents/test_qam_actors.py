@@ -21,6 +21,7 @@ def test_qam_f_acts_by_its_one_step_actor(linear):
 @pytest.mark.parametrize(
     "name, changes", [("qam_f", {"fql_alpha": 1.0}), ("qam_e", {"edit_scale": 0.6})]
 )
+@pytest.mark.slow
 def test_the_last_network_climbs_the_critic(linear, name, changes):
     """Without adjoint matching's pull (`inv_temp` 0) only the actor on top can climb."""
     agent, state = linear.make(name, inv_temp=0.0, **changes)

@@ -28,6 +28,7 @@ def test_a_key_used_twice_is_noticed():
 
 @pytest.mark.parametrize("best_of_n", [1, 4])
 @pytest.mark.parametrize("chunking", [True, False])
+@pytest.mark.slow
 def test_backups_by_hand(linear, chunking, best_of_n):
     """With chunks and without, the value that is bootstrapped is two steps away."""
     agent, state = linear.make("fql", action_chunking=chunking, best_of_n=best_of_n)

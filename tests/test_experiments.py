@@ -77,7 +77,7 @@ def test_every_algorithm_has_a_config_file():
     [
         (
             ["--config.inv_tmp=3", "--config.lr=1"],
-            "no such config field: --config.inv_tmp=3. Did you mean --config.inv_temp?",
+            "unknown config field 'inv_tmp' for 'qam'. Did you mean 'inv_temp'?",
         ),
         *(
             pytest.param(*case, marks=pytest.mark.slow)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import absl.logging
@@ -67,11 +67,6 @@ def until_closed() -> Iterator[None]:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-
-
-def unknown_field(error: AttributeError | KeyError, arguments: Sequence[str]) -> str:
-    """Temporary."""
-    return str(error)
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:

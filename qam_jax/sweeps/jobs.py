@@ -18,7 +18,6 @@ from ml_collections import config_flags
 from qam_jax import agents
 from qam_jax.envs import make_env
 from qam_jax.files import DamagedError, is_held, read_json
-from qam_jax.runs.command_line import unknown_field
 from qam_jax.runs.folder import differences_from, folder_of
 from qam_jax.runs.lock import LOCK
 from qam_jax.runs.metrics import read_csv
@@ -184,13 +183,16 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
     arguments = ["train_offline.py", *options]
     try:
         config_flags.DEFINE_config_dict(
-            "config", agents.get_config(method), flag_values=values, sys_argv=arguments
+            "config",
+            agents.get_config(method),
+            flag_values=values,
+            sys_argv=arguments,
+            lock_config=False,
+            accept_new_attributes=True,  # `make_agent` says which field it does not know
         )
         rest = values(arguments)[1:]
-    except (AttributeError, KeyError) as error:  # from ml_collections
-        raise ValueError(unknown_field(error, options) or str(error)) from error
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
+    except (AttributeError, KeyError, flags.Error) as error:  # the first two: a field of a field
+        raise ValueError(str(error.args[0])) from error
     if rest:
         raise ValueError(f"unexpected arguments {rest}; flags look like --name=value.")
     resolved = resolve_flags(values)

@@ -19,7 +19,7 @@ import numpy as np
 
 from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.data.dataset import sample_windows
-from qam_jax.data.shards import Shards, open_shards
+from qam_jax.data.shards import Shards
 from qam_jax.envs import make_env
 from qam_jax.training.devices import Layout
 from qam_jax.training.update import MetricSums, UpdateBlock, empty_sums, metric_names
@@ -39,11 +39,11 @@ def main() -> None:
         env = make_env(_ENV_NAME)
         _time_reading(folder, env, arguments.interval)
         block, state, sums = _start(folder, env, arguments.interval)
-        alone = open_shards(folder, env, replace_interval=0)
+        alone = Shards(folder, env, replace_interval=0)
         speed, state, sums = _train(alone, block, state, sums, arguments.interval, 2)
         alone.close()
         print(f"one file alone: {speed:.1f} updates/s")
-        source = open_shards(folder, env, replace_interval=arguments.interval)
+        source = Shards(folder, env, replace_interval=arguments.interval)
         start = time.perf_counter()
         speed, *_ = _train(source, block, state, sums, arguments.interval, arguments.shards)
         _report(source, time.perf_counter() - start, speed)
@@ -88,7 +88,7 @@ def _time_reading(folder: Path, env: gymnasium.Env, interval: int) -> None:
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        source = open_shards(folder, env, replace_interval=interval)
+        source = Shards(folder, env, replace_interval=interval)
         opened = time.perf_counter()
         dataset = source.at(0)
         times.append(time.perf_counter() - opened)
@@ -105,7 +105,7 @@ def _start(
     """A small QAM, its update compiled."""
     config = runpy.run_path(str(_CONFIG))["get_config"]()
     agent: Agent = make_agent(config)
-    source = open_shards(folder, env, replace_interval=interval)
+    source = Shards(folder, env, replace_interval=interval)
     dataset = source.at(0)
     state = agent.init(jax.random.PRNGKey(0), dataset.observations[0], dataset.actions[0])
 

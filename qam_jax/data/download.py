@@ -46,20 +46,6 @@ class DownloadError(OSError):
     """No mirror could provide a file; the message says why for each, and what to do next."""
 
 
-class DownloadedDataset(NamedTuple):
-    """A dataset on disk.
-
-    Attributes:
-      path: the training file.
-      validation_path: the validation file.
-      mirror: the mirror that served the training file; None if the file was there already.
-    """
-
-    path: Path
-    validation_path: Path
-    mirror: str | None
-
-
 class _MirrorError(Exception):
     """This mirror cannot provide the file."""
 
@@ -77,7 +63,7 @@ def download_dataset(
     retries: int = 3,
     backoff: float = 0.5,
     progress: bool = True,
-) -> DownloadedDataset:
+) -> str | None:
     """Fetches the validation and the training file of a dataset, unless they are there.
 
     The validation file comes first: where this function put a training file, both are complete.
@@ -94,6 +80,9 @@ def download_dataset(
       backoff: seconds before asking again after a transfer broke off; doubled each time in a row.
       progress: whether to show a bar per file, where the output is a terminal.
 
+    Returns:
+      The mirror that served the training file; None if the file was there already.
+
     Raises:
       DownloadError: if no mirror provides a file.
       OSError: at once, if the folder cannot be written to or the disk is full.
@@ -107,12 +96,11 @@ def download_dataset(
         raise ValueError(f"mirrors must be a sequence of one or more addresses, got {mirrors!r}.")
     folder = Path(dataset_dir).expanduser()
     training, validation = folder / f"{dataset_name}.npz", folder / f"{dataset_name}-val.npz"
-    mirror = None
     with requests.Session() as session:
         for target in (validation, training):
             transfer = _Transfer(target, session, timeout, progress)
             mirror = None if target.exists() else _provide(transfer, mirrors, retries, backoff)
-    return DownloadedDataset(training, validation, mirror)
+    return mirror
 
 
 def _provide(

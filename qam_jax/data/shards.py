@@ -61,19 +61,13 @@ class Shard(NamedTuple):
     extent: Extent
 
 
-def open_shards(
-    folder: str | os.PathLike,
-    env: gymnasium.Env | None,
-    *,
-    replace_interval: int,
-    proportion: float = 1.0,
-    sparse: bool = False,
-) -> "Shards":
-    """Opens a folder of `.npz` files, each of which trains for a number of updates in turn.
+class Shards(DataSource):
+    """A folder of `.npz` files, each of which trains for a number of updates in turn.
 
     Files are taken in the order of their names, without `*-val.npz`. Update `s` trains on file
     `(s // replace_interval) % n`. Each file is converted into memory-mapped columns when it is
     first used (see `qam_jax.data.column_cache`), which takes as much disk space as its arrays.
+    To be used from one thread.
 
     Args:
       folder: folder of the files; fields as in `qam_jax.data.checks`, or OGBench's.
@@ -84,83 +78,54 @@ def open_shards(
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
       sparse: whether every reward that is not 0 becomes -1.
 
+    Attributes:
+      num_swaps: how many times a file has replaced another.
+      stall_seconds: how long the caller waited for these replacements.
+
     Raises:
       FileNotFoundError: if there is no such folder, or no file in it.
       ValueError: if a file is damaged, does not fit the environment or differs from another one in
         fields or dimensions, or if an argument is out of range; the message names it.
       OSError: if the columns cannot be stored anywhere.
     """
-    check_proportion(proportion)
-    if replace_interval < 0:
-        raise ValueError(
-            f"the interval after which the dataset is replaced must be 0 (never) or a number of "
-            f"updates, got {replace_interval}."
-        )
-    folder = Path(folder).expanduser()
-    paths = npz.find_files(folder)
-    if replace_interval == 0:
-        paths = paths[:1]
-    headers = {path: npz.read_headers(path) for path in paths}
-    for path in paths:
-        check_headers(headers[path], REQUIRED_FIELDS, source=str(path))
-    check_same_fields(headers)
-    first = headers[paths[0]]
-    check_dimensions(first, env, paths[0])
-    task = None if "rewards" in first else _find_task(env, first, paths[0])
-    shards = [_survey(path, headers[path], proportion) for path in paths]
-    return Shards(folder, shards, replace_interval, proportion, sparse, task)
-
-
-def _find_task(
-    env: gymnasium.Env | None, headers: Mapping[str, ArrayHeader], path: Path
-) -> RewardTask:
-    task = freeze_task(env) if env is not None and "qpos" in headers else None
-    if task is None:
-        raise ValueError(
-            f"{path}: there are no 'rewards', and computing them takes 'qpos' and one of OGBench's "
-            f"single-task environments. There are: {', '.join(sorted(headers))}. Add rewards, or "
-            "check --env_name."
-        )
-    return task
-
-
-def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> Shard:
-    version, checksums = read_version(path), npz.read_checksums(path)
-    terminals = npz.read_arrays(path, ["terminals"])["terminals"]
-    extent = find_extent(terminals, "next_observations" in headers, proportion, path)
-    return Shard(path, version, headers, checksums, extent)
-
-
-class Shards(DataSource):
-    """Files that take turns; see `open_shards`. To be used from one thread.
-
-    Attributes:
-      num_swaps: how many times a file has replaced another.
-      stall_seconds: how long the caller waited for these replacements.
-    """
 
     def __init__(
         self,
-        folder: Path,
-        shards: list[Shard],
+        folder: str | os.PathLike,
+        env: gymnasium.Env | None,
+        *,
         replace_interval: int,
-        proportion: float,
-        sparse: bool,
-        task: RewardTask | None,
+        proportion: float = 1.0,
+        sparse: bool = False,
     ):
-        self.path = folder
-        self.num_swaps = 0
-        self.stall_seconds = 0.0
-        self._shards = shards
-        self._interval = replace_interval if len(shards) > 1 else 0
-        self.description = _describe(folder, shards, self._interval, proportion)
-        self._proportion, self._sparse, self._task = proportion, sparse, task
-        self._cache = find_cache(folder)
-        self._num_rows = max(shard.extent.laid_out_rows for shard in shards)
-        self._num_starts = max(shard.extent.transitions for shard in shards)
+        check_proportion(proportion)
+        if replace_interval < 0:
+            raise ValueError(
+                "the interval after which the dataset is replaced must be 0 (never) or a number of "
+                f"updates, got {replace_interval}."
+            )
+        self.path = Path(folder).expanduser()
+        paths = npz.find_files(self.path)
+        if replace_interval == 0:
+            paths = paths[:1]
+        headers = {path: npz.read_headers(path) for path in paths}
+        for path in paths:
+            check_headers(headers[path], REQUIRED_FIELDS, source=str(path))
+        check_same_fields(headers)
+        first = headers[paths[0]]
+        check_dimensions(first, env, paths[0])
+        self._task = None if "rewards" in first else _find_task(env, first, paths[0])
+        self._shards = [_survey(path, headers[path], proportion) for path in paths]
+        self._interval = replace_interval if len(paths) > 1 else 0
+        self._proportion, self._sparse = proportion, sparse
+        self.description = _describe(self.path, self._shards, self._interval, proportion)
+        self._cache = find_cache(self.path)
+        self._num_rows = max(shard.extent.laid_out_rows for shard in self._shards)
+        self._num_starts = max(shard.extent.transitions for shard in self._shards)
         self._current: int | None = None
         self._dataset: TransitionDataset | None = None
         self._next: _Reader | None = None
+        self.num_swaps, self.stall_seconds = 0, 0.0
 
     def at(self, step: int) -> TransitionDataset:
         """Data for update `step`.
@@ -239,6 +204,26 @@ class _Reader(threading.Thread):
     def run(self) -> None:
         with contextlib.suppress(Exception):
             self.dataset = self._read(self.index)
+
+
+def _find_task(
+    env: gymnasium.Env | None, headers: Mapping[str, ArrayHeader], path: Path
+) -> RewardTask:
+    task = freeze_task(env) if env is not None and "qpos" in headers else None
+    if task is None:
+        raise ValueError(
+            f"{path}: there are no 'rewards', and computing them takes 'qpos' and one of OGBench's "
+            f"single-task environments. There are: {', '.join(sorted(headers))}. Add rewards, or "
+            "check --env_name."
+        )
+    return task
+
+
+def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> Shard:
+    version, checksums = read_version(path), npz.read_checksums(path)
+    terminals = npz.read_arrays(path, ["terminals"])["terminals"]
+    extent = find_extent(terminals, "next_observations" in headers, proportion, path)
+    return Shard(path, version, headers, checksums, extent)
 
 
 def _describe(folder: Path, shards: list[Shard], interval: int, proportion: float) -> str:

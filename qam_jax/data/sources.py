@@ -130,7 +130,7 @@ def _provide(
                 mirrors=(*mirrors, *MIRRORS),
                 # Where there is another way, do not wait for a mirror that does not answer.
                 **({"timeout": 10.0, "retries": 0} if can_generate else {}),
-            ).mirror
+            )
             return path, f"downloaded from {mirror}" if mirror else f"local file {path}"
         except DownloadError:
             if not can_generate:

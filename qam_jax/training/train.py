@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.data.dataset import DataSource
-from qam_jax.data.shards import open_shards
+from qam_jax.data.shards import Shards
 from qam_jax.data.sources import load_ogbench, load_own
 from qam_jax.envs import make_env
 from qam_jax.runs import hosts
@@ -248,7 +248,7 @@ def _read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource
     common: dict[str, Any] = {"sparse": settings.sparse, "proportion": settings.dataset_proportion}
     if settings.ogbench_dataset_dir:
         interval = settings.dataset_replace_interval
-        return open_shards(settings.ogbench_dataset_dir, env, replace_interval=interval, **common)
+        return Shards(settings.ogbench_dataset_dir, env, replace_interval=interval, **common)
     if settings.dataset:
         return load_own(settings.dataset, env, **common)
     return load_ogbench(

@@ -1,11 +1,11 @@
-"""Folders of small files, as `open_shards` reads them."""
+"""Folders of small files, as `Shards` reads them."""
 
 import numpy as np
 import pytest
 
 from qam_jax import files
 from qam_jax.data import column_cache
-from qam_jax.data.shards import open_shards
+from qam_jax.data.shards import Shards
 
 
 @pytest.fixture(name="fast_disk")
@@ -21,7 +21,7 @@ def _open_folder(fast_disk):
     opened = []
 
     def open_folder(folder, env=None, **options):
-        opened.append(open_shards(folder, env, **{"replace_interval": 10, **options}))
+        opened.append(Shards(folder, env, **{"replace_interval": 10, **options}))
         return opened[-1]
 
     yield open_folder

@@ -113,12 +113,13 @@ def test_where_the_folder_cannot_be_written_to_another_is_used(
 
 _SCRIPT = """
 import sys
-from qam_jax.data.shards import open_shards
-source = open_shards(sys.argv[1], None, replace_interval=10)
+from qam_jax.data.shards import Shards
+source = Shards(sys.argv[1], None, replace_interval=10)
 print([int(source.at(step).observations[0, 0]) for step in (0, 10, 20)])
 """  # which does not close the source, and ends all the same
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_columns(folder):
     command = [sys.executable, "-c", _SCRIPT, str(folder)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

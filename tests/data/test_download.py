@@ -155,10 +155,10 @@ def _assert_complete(folder: Path) -> None:
 def test_fetches_the_validation_file_first_and_each_file_once(mirror, tmp_path):
     good = mirror()
     result = _download(tmp_path / "new", good)
-    assert result == (tmp_path / "new" / TRAIN, tmp_path / "new" / VAL, good.url)
+    assert result == good.url
     _assert_complete(tmp_path / "new")
     assert good.paths == [f"/data/{VAL}", f"/data/{TRAIN}"]
-    assert _download(tmp_path / "new", good).mirror is None
+    assert _download(tmp_path / "new", good) is None
     assert len(good.paths) == 2
 
 
@@ -211,14 +211,14 @@ def test_retries_are_bounded_and_back_off(mirror, tmp_path, monkeypatch):
     pauses = []
     monkeypatch.setattr(download.time, "sleep", pauses.append)
     busy, good = mirror(status(503)), mirror()
-    assert _download(tmp_path, busy, good, retries=3, backoff=0.5).mirror == good.url
+    assert _download(tmp_path, busy, good, retries=3, backoff=0.5) == good.url
     assert len(busy.requests) == 4
     assert pauses == [1.0, 2.0, 4.0]
 
 
 def test_a_partial_file_is_not_continued_from_another_mirror(mirror, tmp_path):
     broken, good = mirror(BROKEN, status(404)), mirror()
-    assert _download(tmp_path, broken, good).mirror == good.url
+    assert _download(tmp_path, broken, good) == good.url
     _assert_complete(tmp_path)
     assert "Range" not in good.requests[0]
 
@@ -229,7 +229,7 @@ def test_a_partial_file_survives_mirrors_that_fail_and_its_own_is_asked_first(mi
         _download(tmp_path, broken, empty)
     assert not (tmp_path / TRAIN).exists()
 
-    assert _download(tmp_path, empty, broken).mirror == broken.url
+    assert _download(tmp_path, empty, broken) == broken.url
     _assert_complete(tmp_path)
     assert "Range" in broken.requests[-1]
     assert len(empty.requests) == 1
@@ -262,7 +262,7 @@ def test_a_bad_answer_is_named_and_never_kept(mirror, tmp_path, answer, reason):
     assert reason in str(raised.value)
     assert (tmp_path / VAL).exists() and not (tmp_path / TRAIN).exists()
     good = mirror()
-    assert _download(tmp_path, bad, good, retries=0).mirror == good.url
+    assert _download(tmp_path, bad, good, retries=0) == good.url
     _assert_complete(tmp_path)
 
 
@@ -308,7 +308,7 @@ def test_files_in_a_folder_that_is_only_readable_are_used(mirror, tmp_path, monk
         raise OSError("read-only")
 
     monkeypatch.setattr(download, "ensure_writable_dir", refuse)
-    assert _download(tmp_path, "http://127.0.0.1:1").path == tmp_path / TRAIN
+    assert _download(tmp_path, "http://127.0.0.1:1") is None
 
 
 _KILLED_CHILD = """
@@ -375,7 +375,7 @@ def test_two_downloads_at_once_fetch_the_file_once(mirror, tmp_path, monkeypatch
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert sorted(str(result.mirror) for result in results) == ["None", good.url]
+    assert sorted(str(result) for result in results) == ["None", good.url]
     assert len(good.requests) == 1
     _assert_complete(tmp_path)
 

@@ -99,6 +99,7 @@ def stitch_dir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_number_of_processes_changes_nothing(stitch_dir, tmp_path):
     generate.generate_dataset(
         "pointmaze-medium-stitch-v0", tmp_path, num_episodes=11, num_processes=2, progress=False
@@ -144,6 +145,7 @@ def test_ogbench_loads_a_maze(stitch_dir):
     assert np.sum(moves * train["actions"][free], axis=1).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_ogbench_loads_a_manipulation_task(tmp_path):
     recipe = generate.get_recipe("scene-noisy-v0")._replace(num_episodes=1, episode_length=20)
     path = generate._generate(recipe, tmp_path, seed=1, num_processes=1, progress=False)
@@ -223,6 +225,7 @@ def test_command_reports_errors_in_one_message(name, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_command_keeps_existing_files_and_replaces_them_on_request(tmp_path):
     path = tmp_path / "pointmaze-medium-stitch-v0.npz"
     path.write_bytes(b"mine")

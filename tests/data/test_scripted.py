@@ -26,8 +26,8 @@ def _assert_equal(episode, other):
     [
         ("pointmaze-medium-navigate-v0", 400),
         ("pointmaze-teleport-stitch-v0", 201),
-        ("cube-double-play-v0", 60),
-        ("scene-noisy-v0", 60),
+        pytest.param("cube-double-play-v0", 60, marks=pytest.mark.slow),
+        pytest.param("scene-noisy-v0", 60, marks=pytest.mark.slow),
         ("puzzle-3x3-noisy-v0", 60),
     ],
 )

@@ -94,8 +94,8 @@ def test_only_real_starts_are_drawn_by_one_compiled_program(folder, open_folder)
 
 _TASKS = (
     _ENV_NAME,
-    "cube-double-play-singletask-task2-v0",
-    "scene-play-singletask-v0",
+    pytest.param("cube-double-play-singletask-task2-v0", marks=pytest.mark.slow),
+    pytest.param("scene-play-singletask-v0", marks=pytest.mark.slow),
     "puzzle-3x3-play-singletask-v0",
 )
 

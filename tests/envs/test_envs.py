@@ -11,6 +11,7 @@ from qam_jax.envs import EnvPool, OpenLoopChunks, OwnRandomState, make_env
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
 
 _ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
+_SLOW_ENV = pytest.param("cube-single-play-singletask-task2-v0", marks=pytest.mark.slow)
 
 
 class Countdown(gymnasium.Env):
@@ -69,7 +70,7 @@ def test_random_state_is_each_environments_own():
     assert np.random.rand() == expected  # noqa: NPY002 - the caller's state is untouched
 
 
-@pytest.mark.parametrize("env_name", [_ENV_NAME, "cube-single-play-singletask-task2-v0"])
+@pytest.mark.parametrize("env_name", [_ENV_NAME, _SLOW_ENV])
 def test_a_seed_fixes_an_episode(env_name):
     """Also after other episodes, and in another object."""
 
@@ -178,7 +179,7 @@ def test_what_is_not_finite_is_named():
         OpenLoopChunks(Scripted([fine], first=(1e300, 0.0)), 2).reset(seed=7)
 
 
-@pytest.mark.parametrize("env_name", [_ENV_NAME, "cube-single-play-singletask-task2-v0"])
+@pytest.mark.parametrize("env_name", [_ENV_NAME, _SLOW_ENV])
 def test_replay_takes_an_episode_back_to_where_it_was(env_name):
     env = OpenLoopChunks(make_env(env_name), 5)
     shape = (4, *env.action_space.shape)

@@ -132,6 +132,7 @@ def test_values_that_are_not_finite_are_a_crash(make_pool):
         pool.step(_ACTIONS)
 
 
+@pytest.mark.slow
 def test_too_many_crashes_end_in_an_error_that_says_what_to_do(make_pool):
     pool = make_pool(partial(Faulty, _raise), max_crashes=2)
     pool.crashes = 1  # of the run that this one continues
@@ -155,6 +156,7 @@ def test_an_environment_that_cannot_be_made_is_an_error_at_once(caplog):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_restart_that_fails_is_a_crash_as_well(make_pool, tmp_path):
     class Once(Counter):
         """Cannot be made while two markers are there; makes one, and one at its first step."""
@@ -238,6 +240,7 @@ _SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "status"), [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("pass", 0)]
 )

@@ -136,15 +136,7 @@ def make_study(
     """
     if methods == "all":
         methods = paper_methods() if preset else algorithm_names()
-    tasks = _checked_list("tasks", tasks, int)
-    if not set(tasks) <= {1, 2, 3, 4, 5}:
-        raise ValueError(f"tasks are numbers from 1 to 5, got {tasks}.")
-    domain_envs = [
-        f"{domain}-singletask-task{task}-v0"
-        for domain in _checked_list("domains", domains, str)
-        for task in tasks
-    ]
-    env_names = [*_checked_list("env_names", env_names, str), *domain_envs]
+    env_names = [*_checked_list("env_names", env_names, str), *_domain_envs(domains, tasks)]
     study = Study(
         name=name,
         methods=tuple(_checked_list("methods", methods, str)),
@@ -162,6 +154,14 @@ def make_study(
         if not getattr(study, field):
             raise ValueError(f"no {label}: there would be no run.")
     return study
+
+
+def _domain_envs(domains: Sequence[str], tasks: Sequence[int]) -> list[str]:
+    tasks = _checked_list("tasks", tasks, int)
+    if not set(tasks) <= {1, 2, 3, 4, 5}:
+        raise ValueError(f"tasks are numbers from 1 to 5, got {tasks}.")
+    names = _checked_list("domains", domains, str)
+    return [f"{domain}-singletask-task{task}-v0" for domain in names for task in tasks]
 
 
 def choose(

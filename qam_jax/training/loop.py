@@ -49,12 +49,10 @@ def run_stage(
 ) -> None:
     """Takes runs from where they are to the end of a stage.
 
-    Rows, evaluations and checkpoints are due at multiples of their intervals and at the end. If a
-    round of the online stage passes such a step, they are written after the round, under the
-    number of the step that was due.
+    Rows, evaluations and checkpoints are due at multiples of their intervals and at the end. A
+    round of the online stage may pass a step that was due: they keep that step's number.
 
     Args:
-      stage: the stage.
       runs: runs in the stage; they change.
       stop: asks whether to stop. A run then goes back to the evaluation that is still at work.
       ahead: a run of another seed; the stage ends early where that run is.
@@ -64,8 +62,7 @@ def run_stage(
       NotFiniteError: if training went wrong.
     """
     layout, interval = stage.layout, runs[0].settings.log_interval
-    state = layout.join([run.state for run in runs])
-    sums = layout.join([run.sums for run in runs])
+    state, sums = layout.join([run.state for run in runs]), layout.join([r.sums for r in runs])
     for run in runs:
         run.state = run.sums = None
     clock, firsts = time.perf_counter(), [run.step for run in runs]

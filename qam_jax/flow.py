@@ -231,12 +231,13 @@ def _simulate(
         index, noise_scale, noise = inputs
         time = _time_like(x, index, num_steps)
         velocity = velocity_fn(x, time)
-        after = _sde_step(x, velocity, time, 1 / num_steps, noise_scale * noise)
-        return jax.lax.stop_gradient(after) if hold_states else after, (x, velocity)
+        x = _sde_step(x, velocity, time, 1 / num_steps, noise_scale * noise)
+        x = jax.lax.stop_gradient(x) if hold_states else x
+        return x, (x, velocity)
 
     inputs = jnp.arange(num_steps - 1), noise_scales, step_noise
-    last, (states, velocities) = jax.lax.scan(step, initial_noise, inputs)
-    return jnp.concatenate([states, last[None]]), velocities
+    _, (states, velocities) = jax.lax.scan(step, initial_noise, inputs)
+    return jnp.concatenate([initial_noise[None], states]), velocities
 
 
 def _sde_step(x: Array, velocity: Array, time: Array, step_size: float, noise: Array) -> Array:

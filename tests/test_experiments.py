@@ -65,11 +65,11 @@ def test_help_is_printed_without_a_run(script):
     assert "Traceback" not in result.stderr
 
 
-def test_every_algorithm_has_a_config_file():
+def test_one_config_file_serves_every_algorithm():
+    path = _ROOT / "experiments" / "configs" / "default.py"
     assert len(algorithm_names()) == 19
     for name in algorithm_names():
-        path = _ROOT / "experiments" / "configs" / f"{name}.py"
-        assert runpy.run_path(str(path))["get_config"]() == get_config(name)
+        assert runpy.run_path(str(path))["get_config"](name) == get_config(name)
 
 
 @pytest.mark.parametrize(

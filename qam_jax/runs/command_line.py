@@ -82,7 +82,7 @@ def run_with_config(main: Callable[[list[str]], None], default: Path) -> None:
       default: the config's file where --config is not given.
     """
     arguments = list(sys.argv)
-    config = pop_flag(arguments, "config") or str(default)
+    config = _config_file(pop_flag(arguments, "config") or str(default))
     arguments.insert(1, f"--config={config}")
     config_flags.DEFINE_config_file(
         "config",
@@ -93,6 +93,13 @@ def run_with_config(main: Callable[[list[str]], None], default: Path) -> None:
         accept_new_attributes=True,  # the algorithm says which field it does not know
     )
     app.run(main, argv=arguments, flags_parser=_parse_flags)
+
+
+def _config_file(config: str) -> str:
+    """Value of --config that finds `<method>.py` without such a file: `default.py:<method>`."""
+    path = Path(config.partition(":")[0])
+    shared = path.with_name("default.py")
+    return config if path.exists() or not shared.exists() else f"{shared}:{path.stem}"
 
 
 def pop_flag(arguments: list[str], name: str) -> str | None:

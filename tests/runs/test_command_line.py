@@ -46,6 +46,7 @@ run_with_config(main, sys.argv.pop(1))
         (["--config.lr=0.5"], "0.5 qam"),
         (["--config.lr=0.5", "--config={configs}/fql.py"], "0.5 fql"),
         (["--config.lr=0.5", "--config", "{configs}/bc.py"], "0.5 bc"),
+        (["--config.lr=0.5", "--config={configs}/default.py:qam_e"], "0.5 qam_e"),
     ],
 )
 def test_the_config_may_stand_behind_the_flags_of_its_fields(given, expected):

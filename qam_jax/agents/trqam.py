@@ -5,7 +5,8 @@ divergence of the fine-tuned flow's paths from the base flow's is above the budg
 falls while it is below. Meant to start from a flow trained by behaviour cloning alone.
 """
 
-import flax.struct
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ _LAM_RANGE = (0.01, 100.0)
 _KL_RATE = 0.1  # of the moving average of the divergence
 
 
-@flax.struct.dataclass
+@base.state_dataclass
 class TrustRegionState(AgentState):
     """Agent's state with the trust region, which the optimiser leaves alone.
 
@@ -116,6 +117,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         state, metrics = agent.update(state, batch)
         moved = update_trust_region(state.lam, state.kl_ema, metrics["kl"], config.kl_budget)
-        return state.replace(**moved), metrics | moved
+        return dataclasses.replace(state, **moved), metrics | moved
 
     return agent._replace(init=init, update=update)

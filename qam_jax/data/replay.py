@@ -172,7 +172,7 @@ class Replay:
         path = self._folder / f"{self.num_added - len(columns['episodes']):012d}.npz"
         try:
             with atomic_write(path) as temporary:
-                np.savez(temporary, **columns)
+                np.savez(temporary, **columns)  # type: ignore[arg-type]  # none is allow_pickle
         except OSError as error:
             raise OSError(
                 f"the experience could not be written to {path} ({error}). Is the disk full? Make "

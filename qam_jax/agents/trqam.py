@@ -76,7 +76,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic = base.make_critic(config)
 
     def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        return qam.init_flows(flow, *jax.random.split(key), observation, action)
+        behavior_key, flow_key = jax.random.split(key)
+        return qam.init_flows(flow, behavior_key, flow_key, observation, action)
 
     def matching_loss(
         params: Params, state: TrustRegionState, observations: Array, key: Key
@@ -96,6 +97,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
+        assert isinstance(state, TrustRegionState)
         bc_key, path_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         loss, metrics = matching_loss(params, state, batch.observations, path_key)
@@ -116,7 +118,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         state, metrics = agent.update(state, batch)
+        assert isinstance(state, TrustRegionState)
         moved = update_trust_region(state.lam, state.kl_ema, metrics["kl"], config.kl_budget)
-        return dataclasses.replace(state, **moved), metrics | moved
+        return dataclasses.replace(state, lam=moved["lam"], kl_ema=moved["kl_ema"]), metrics | moved
 
     return agent._replace(init=init, update=update)

@@ -158,6 +158,7 @@ def keep_programs(folder: str | os.PathLike) -> None:
     Args:
       folder: shared by all processes; each kind of processor has its own folder in it. Empty: none.
     """
+    # JAX adds the attributes of its options while it runs.
     cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if not str(folder) or cache:
         return

@@ -1,9 +1,15 @@
 """Types and shape checks that every layer shares."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import chex
 import jax
+
+if TYPE_CHECKING:  # chex's own types do not tell what its decorator makes of a class
+    from dataclasses import dataclass as pytree_dataclass
+else:
+    pytree_dataclass = chex.dataclass
 
 Array = jax.Array
 Key = chex.PRNGKey
@@ -29,7 +35,7 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be above 0, got {value}.")
 
 
-@chex.dataclass(frozen=True)
+@pytree_dataclass(frozen=True)
 class Batch:
     """Windows of `H` consecutive transitions, B of them.
 
@@ -50,7 +56,7 @@ class Batch:
     next_observations: Array
 
 
-@chex.dataclass(frozen=True)
+@pytree_dataclass(frozen=True)
 class Transitions:
     """Single transitions, N of them.
 
@@ -70,7 +76,7 @@ class Transitions:
     next_observations: chex.Array
 
 
-@chex.dataclass(frozen=True)
+@pytree_dataclass(frozen=True)
 class TransitionDataset:
     """Episodes laid end to end, each observation stored once (OGBench's compact layout).
 

@@ -38,7 +38,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic = base.make_critic(config)
 
     def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        return qam.init_flows(flow, *jax.random.split(key), observation, action)
+        behavior_key, flow_key = jax.random.split(key)
+        return qam.init_flows(flow, behavior_key, flow_key, observation, action)
 
     def path_loss(flow_params: Params, state: AgentState, observations: Array, key: Key) -> Loss:
         """`-tau (mean_k Q - rho std_k Q)(s, x_T) + sum_{i<T-1} 2 ||f - f_base||^2 / sigma_i^2`."""

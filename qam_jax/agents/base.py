@@ -1,9 +1,9 @@
 """Parts that all algorithms share: the agent's shape, state, config, flow and optimiser step."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,6 +12,11 @@ from ml_collections import ConfigDict
 from qam_jax.flow import flow_matching_loss, sample_flow
 from qam_jax.networks import COMPUTE_DTYPES, CriticEnsemble, VectorField
 from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
+
+if TYPE_CHECKING:  # flax's own types are not read, see pyproject.toml
+    from dataclasses import dataclass as state_dataclass
+else:
+    from flax.struct import dataclass as state_dataclass
 
 
 class Agent(NamedTuple):
@@ -29,7 +34,7 @@ class Agent(NamedTuple):
     sample_actions: Callable[["AgentState", Array, Key], Array]
 
 
-@flax.struct.dataclass
+@state_dataclass
 class AgentState:
     """Everything that training changes, as one pytree.
 
@@ -47,7 +52,7 @@ class AgentState:
     opt_state: optax.OptState
     key: Key
     step: Array
-    action_shape: tuple[int, int] = flax.struct.field(pytree_node=False)
+    action_shape: tuple[int, int] = dataclasses.field(metadata={"pytree_node": False})
 
     @property
     def action_dim(self) -> int:
@@ -233,7 +238,8 @@ def apply_gradients(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     online = {name: params[name] for name in state.target_params}
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         params=params,
         target_params=optax.incremental_update(online, state.target_params, tau),
         opt_state=opt_state,
@@ -271,7 +277,9 @@ def with_behavior(config: ConfigDict, state: AgentState, behavior: Params) -> Ag
     def replace(params: Params) -> Params:
         return {name: jax.tree.map(jnp.copy, copies.get(name, params[name])) for name in params}
 
-    return state.replace(params=replace(state.params), target_params=replace(state.target_params))
+    return dataclasses.replace(
+        state, params=replace(state.params), target_params=replace(state.target_params)
+    )
 
 
 def parameter_count(state: AgentState) -> int:

@@ -113,9 +113,9 @@ def _make_guided_policy(
         behavior = base.flow_velocity(flow, state.target_params["behavior"], observations)
 
         def value(actions: Array, times: Array) -> Array:
-            times = None if config.noisy_loss == "none" else times
+            own = None if config.noisy_loss == "none" else times
             params = state.params["critic"]
-            return jnp.mean(critic_values(critic, params, observations, actions, times), axis=0)
+            return jnp.mean(critic_values(critic, params, observations, actions, own), axis=0)
 
         def velocity(x: Array, t: Array) -> Array:
             gradient = actor_critic.action_gradient(lambda actions: value(actions, t), x)

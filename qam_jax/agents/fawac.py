@@ -4,6 +4,8 @@ AWAC (arXiv 2006.09359) with a flow policy: a value network `V` is regressed on 
 the flow clones the data's actions with weights that grow with their advantage.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -58,7 +60,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     ) -> Loss:
         observations = batch.observations
         weights = advantage_weights(state.params, observations, actions)
-        weighted = batch.replace(weights=batch.weights * weights)
+        weighted = dataclasses.replace(batch, weights=batch.weights * weights)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], weighted, actions, key)
         target_critic = state.target_params["critic"]
         value_targets = mean_critic_value(critic, target_critic, observations, actions)

@@ -4,6 +4,8 @@ One flow is cloned from the data and, in the same loss, improved on the critic b
 through every step of its ODE.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -53,7 +55,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     ) -> Loss:
         bc_key, noise_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-        drawn = policy(state.replace(params=params), batch.observations, noise_key)
+        drawn = policy(dataclasses.replace(state, params=params), batch.observations, noise_key)
         values = mean_critic_value(critic, state.params["critic"], batch.observations, drawn)
         value = jnp.mean(values)
         return bc_loss - value / config.alpha, {"bc_loss": bc_loss, "actor_q": value}

@@ -5,7 +5,8 @@ divergence of the fine-tuned flow's paths from the base flow's is above the budg
 falls while it is below. Meant to start from a flow trained by behaviour cloning alone.
 """
 
-import flax.struct
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ _LAM_RANGE = (0.01, 100.0)
 _KL_RATE = 0.1  # of the moving average of the divergence
 
 
-@flax.struct.dataclass
+@base.state_dataclass
 class TrustRegionState(AgentState):
     """Agent's state with the trust region, which the optimiser leaves alone.
 
@@ -75,7 +76,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic = base.make_critic(config)
 
     def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        return qam.init_flows(flow, *jax.random.split(key), observation, action)
+        behavior_key, flow_key = jax.random.split(key)
+        return qam.init_flows(flow, behavior_key, flow_key, observation, action)
 
     def matching_loss(
         params: Params, state: TrustRegionState, observations: Array, key: Key
@@ -95,6 +97,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
+        assert isinstance(state, TrustRegionState)
         bc_key, path_key = jax.random.split(key)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
         loss, metrics = matching_loss(params, state, batch.observations, path_key)
@@ -115,7 +118,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         state, metrics = agent.update(state, batch)
+        assert isinstance(state, TrustRegionState)
         moved = update_trust_region(state.lam, state.kl_ema, metrics["kl"], config.kl_budget)
-        return state.replace(**moved), metrics | moved
+        return dataclasses.replace(state, lam=moved["lam"], kl_ema=moved["kl_ema"]), metrics | moved
 
     return agent._replace(init=init, update=update)

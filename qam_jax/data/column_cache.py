@@ -57,8 +57,8 @@ def freeze_task(env: gymnasium.Env) -> RewardTask | None:
     if getattr(simulator, "_reward_task_id", None) is None:
         return None
     env.reset()  # sets the goal
-    goal = {name: getattr(simulator, name) for name in _GOALS if hasattr(simulator, name)}
-    goal = types.SimpleNamespace(**copy.deepcopy(goal), reset=lambda: None)
+    attributes = {name: getattr(simulator, name) for name in _GOALS if hasattr(simulator, name)}
+    goal = types.SimpleNamespace(**copy.deepcopy(attributes), reset=lambda: None)
     if hasattr(simulator, "_data"):
         goal._data = types.SimpleNamespace(mocap_pos=np.array(simulator._data.mocap_pos))
     goal.unwrapped = goal
@@ -74,7 +74,7 @@ def find_cache(folder: Path) -> Path:
     Raises:
       OSError: if that cannot be written to either.
     """
-    root = os.environ.get(CACHE_VARIABLE)
+    root: str | Path | None = os.environ.get(CACHE_VARIABLE)
     if not root:
         try:
             return ensure_writable_dir(folder / ".columns")

@@ -206,7 +206,7 @@ class _Transfer:
         elif start == note.size:
             return True  # stopped between the last byte and the check
         headers = {"Accept-Encoding": "identity"}
-        if start:
+        if start and note.validator:
             headers |= {"Range": f"bytes={start}-", "If-Range": note.validator}
         try:
             with self._session.get(

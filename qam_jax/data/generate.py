@@ -14,8 +14,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -161,13 +162,14 @@ def _generate(
     # The training file comes last: its presence means that both are complete.
     for path, data in ((dataset_dir / f"{recipe.name}-val.npz", val), (train_path, train)):
         with files.atomic_write(path) as temporary:
-            np.savez_compressed(temporary, generator=generator, **data)
+            arrays: dict[str, Any] = {"generator": generator, **data}
+            np.savez_compressed(temporary, **arrays)
     return train_path
 
 
 def _episodes(
     recipe: Recipe, seed: int, num_episodes: int, num_processes: int
-) -> Iterator[Episode]:
+) -> Generator[Episode]:
     """Yields all episodes in order, made by worker processes."""
     executor = concurrent.futures.ProcessPoolExecutor(
         min(num_processes, num_episodes),
@@ -197,7 +199,9 @@ def _start_worker() -> None:
 
 
 def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

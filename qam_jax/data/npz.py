@@ -70,7 +70,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     with _open(path) as archive:
         for name in names:
             with archive.open(f"{name}.npy") as file:
-                array = _read_array(file)
+                array = _read_array(file)  # type: ignore[arg-type]  # it is a ZipExtFile
             data[name] = as_float32(array) if name in FIELDS else array
     return data
 
@@ -158,7 +158,7 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 def _read_array(file: zipfile.ZipExtFile) -> np.ndarray:
     (shape, dtype), is_fortran = _read_header(file)
     array = np.empty(shape[::-1] if is_fortran else shape, dtype)
-    missing = memoryview(array.reshape(-1).view(np.uint8))
+    missing = array.reshape(-1).view(np.uint8).data
     while missing:
         count = file.readinto(missing[:_READ_BYTES])
         if count == 0:
@@ -168,7 +168,7 @@ def _read_array(file: zipfile.ZipExtFile) -> np.ndarray:
     return array.T if is_fortran else array
 
 
-def _read_header(file: IO[bytes]) -> tuple[ArrayHeader, bool]:
+def _read_header(file: IO[bytes] | zipfile.ZipExtFile) -> tuple[ArrayHeader, bool]:
     """Reads the head of an array's file, and whether the array lies in Fortran order.
 
     Own code, because NumPy's reader uses `ast`, which fails when two threads use it at once (up to
@@ -183,7 +183,7 @@ def _read_header(file: IO[bytes]) -> tuple[ArrayHeader, bool]:
         try:
             dtype = np.dtype(plain["dtype"].decode())
         except TypeError as error:
-            raise ValueError(f"no type of NumPy's: {plain['dtype']}") from error
+            raise ValueError(f"no type of NumPy's: {plain['dtype']!r}") from error
         return ArrayHeader(shape, dtype), plain["fortran"] == b"True"
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):

@@ -5,22 +5,22 @@ stand in the order of their arrival, an episode in progress can be trained on be
 no window mixes episodes.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qam_jax.data.dataset import ACTION_LIMIT, gather_windows, make_batch, sample_windows
 from qam_jax.files import DamagedError, atomic_write
-from qam_jax.types import Array, Batch, TransitionDataset, Transitions
+from qam_jax.types import Array, Batch, TransitionDataset, Transitions, pytree_dataclass
 
 
-@chex.dataclass(frozen=True)
+@pytree_dataclass(frozen=True)
 class ReplayBuffer:
     """A ring of `C` transitions on the device.
 
@@ -41,12 +41,12 @@ def gather_replay(buffer: ReplayBuffer, rows: Array, horizon_length: int, discou
 
     A window that reaches beyond what its episode has gathered so far has weight 0.
     """
-    window, valid = [rows], [jnp.ones(rows.shape, bool)]
+    steps, valid = [rows], [jnp.ones(rows.shape, bool)]
     for _ in range(horizon_length - 1):
-        following = buffer.successors[window[-1]]
+        following = buffer.successors[steps[-1]]
         valid.append(valid[-1] & (following >= 0))
-        window.append(jnp.where(valid[-1], following, window[-1]))
-    data, window = buffer.transitions, jnp.stack(window, axis=1)
+        steps.append(jnp.where(valid[-1], following, steps[-1]))
+    data, window = buffer.transitions, jnp.stack(steps, axis=1)
     return make_batch(
         observations=data.observations[rows],
         actions=data.actions[window],
@@ -172,7 +172,7 @@ class Replay:
         path = self._folder / f"{self.num_added - len(columns['episodes']):012d}.npz"
         try:
             with atomic_write(path) as temporary:
-                np.savez(temporary, **columns)
+                np.savez(temporary, **columns)  # type: ignore[arg-type]  # none is allow_pickle
         except OSError as error:
             raise OSError(
                 f"the experience could not be written to {path} ({error}). Is the disk full? Make "
@@ -232,7 +232,8 @@ class Replay:
 
     def _link(self, episodes: np.ndarray) -> np.ndarray:
         """The earlier row of the same episode for each new row [N], or -1."""
-        predecessors, newest = np.empty(len(episodes), np.int64), {}
+        predecessors = np.empty(len(episodes), np.int64)
+        newest: dict[int, int] = {}
         for index, episode in enumerate(episodes.tolist()):
             predecessors[index] = newest.get(episode, self._newest.get(episode, -1))
             newest[episode] = self.num_added + index
@@ -249,7 +250,8 @@ def _insert(
     buffer: ReplayBuffer, transitions: Transitions, places: Array, predecessors: Array, size: Array
 ) -> ReplayBuffer:
     # As in a dataset; the log keeps the actions that were executed.
-    transitions = transitions.replace(actions=transitions.actions.clip(-ACTION_LIMIT, ACTION_LIMIT))
+    actions = transitions.actions.clip(-ACTION_LIMIT, ACTION_LIMIT)
+    transitions = dataclasses.replace(transitions, actions=actions)
 
     def put(array: Array, values: Array) -> Array:
         return array.at[places].set(values, mode="drop")

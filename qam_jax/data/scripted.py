@@ -294,11 +294,12 @@ def _manipulation_episode(env: Any, recipe: Recipe, rng: np.random.Generator) ->
 def _make_oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
     """Oracle for each task of the environment: `plan` for play, otherwise `markov`."""
     base = recipe.env_id.split("-")[0]
-    options: dict[str, dict[str, Any]] = {
+    by_environment: dict[str, dict[str, dict[str, Any]]] = {
         "cube": {"cube": {}},
         "puzzle": {"button": {"gripper_always_closed": True}},
         "scene": {"cube": {}, "button": {}, "drawer": {}, "window": {}},
-    }[base]
+    }
+    options = by_environment[base]
     if recipe.kind == "play":
         style = "plan"
         common = {"noise": recipe.noise, "noise_smoothing": _PLAN_NOISE_SMOOTHING}

@@ -123,13 +123,11 @@ def _provide(
         )
     can_generate = data_source == "auto" and dataset_name in generatable_names()
     if data_source in ("auto", "download"):
+        # Where there is another way, do not wait for a mirror that does not answer.
+        patience: dict[str, Any] = {"timeout": 10.0, "retries": 0} if can_generate else {}
         try:
             mirror = download_dataset(
-                dataset_name,
-                folder,
-                mirrors=(*mirrors, *MIRRORS),
-                # Where there is another way, do not wait for a mirror that does not answer.
-                **({"timeout": 10.0, "retries": 0} if can_generate else {}),
+                dataset_name, folder, mirrors=(*mirrors, *MIRRORS), **patience
             )
             return path, f"downloaded from {mirror}" if mirror else f"local file {path}"
         except DownloadError:

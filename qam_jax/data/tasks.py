@@ -70,7 +70,7 @@ def find_task(env_name: str) -> OGBenchTask | None:
     match = _NAME.fullmatch(env_name)
     if match is None:
         return None
-    number = match["number"] and int(match["number"])
+    number = int(match["number"]) if match["number"] else None
     return OGBenchTask(match["environment"], match["dataset_type"], number, match["version"])
 
 

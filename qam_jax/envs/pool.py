@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper, clear_mpi_env_vars
 
-from qam_jax.envs.wrappers import OpenLoopChunks
+from qam_jax.envs.wrappers import EpisodeSummary, OpenLoopChunks
 
 _CLOSE_SECONDS = 5.0  # for an environment to close by itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -114,7 +114,8 @@ class EnvPool:
           EnvFailure: if there were too many crashes.
         """
         options = {"replay": dict(replay or {})}
-        selected = {int(i): {"seed": seeds[i], "options": options} for i in np.flatnonzero(mask)}
+        chosen = np.flatnonzero(mask).tolist()
+        selected = {i: {"seed": seeds[i], "options": options} for i in chosen}
         for index, latest in self._call("reset", selected).items():
             self._latest[index] = latest
         return self._stack()
@@ -136,13 +137,13 @@ class EnvPool:
         answers = self._call("step", {i: {"action": actions[i]} for i in range(self.num_envs)})
         observations, rewards, terminated, truncated, infos = zip(*answers.values(), strict=True)
         self._latest = list(zip(observations, infos, strict=True))
-        observations, infos = self._stack()
+        stacked, summaries = self._stack()
         return (
-            observations,
+            stacked,
             np.array(rewards, np.float64),
             np.array(terminated, bool),
             np.array(truncated, bool),
-            infos,
+            summaries,
         )
 
     def close(self) -> None:
@@ -300,7 +301,7 @@ def _serve(pipe: Connection, pickled_env_fn: bytes) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     env: OpenLoopChunks | None = None
 
-    def make() -> tuple[np.ndarray, dict[str, Any]]:
+    def make() -> tuple[np.ndarray, EpisodeSummary]:
         nonlocal env
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as many times as there are processes

@@ -26,7 +26,9 @@ class OwnRandomState(gymnasium.Wrapper):
         super().__init__(env)
         self._state = np.random.RandomState(0).get_state()
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self._state = np.random.RandomState(seed).get_state()
             self.env.action_space.seed(seed)
@@ -118,7 +120,9 @@ class OpenLoopChunks(gymnasium.Wrapper):
         """Latest observation, and the summary of a chunk in which nothing happened."""
         return self._observation, self._summary([])
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, EpisodeSummary]:
         options = dict(options or {})
         actions = options.pop("replay", {}).get(seed, ())
         self._begin(seed)
@@ -216,7 +220,9 @@ class Films(gymnasium.Wrapper):
         self._frames: list[np.ndarray] = []
         self._num_steps = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         result = self.env.reset(seed=seed, options=options)
         self._path = self._folder / f"episode_{seed}.mp4"
         self._frames, self._num_steps = [self.env.unwrapped.render()], 0

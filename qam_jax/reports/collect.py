@@ -185,7 +185,8 @@ def tell_apart(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     reference = settings[_most_common(kinds, settings)]
     values = {name: {each[name] for each in settings.values()} for name in reference}
     method, env_name = runs[["method", "env_name"]].iloc[0]
-    labels, shown = {}, []
+    labels: dict[Any, str] = {}
+    shown = []
     for identity, group in kinds.items():
         names = [name for name in reference if settings[identity][name] != reference[name]]
         names.sort(key=lambda name: (-len(values[name]), name))

@@ -67,7 +67,7 @@ def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
             result.env_name, base_method(result.method)
         )
         mean, std = (getattr(paper, f"{result.stage}_{name}", np.nan) for name in ("mean", "std"))
-        if not np.isnan(mean):
+        if paper is not None and not np.isnan(mean):
             theirs = Sample(mean, std, paper.num_seeds, _PAPER_EPISODES)
             texts = [
                 difference.text

@@ -139,7 +139,7 @@ def overall_aggregates(report: Report) -> pd.DataFrame:
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
     """Draws all figures as PNG and SVG; returns the files."""
-    figures = []
+    figures: list[tuple[str, list[Panel], dict[str, Any]]] = []
     for domain in report.domains:
         here = report.runs[(report.runs["domain"] == domain) & (report.runs["step"] > 0)]
         legend = ordered_methods(here["method"])

@@ -125,8 +125,8 @@ def progress_view(
     table = Table(pad_edge=False)
     kept = [name for name in _COLUMNS if width >= _WIDE or name not in _ONLY_WIDE]
     for name in kept:
-        justify = "left" if name in _LEFT else "right"
-        table.add_column(name, justify=justify, no_wrap=name not in ("run", "state"))
+        wraps = name in ("run", "state")
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=not wraps)
     names = Counter(run.name for run in runs)
     for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.name)):
         if names[run.name] > 1:
@@ -264,7 +264,8 @@ def _cells(run: Progress, now: float) -> dict[str, Text | ProgressBar]:
     state = f"silent for {duration(run.age)}" if run.state == "silent" else run.state
     if run.state in ("failed", "stopped"):
         state += f" {duration(run.age)} ago"
-    known = {"run": Text(run.name), "state": Text(state, style=_COLORS[run.state])}
+    known: dict[str, Text | ProgressBar] = {"run": Text(run.name)}
+    known["state"] = Text(state, style=_COLORS[run.state])
     if run.note and run.state != "failed":
         return known | {"progress": Text("see above" if run.state == "damaged" else run.note)}
     score = "–"

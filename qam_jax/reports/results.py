@@ -129,7 +129,7 @@ def aggregates(results: pd.DataFrame, reference: str | None) -> pd.DataFrame:
         for method, tasks in methods.items():
             scores = list(tasks.values())
             sizes = [len(task) for task in scores]
-            others = methods.get(reference, {}) if method != reference else {}
+            others = methods.get(reference, {}) if reference and method != reference else {}
             rows.append(
                 {"domain": domain, "method": method, "stage": stage, "unit": unit}
                 | estimate_columns("mean", estimate(mean_score, scores))
@@ -309,7 +309,9 @@ def _improvement(
     return estimate(probability_of_improvement, ours, theirs)
 
 
-def _curve(method: str, steps: Sequence[float], statistic: Any, tasks: Any) -> pd.DataFrame:
+def _curve(
+    method: str, steps: Sequence[float] | np.ndarray, statistic: Any, tasks: Any
+) -> pd.DataFrame:
     """Curve of a statistic, as a table with its interval."""
     bounds = bootstrap(statistic, tasks, replicates=_CURVE_REPLICATES)
     columns = dict(zip(("score", "score_low", "score_high"), bounds, strict=True))
@@ -358,7 +360,8 @@ def _labels(last: pd.DataFrame, setting: str) -> tuple[dict[Path, str], list[str
       setting: name of the setting.
     """
     names = [method_name({"agent_name": run["agent"]["agent_name"]}) for run in last["config"]]
-    labels, notes = {}, []
+    labels: dict[Path, str] = {}
+    notes: list[str] = []
     for _, group in last.assign(method=names).groupby(["env_name", "method"], sort=False):
         identity = identities(group["config"], without=setting.removeprefix("config."))
         group = group.assign(identity=identity)

@@ -111,7 +111,7 @@ def make_report(
             f"--reference: there are no runs of {reference!r}; the methods found are "
             f"{', '.join(methods) or 'none'}."
         )
-    reference = reference or default_reference(results)
+    against = reference or default_reference(results)
     tables = []
     for setting in dict.fromkeys(settings):
         table, lines = sensitivity(runs, setting, at)
@@ -122,9 +122,9 @@ def make_report(
         runs=runs,
         notes=[*notes, *seed_notes(runs), *curve_notes(runs)],
         results=results,
-        aggregates=aggregates(results, reference),
+        aggregates=aggregates(results, against),
         improvements=improvements(results),
-        reference=reference,
+        reference=against,
         published=compare_with_published(results if at is None else results.iloc[:0]),
         comparison=_compare(folders, runs, compare, at) if compare else None,
         missing=missing_runs(runs, expected, at),

@@ -190,14 +190,14 @@ class Checkpoints:
             if trouble:
                 damaged.append((step, trouble))
                 continue
-            for bad, error in damaged:
-                self._put_aside(bad, error)
+            for bad, fault in damaged:
+                self._put_aside(bad, fault)
             return result
         if damaged:
-            step, error = damaged[0]
+            step, fault = damaged[0]
             raise ValueError(
                 f"none of the checkpoints in {self.folder} can be read; that of step {step}: "
-                f"{error}. Were they saved by another version of this code? Restore them "
+                f"{fault}. Were they saved by another version of this code? Restore them "
                 "from a copy, or start a new run with another --run_id."
             )
         return None
@@ -324,7 +324,8 @@ def _score(metrics: dict[str, float]) -> float:
 def _checksum(tree: chex.ArrayTree) -> int:
     value = 0
     for leaf in jax.tree.leaves(tree):
-        value = zlib.crc32(np.ascontiguousarray(leaf), value)
+        content: Any = np.ascontiguousarray(leaf)
+        value = zlib.crc32(content, value)
     return value
 
 

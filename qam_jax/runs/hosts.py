@@ -72,7 +72,8 @@ def from_first(function: Callable[[], _T]) -> _T:
     """
     if not several():
         return function()
-    result, error = None, None
+    result: Any = None
+    error: BaseException | None = None
     if is_first():
         try:
             result = function()
@@ -81,8 +82,8 @@ def from_first(function: Callable[[], _T]) -> _T:
     wait_for_all("first")
     plain = error if isinstance(error, Stopped | None) else OSError(f"process 0: {error}")
     result, theirs = gather((result, plain))[0]
-    if error or theirs:
-        raise error or theirs
+    if failure := error or theirs:
+        raise failure
     return result
 
 
@@ -97,7 +98,7 @@ def take_turns(function: Callable[[], _T]) -> _T:
     files there."""
     machines = gather(platform.node())
     leads = machines.index(platform.node()) == (jax.process_index() if several() else 0)
-    result = function() if leads else None
+    result: Any = function() if leads else None
     wait_for_all("turns")
     return result if leads else function()
 
@@ -189,7 +190,7 @@ def _check(settings: HostSettings) -> bool:
 def _start(settings: HostSettings) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take over SIGTERM
-    timeouts = {
+    timeouts: dict[str, Any] = {
         "initialization_timeout": settings.start_timeout,
         "heartbeat_timeout_seconds": settings.heartbeat_timeout,
         "shutdown_timeout_seconds": settings.heartbeat_timeout,

@@ -1,6 +1,7 @@
 """Settings of a run: every setting outside the algorithm's config, with its help and its role."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -37,7 +38,7 @@ def _setting(
       choices: the values that it can take; empty: any.
       inherited: whether a run that starts from another run's checkpoint takes over its value.
     """
-    metadata = {"help": help_text, "role": role, "low": low, "high": high}
+    metadata: dict[str, Any] = {"help": help_text, "role": role, "low": low, "high": high}
     metadata |= {"choices": choices, "inherited": inherited}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -221,7 +222,7 @@ def names_with_role(*roles: str) -> frozenset[str]:
     return frozenset(field.name for field in fields if field.metadata["role"] in roles)
 
 
-_DEFINE = {
+_DEFINE: dict[Any, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -232,7 +233,8 @@ _DEFINE = {
 def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines one absl flag in `values` for each field of a settings class."""
     for field in dataclasses.fields(settings_class):
-        default, text = field.default, field.metadata["help"]
+        default: Any = field.default
+        text = field.metadata["help"]
         if field.metadata["choices"]:
             choices = list(field.metadata["choices"])
             flags.DEFINE_enum(field.name, default, choices, text, flag_values=values)

@@ -103,6 +103,7 @@ class Collector:
             self._start_episodes(everywhere)
             self._observations = None
             return
+        assert self._observations is not None  # of the reset
         strayed = np.array(
             [
                 episode is not None and not np.array_equal(now, episode.observation)
@@ -122,7 +123,7 @@ class Collector:
         self._observations = self._pool.reset(self._seeds(), mask, replay)[0]
 
     def _seeds(self) -> list[int]:
-        return [_episode_seed(self._seed, episode) for episode in self._episodes]
+        return [_episode_seed(self._seed, episode) for episode in self._episodes.tolist()]
 
     def _start_episodes(self, mask: np.ndarray) -> None:
         """Gives the masked environments new episodes, without resetting them yet."""
@@ -132,6 +133,7 @@ class Collector:
 
     def _step(self, policy: Policy) -> Experience:
         before = self._observations
+        assert before is not None
         actions = policy(before, self._episodes, self._chunks)
         after, _, terminated, truncated, info = self._pool.step(actions)
         counts, done = info["num_steps"], terminated | truncated
@@ -145,7 +147,8 @@ class Collector:
             ),
             episodes=np.repeat(self._episodes, counts),
             finished={
-                int(self._episodes[env]): _episode(info, env) for env in np.flatnonzero(done)
+                int(self._episodes[env]): _episode(info, env)
+                for env in np.flatnonzero(done).tolist()
             },
         )
         self._chunks += 1

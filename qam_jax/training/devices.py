@@ -48,7 +48,7 @@ class Layout:
         self.seeds = list(seeds)
         self._mesh = _make_mesh(len(self.seeds), num_devices, batch_size)
         # A process can only read arrays that it holds completely.
-        everywhere = NamedSharding(self._mesh, PartitionSpec()) if hosts.several() else None
+        everywhere = self._sharding(PartitionSpec())
         self._pick = jax.jit(
             lambda tree, index: jax.tree.map(lambda x: x[index], tree), out_shardings=everywhere
         )
@@ -56,7 +56,7 @@ class Layout:
     @property
     def sharding(self) -> NamedSharding | None:
         """Where a program leaves stacked trees; None leaves it to the compiler."""
-        return NamedSharding(self._mesh, self._spec) if hosts.several() else None
+        return self._sharding(self._spec)
 
     def join(self, trees: Sequence[_T]) -> _T:
         """Stacks the trees of the runs, and places them on the devices."""
@@ -93,7 +93,7 @@ class Layout:
         """Maps a function of one run's arguments over stacked arguments."""
         if self._alone:
             return function
-        axis = {} if self._mesh is None else {"spmd_axis_name": _SEED}
+        axis: dict[str, Any] = {} if self._mesh is None else {"spmd_axis_name": _SEED}
         return jax.vmap(function, in_axes, **axis)
 
     def spread(self, batch: Batch) -> Batch:
@@ -110,6 +110,12 @@ class Layout:
     @property
     def _spec(self) -> PartitionSpec:
         return PartitionSpec() if self._alone else PartitionSpec(_SEED)
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding | None:
+        if not hosts.several():
+            return None
+        assert self._mesh is not None  # it has the devices of all processes
+        return NamedSharding(self._mesh, spec)
 
     def _place(self, tree: _T, spec: PartitionSpec) -> _T:
         """Places a tree, also without a mesh: JAX compiles a program anew for arrays that are not
@@ -138,7 +144,7 @@ class SharedData:
     def at(self, step: int) -> TransitionDataset:
         """Returns the dataset of `DataSource.at`, on the devices."""
         dataset = self._source.at(step)
-        if dataset is not self._dataset:
+        if self._shared is None or dataset is not self._dataset:
             self._dataset, self._shared = dataset, self._layout.share(dataset)
         return self._shared
 
@@ -152,7 +158,9 @@ def keep_programs(folder: str | os.PathLike) -> None:
     Args:
       folder: shared by all processes; each kind of processor has its own folder in it. Empty: none.
     """
-    if not str(folder) or jax.config.jax_compilation_cache_dir:
+    # JAX adds the attributes of its options while it runs.
+    cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not str(folder) or cache:
         return
     try:
         path = ensure_writable_dir(Path(folder).expanduser() / _processor())

@@ -81,7 +81,9 @@ def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
     """
 
     @jax.jit
-    def act(state: AgentState, key: Array, observations: Array, episodes: Array, chunks: Array):
+    def act(
+        state: AgentState, key: Array, observations: Array, episodes: Array, chunks: Array
+    ) -> Array:
         def key_of(episode, chunk):
             return jax.random.fold_in(jax.random.fold_in(key, episode), chunk)
 

@@ -64,7 +64,7 @@ def run_stage(
     layout, interval = stage.layout, runs[0].settings.log_interval
     state, sums = layout.join([run.state for run in runs]), layout.join([r.sums for r in runs])
     for run in runs:
-        run.state = run.sums = None
+        del run.state, run.sums
     clock, firsts = time.perf_counter(), [run.step for run in runs]
     with _progress_bar(stage, runs) as bar:
         while True:
@@ -144,7 +144,8 @@ def _report(
         _finish_evaluation(stage, run, index)
     overlaps = settings.overlap_evaluation and stage.overlaps and due < stage.end
     if evaluates and overlaps and not hosts.several():
-        before = Snapshot(*jax.tree.map(jnp.copy, own), run.step, run.reported)  # own is donated
+        copied: tuple[AgentState, MetricSums] = jax.tree.map(jnp.copy, own)  # own is donated
+        before = Snapshot(*copied, run.step, run.reported)
         episodes = run.start_evaluation(stage.agent, before.state)
         run.pending = PendingEvaluation(episodes, before, due, eval_due, saves)
         run.reported = due

@@ -131,7 +131,7 @@ class OnlineStage:
         # The choice of the run is part of the program, so that only its policy is copied. With
         # several processes it is not, since only one of them acts.
         choose = (lambda state, _: state) if hosts.several() else layout.pick
-        self._act = make_policy(
+        self._act: Callable[[Any, Array], Policy] = make_policy(
             agent._replace(
                 sample_actions=lambda state, *rest: agent.sample_actions(choose(*state), *rest)
             )
@@ -158,7 +158,8 @@ class OnlineStage:
         policies = [self._policy(index, state, sums, steps[index]) for index in going]
 
         def act() -> list[Experience]:
-            gathers = [self._acting[index].collector.gather for index in going]
+            collectors = [self._acting[index].collector for index in going]
+            gathers = [each.gather for each in collectors if each is not None]  # each has one here
             if len(gathers) == 1:
                 return [gathers[0](policies[0])]
             return list(self._threads.map(lambda gather, policy: gather(policy), gathers, policies))
@@ -185,8 +186,8 @@ class OnlineStage:
         untrained = self.start == 0 and not self._settings.run
         if untrained and step < self._settings.start_training:
             return self._acting[index].random_policy
-        layout = self.layout
-        if hosts.several():  # the state of this run alone, in the process that acts
+        layout: Layout | None = self.layout
+        if layout and hosts.several():  # the state of this run alone, in the process that acts
             state, sums = layout.local((layout.pick(state, index), layout.pick(sums, index)))
             layout = None
         policy = self._act((state, index), self._policy_keys[index])

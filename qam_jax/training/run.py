@@ -134,8 +134,8 @@ class Run:
         self.keys = split_seed(settings.seed)
         self.log: MetricLog | None = None
         self.stage, self.step, self.reported = "", 0, 0
-        self.state: AgentState | None = None
-        self.sums: MetricSums | None = None
+        self.state: AgentState
+        self.sums: MetricSums
         self.acting: Acting | None = None
         self.episodes: list[Episode] = []
         self.pending: PendingEvaluation | None = None
@@ -173,7 +173,7 @@ class Run:
                 f"{settings.online_steps}: raise --offline_steps to {self.step}, or more to "
                 "train on, and --online_steps above 0 to fine-tune."
             )
-        self._enter(plan.stage_at(self.step))
+        self._enter_stage()
 
     def enter_next_stage(self) -> None:
         """Goes on to the stage after the one that has ended."""
@@ -181,7 +181,7 @@ class Run:
         if before == "cloning":
             fresh = self._init_state(plan.agent)
             self.state = with_behavior(plan.config, fresh, self.state.params["behavior"])
-        self._enter(plan.stage_at(self.step))
+        self._enter_stage()
 
     @property
     def progress(self) -> tuple[int, int, int]:
@@ -189,7 +189,9 @@ class Run:
         step = self.step if self.stage != "online" else 0
         return list(self._plan.ends).index(self.stage), self.reported, step
 
-    def _enter(self, stage: str) -> None:
+    def _enter_stage(self) -> None:
+        stage = self._plan.stage_at(self.step)
+        assert stage is not None
         self.stage, self.sums = stage, self._plan.empty_sums(stage, self.state)
         if stage == "online":
             self.acting = self._make_acting()
@@ -285,6 +287,7 @@ class Run:
 
     def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
         """Starts an evaluation beside training, by a single process."""
+        assert self._plan.evaluator is not None
         return self._plan.evaluator.start(agent, state, self.settings.seed)
 
 

@@ -158,9 +158,9 @@ def _catch_up(plan: Plan, runs: list[Run], stop: StopRequest) -> None:
 def _make_stage(plan: Plan, name: str, runs: list[Run], layout: Layout) -> Stage:
     agent, config = plan.algorithm(name)
     if name == "online":
-        keys = [(run.keys.batches, run.keys.experience) for run in runs]
-        acting = [run.acting for run in runs]
-        return OnlineStage(plan.settings, agent, config, keys, plan.source, layout, acting)
+        pairs = [(run.keys.batches, run.keys.experience) for run in runs]
+        acting = [run.acting for run in runs if run.acting is not None]  # each has it in this stage
+        return OnlineStage(plan.settings, agent, config, pairs, plan.source, layout, acting)
     keys = [run.keys.batches for run in runs]
     if name == "cloning":
         keys = [jax.random.fold_in(run.keys.cloning, 0) for run in runs]

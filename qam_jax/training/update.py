@@ -1,7 +1,7 @@
 """Blocks of updates in one compiled program, and the sums of their metrics."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class MetricSums(NamedTuple):
     """
 
     sums: Metrics
-    count: Array
+    count: Array  # type: ignore[assignment]  # tuples have a method of this name
     bad_update: Array
     bad_metric: Array
 
@@ -67,7 +67,9 @@ class UpdateBlock:
         update_step = layout.map(make_update_step(agent))
 
         @partial(jax.jit, donate_argnums=(0, 1), out_shardings=layout.sharding)
-        def block(state: AgentState, sums: MetricSums, keys: Array, data: Any, num_updates: Array):
+        def block(
+            state: AgentState, sums: MetricSums, keys: Array, data: Any, num_updates: Array
+        ) -> tuple[AgentState, MetricSums]:
             def body(index, carry):
                 state, sums = carry
                 batch = sample_fn(data, layout.map(jax.random.fold_in)(keys, state.step))
@@ -122,11 +124,13 @@ def metric_names(
         "weights": (size,),
         "next_observations": (size, observation_dim),
     }
-    batch = Batch(**{name: jax.ShapeDtypeStruct(shapes[name], jnp.float32) for name in shapes})
-    return sorted(make_update_step(agent).eval_shape(state, batch)[1])
+    fields: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()
+    }
+    return sorted(jax.eval_shape(make_update_step(agent), state, Batch(**fields))[1])
 
 
-def empty_sums(names: Sequence[str]) -> MetricSums:
+def empty_sums(names: Iterable[str]) -> MetricSums:
     """Returns the sums of no updates."""
     starts = {name: _EXTREMES.get(name[-4:], (None, 0.0))[1] for name in names}
     sums = {name: jnp.float32(start) for name, start in starts.items()}

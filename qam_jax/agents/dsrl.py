@@ -88,6 +88,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         metrics |= {"bc_loss": bc_loss, "latent_critic_loss": critic_loss}
         return bc_loss + critic_loss + loss, metrics
 
-    parts = {"init_actor": init_actor, "actor_loss": actor_loss, "policy": policy}
-    targets = ("critic", "behavior")
-    return actor_critic.make_actor_critic(config, critic, **parts, target_names=targets)
+    return actor_critic.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy,
+        target_names=("critic", "behavior"),
+    )  # fmt: skip

@@ -71,7 +71,11 @@ def test_a_config_without_the_shared_fields_is_refused(write):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("nameless_own", _GREEDY.replace("NAME", "other"), r"that agent_name.*gives it 'other'"),
+        (
+            "nameless_own",
+            _GREEDY.replace("NAME", "other"),
+            r"must set agent_name to the module's name.*sets 'other'",
+        ),
         (
             "empty_own",
             "",

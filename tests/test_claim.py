@@ -150,6 +150,7 @@ def _network_correction(params):
     return velocity
 
 
+@pytest.mark.slow
 def test_tilted_mixture():
     tilt = _INV_TEMP * _MODE_SLOPE
     weights = _WEIGHTS * np.exp(tilt * _MODES)  # both modes have the same width

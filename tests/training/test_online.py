@@ -78,6 +78,7 @@ def _steps(folder, kind):
     return [int(row["step"]) for row in read_csv(folder / f"{kind}.csv")]
 
 
+@pytest.mark.slow
 def test_an_offline_run_goes_straight_on_online(settings, offline):
     """In its own folder, by one more flag, with one curve; and with episodes that are logged."""
     again = dataclasses.replace(settings, run_id="offline", online_steps=408, num_envs=2)

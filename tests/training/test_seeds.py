@@ -74,6 +74,7 @@ def _assert_same(result, expected):
                 )
 
 
+@pytest.mark.slow
 def test_each_seed_is_the_run_that_it_would_be_alone(settings, alone):
     together = train_seeds(settings, _config())
     assert [result.seed for result in together] == [3, 4]

@@ -80,6 +80,7 @@ def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
     check_finite(whole[1], whole[0].params)
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_that_they_would_be_alone(parts):
     agent, _, sample, dataset = parts
     layout = Layout([4, 5, 6])

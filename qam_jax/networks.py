@@ -1,8 +1,6 @@
 """Flax modules, and the values of an ensemble of critics.
 
-Shapes: `...` is any batch shape, `B` the batch, `K` the number of critics, `D` the action
-dimension. How products and ensembles are laid out for a processor is in `layout.py`, which only
-this module calls.
+Shapes: `...` is any batch shape, `K` the number of critics, `D` the action dimension.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qam_jax import layout
-from qam_jax.critic import td_loss
 from qam_jax.types import Array, Params
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -21,7 +17,6 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # Names in the parameters' tree; checkpoints depend on them.
 _MLP = "MLP_0"
 _STACKED_MLP = "VmapMLP_0"
-_LAYER = "Dense_{}"
 
 _LOG_STD_RANGE = (-5.0, 2.0)
 _ACTION_LIMIT = 1 - 1e-5  # as in the datasets
@@ -36,7 +31,7 @@ class MLP(nn.Module):
       layer_norm: whether a LayerNorm follows every activation.
       output_scale: scale of the initial output weights; 1 is plain Xavier-uniform.
       activation: after every hidden layer.
-      compute_dtype: dtype of the operands of the products; see `layout.product`.
+      compute_dtype: dtype of products and activations; parameters stay float32.
     """
 
     hidden_dims: Sequence[int]
@@ -48,21 +43,15 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Outputs [..., output_dim] of inputs [..., I]."""
-        for index, width in enumerate(self.hidden_dims):
-            x = self._dense(index, width, nn.initializers.xavier_uniform())(x)
-            x = self.activation(x)
+        """Outputs [..., output_dim] of inputs [..., I], float32."""
+        dtype = jnp.dtype(self.compute_dtype)
+        init = nn.initializers.xavier_uniform()
+        for width in self.hidden_dims:
+            x = self.activation(nn.Dense(width, dtype=dtype, kernel_init=init)(x))
             if self.layer_norm:
-                x = nn.LayerNorm()(x)
-        output_init = nn.initializers.variance_scaling(self.output_scale, "fan_avg", "uniform")
-        return self._dense(len(self.hidden_dims), self.output_dim, output_init)(x)
-
-    def _dense(self, index: int, width: int, init: nn.initializers.Initializer) -> nn.Dense:
-        def dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-            return layout.product(x, kernel, self.compute_dtype)
-
-        name = _LAYER.format(index)
-        return nn.Dense(width, kernel_init=init, dot_general=dot_general, name=name)
+                x = nn.LayerNorm(dtype=dtype, use_fast_variance=False)(x)
+        init = nn.initializers.variance_scaling(self.output_scale, "fan_avg", "uniform")
+        return nn.Dense(self.output_dim, dtype=dtype, kernel_init=init)(x).astype(jnp.float32)
 
 
 class _Network(nn.Module):
@@ -92,26 +81,15 @@ class CriticEnsemble(nn.Module):
             MLP,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=None,
+            in_axes=0,
             out_axes=0,
             axis_size=self.num_qs,
         )
-        inputs = jnp.concatenate([observations, actions], axis=-1)
-        return ensemble(**self._mlp_fields(), name=_STACKED_MLP)(inputs).squeeze(-1)
-
-    def single(self, params: Params, observations: Array, actions: Array) -> Array:
-        """Values [...] of one critic, whose parameters are a slice of the ensemble's."""
-        inputs = jnp.concatenate([observations, actions], axis=-1)
-        mlp = MLP(**self._mlp_fields(), parent=None)
-        return mlp.apply({"params": params[_STACKED_MLP]}, inputs).squeeze(-1)
-
-    def _mlp_fields(self) -> dict[str, Any]:
-        return {
-            "hidden_dims": self.hidden_dims,
-            "output_dim": 1,
-            "layer_norm": self.layer_norm,
-            "compute_dtype": self.compute_dtype,
-        }
+        inputs = jnp.concatenate(
+            [jnp.broadcast_to(x, (self.num_qs, *x.shape)) for x in (observations, actions)], axis=-1
+        )
+        fields = {"layer_norm": self.layer_norm, "compute_dtype": self.compute_dtype}
+        return ensemble(self.hidden_dims, 1, **fields, name=_STACKED_MLP)(inputs).squeeze(-1)
 
 
 class TimedCriticEnsemble(nn.Module):
@@ -152,7 +130,7 @@ class VectorField(_Network):
 
     def with_zero_output(self, params: Params) -> Params:
         """Parameters with zeros in the output layer, so that the velocity is 0 everywhere."""
-        mlp, output = params[_MLP], _LAYER.format(len(self.hidden_dims))
+        mlp, output = params[_MLP], f"Dense_{len(self.hidden_dims)}"
         return {**params, _MLP: {**mlp, output: jax.tree.map(jnp.zeros_like, mlp[output])}}
 
 
@@ -239,64 +217,19 @@ class TanhGaussian(_Network):
         return mean, jnp.clip(log_std, *_LOG_STD_RANGE)
 
 
+def mean_critic_value(
+    critic: CriticEnsemble, params: Params, observations: Array, actions: Array
+) -> Array:
+    """`mean_k Q_k` [...] of actions [..., D] in observations [..., O]."""
+    return jnp.mean(critic_values(critic, params, observations, actions), axis=0)
+
+
 def critic_values(
     critic: CriticEnsemble | TimedCriticEnsemble,
     params: Params,
     observations: Array,
     actions: Array,
     *times: Array | None,
-    differentiated: bool = True,
 ) -> Array:
-    """Values [K, ...] of actions [..., D] in observations [..., O].
-
-    Args:
-      critic: the ensemble.
-      params: its parameters.
-      observations: [..., O].
-      actions: [..., D].
-      *times: [..., 1], of a `TimedCriticEnsemble`.
-      differentiated: False where no gradient is taken, which lets large ensembles take turns.
-    """
-    if differentiated or not _take_turns(critic):
-        return critic.apply({"params": params}, observations, actions, *times)
-    return layout.values_by_turns(critic, params, observations, actions)
-
-
-def mean_critic_value(
-    critic: CriticEnsemble, params: Params, observations: Array, actions: Array
-) -> Array:
-    """`mean_k Q_k` [...] of actions [..., D] in observations [..., O]."""
-    if _take_turns(critic):
-        return layout.mean_by_turns(critic, params, observations, actions)
-    return jnp.mean(critic_values(critic, params, observations, actions), axis=0)
-
-
-def critic_td_loss(
-    critic: CriticEnsemble,
-    params: Params,
-    observations: Array,
-    actions: Array,
-    targets: Array,
-    weights: Array,
-) -> tuple[Array, Array]:
-    """`critic.td_loss` of an ensemble, for gradients in the parameters alone.
-
-    Args:
-      critic: the ensemble.
-      params: its parameters.
-      observations: [B, O].
-      actions: [B, D].
-      targets: [B].
-      weights: [B].
-
-    Returns:
-      The loss, and the values [K, B], through which no gradient flows.
-    """
-    if _take_turns(critic):
-        return layout.td_loss_by_turns(critic, params, observations, actions, targets, weights)
-    q_values = critic_values(critic, params, observations, actions)
-    return td_loss(q_values, targets, weights), jax.lax.stop_gradient(q_values)
-
-
-def _take_turns(critic: CriticEnsemble | TimedCriticEnsemble) -> bool:
-    return isinstance(critic, CriticEnsemble) and layout.take_turns(critic.hidden_dims)
+    """Values [K, ...] of actions [..., D] in observations [..., O], at times [..., 1] if timed."""
+    return critic.apply({"params": params}, observations, actions, *times)

@@ -42,7 +42,6 @@ def test_layers_import_only_what_they_may(module, unwanted):
 _LAYERS = (
     ("types", "files"),
     ("flow", "adjoint", "critic", "diffusion"),
-    ("layout",),
     ("networks",),
     ("agents", "data", "envs"),  # agents know nothing of the others
     ("runs",),

@@ -9,10 +9,12 @@ nothing is ever differentiated through the many denoising steps. At the optimum
 Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from qam_jax.flow import memoryless_noise_scale
+from qam_jax.flow import memoryless_noise_scale, unroll
 from qam_jax.types import Array, QFn, VelocityFn, check_shape
 
 
@@ -80,17 +82,18 @@ def solve_lean_adjoint(base_velocity_fn: VelocityFn, states: Array, terminal: Ar
             f"states must hold at least 2 states, [T + 1, ..., D], got {states.shape}."
         )
     check_shape("terminal", terminal, states.shape[1:])
-    step_size = 1 / num_steps
+    times = (jnp.arange(num_steps, dtype=terminal.dtype) + 1) / num_steps
 
-    def step(adjoint: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-        index, x = inputs
-        time = (jnp.asarray(index, x.dtype) + 1) / num_steps
+    def linearize(x: Array, time: Array) -> Callable[[Array], tuple[Array]]:
         times = jnp.broadcast_to(time, (*x.shape[:-1], 1))
-        _, vjp_fn = jax.vjp(lambda x: 2 * base_velocity_fn(x, times) - x / times, x)
-        adjoint = adjoint + step_size * vjp_fn(adjoint)[0]
+        return jax.vjp(lambda x: 2 * base_velocity_fn(x, times) - x / times, x)[1]
+
+    def step(adjoint: Array, vjp_fn: Callable[[Array], tuple[Array]]) -> tuple[Array, Array]:
+        adjoint = adjoint + vjp_fn(adjoint)[0] / num_steps
         return adjoint, adjoint
 
-    _, adjoints = jax.lax.scan(step, terminal, (jnp.arange(num_steps), states[:-1]), reverse=True)
+    vjp_fns = jax.vmap(linearize)(states[:-1], times)
+    _, adjoints = jax.lax.scan(step, terminal, vjp_fns, reverse=True, unroll=unroll(num_steps))
     return adjoints
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qam_jax.flow import unroll
 from qam_jax.types import Array, check_positive, check_shape
 
 EpsilonFn = Callable[[Array, Array], Array]
@@ -267,5 +268,6 @@ def _denoise(
         return step_fn(x, epsilon_fn(x, time), noise, index), None
 
     noise = jnp.concatenate([step_noise, jnp.zeros_like(initial_noise)[None]])
-    actions, _ = jax.lax.scan(step, initial_noise, (jnp.arange(num_steps, 0, -1), noise))
+    inputs = jnp.arange(num_steps, 0, -1), noise
+    actions, _ = jax.lax.scan(step, initial_noise, inputs, unroll=unroll(num_steps))
     return actions

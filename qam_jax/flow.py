@@ -73,7 +73,7 @@ def sample_flow(velocity_fn: VelocityFn, noise: Array, num_steps: int) -> Array:
     def step(x: Array, index: Array) -> tuple[Array, None]:
         return x + step_size * velocity_fn(x, _time_like(x, index, num_steps)), None
 
-    actions, _ = jax.lax.scan(step, noise, jnp.arange(num_steps))
+    actions, _ = jax.lax.scan(step, noise, jnp.arange(num_steps), unroll=unroll(num_steps))
     return actions
 
 
@@ -132,57 +132,77 @@ def sample_memoryless_sde(
       >>> print(sample_memoryless_sde(velocity, velocity, *noises).shape)
       (11, 64, 2)
     """
-    states, _ = _simulate(velocity_fn, initial_noise, step_noise)
-    num_steps, last = len(states), states[-1]
+    num_steps = len(step_noise) + 1
+    check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
+
+    def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        index, noise_scale, noise = inputs
+        time = _time_like(x, index, num_steps)
+        x = _sde_step(x, velocity_fn(x, time), time, 1 / num_steps, noise_scale * noise)
+        return x, x
+
+    inputs = _sde_inputs(initial_noise, step_noise)
+    last, states = jax.lax.scan(step, initial_noise, inputs, unroll=unroll(num_steps))
     final = last + final_velocity_fn(last, _time_like(last, num_steps - 1, num_steps)) / num_steps
-    return jnp.concatenate([states, final[None]])
+    return jnp.concatenate([initial_noise[None], states, final[None]])
 
 
 class MemorylessPath(NamedTuple):
-    """Simulated paths of a fine-tuned flow, with both flows' velocities on them.
+    """Simulated paths of a fine-tuned flow, with the base flow's velocities on them.
 
     Attributes:
-      states: [T + 1, ..., D], `x_0 .. x_T`, held fixed.
-      velocities: [T, ..., D], of the fine-tuned flow at `x_0 .. x_{T-1}`.
-      base_velocities: [T, ..., D], of the base flow at the same states.
+      states: [T + 1, ..., D], `x_0 .. x_T`.
+      base_velocities: [T, ..., D], of the base flow at `x_0 .. x_{T-1}`.
     """
 
     states: Array
-    velocities: Array
     base_velocities: Array
 
 
-def trace_memoryless_sde(
+def sample_flow_and_sde(
     velocity_fn: VelocityFn,
     base_velocity_fn: VelocityFn,
+    flow_noise: Array,
     initial_noise: Array,
     step_noise: Array,
-) -> MemorylessPath:
-    """Simulates the memoryless SDE, and returns what adjoint matching needs of it.
+) -> tuple[Array, MemorylessPath]:
+    """Samples actions by the ODE and paths by the memoryless SDE, with one call per step.
 
-    The states are those of `sample_memoryless_sde`. They are held fixed, and the velocities are
-    kept from the simulation: their gradient in the parameters of `velocity_fn` is the gradient
-    of velocities that are computed anew at the fixed states.
+    The results are those of `sample_flow` and `sample_memoryless_sde`, with half the calls.
 
     Args:
-      velocity_fn: the fine-tuned flow.
-      base_velocity_fn: the base flow; called once, on all states [T, ..., D].
-      initial_noise: [..., D], `x_0`.
+      velocity_fn: the fine-tuned flow, called on [N + 1, ..., D]: the ODE's, then the SDE's.
+      base_velocity_fn: the base flow, for the SDE's last step; called once, on [T, ..., D].
+      flow_noise: [N, ..., D], where the ODE starts.
+      initial_noise: [..., D], `x_0` of the SDE.
       step_noise: [T - 1, ..., D], `eps_i ~ N(0, I)`; its length sets `T`.
+
+    Returns:
+      Actions [N, ..., D] of the ODE, not clipped, and the paths of the SDE.
 
     Raises:
       ValueError: if `step_noise` does not fit `initial_noise`.
     """
-    states, velocities = _simulate(velocity_fn, initial_noise, step_noise, hold_states=True)
-    num_steps, last = len(states), states[-1]
-    last_velocity = velocity_fn(last, _time_like(last, num_steps - 1, num_steps))
+    num_steps = len(step_noise) + 1
+    check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
+
+    def step(rows: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        index, noise_scale, noise = inputs
+        time = _time_like(rows, index, num_steps)
+        velocities = velocity_fn(rows, time)
+        actions = rows[:-1] + velocities[:-1] / num_steps
+        x = _sde_step(rows[-1], velocities[-1], time[-1], 1 / num_steps, noise_scale * noise)
+        return jnp.concatenate([actions, x[None]]), x
+
+    start = jnp.concatenate([flow_noise, initial_noise[None]])
+    inputs = _sde_inputs(initial_noise, step_noise)
+    rows, states = jax.lax.scan(step, start, inputs, unroll=unroll(num_steps))
+    last_velocities = velocity_fn(rows, _time_like(rows, num_steps - 1, num_steps))
+    actions = (rows + last_velocities / num_steps)[:-1]
+    states = jnp.concatenate([initial_noise[None], states])
     base_velocities = velocities_along(base_velocity_fn, states)
-    final = last + base_velocities[-1] / num_steps
-    return MemorylessPath(
-        states=jnp.concatenate([states, final[None]]),
-        velocities=jnp.concatenate([velocities, last_velocity[None]]),
-        base_velocities=base_velocities,
-    )
+    final = states[-1] + base_velocities[-1] / num_steps
+    return actions, MemorylessPath(jnp.concatenate([states, final[None]]), base_velocities)
 
 
 def velocities_along(velocity_fn: VelocityFn, states: Array) -> Array:
@@ -216,28 +236,15 @@ def deviation_costs(velocities: Array, base_velocities: Array) -> Array:
     return 2 * squares / jnp.square(noise_scales)
 
 
-def _simulate(
-    velocity_fn: VelocityFn, initial_noise: Array, step_noise: Array, hold_states: bool = False
-) -> tuple[Array, Array]:
-    """States `x_0 .. x_{T-1}` and velocities at all of them but the last.
+def unroll(num_steps: int) -> int:
+    """Steps of a sampler that stand in sequence in the program; more of them are looped over."""
+    return min(num_steps, 16)
 
-    With `hold_states` no gradient flows through the states.
-    """
-    num_steps = len(step_noise) + 1
-    check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
-    noise_scales = memoryless_noise_scale(num_steps)[:-1].astype(initial_noise.dtype)
 
-    def step(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        index, noise_scale, noise = inputs
-        time = _time_like(x, index, num_steps)
-        velocity = velocity_fn(x, time)
-        x = _sde_step(x, velocity, time, 1 / num_steps, noise_scale * noise)
-        x = jax.lax.stop_gradient(x) if hold_states else x
-        return x, (x, velocity)
-
-    inputs = jnp.arange(num_steps - 1), noise_scales, step_noise
-    _, (states, velocities) = jax.lax.scan(step, initial_noise, inputs)
-    return jnp.concatenate([initial_noise[None], states]), velocities
+def _sde_inputs(initial_noise: Array, step_noise: Array) -> tuple[Array, Array, Array]:
+    """Index, noise scale and noise of every step of the SDE but the last."""
+    noise_scales = memoryless_noise_scale(len(step_noise) + 1)[:-1].astype(initial_noise.dtype)
+    return jnp.arange(len(step_noise)), noise_scales, step_noise
 
 
 def _sde_step(x: Array, velocity: Array, time: Array, step_size: float, noise: Array) -> Array:

@@ -141,39 +141,29 @@ def test_errors_name_the_argument(name, call):
         call()
 
 
-def test_traced_sde_is_the_sampled_one_with_its_velocities():
-    """States, velocities, and the gradient of a regression on fixed states."""
+def test_sampling_the_ode_beside_the_sde_changes_neither():
+    flow_noise = jax.random.normal(jax.random.PRNGKey(2), (2, 5, 2))
     initial = jax.random.normal(jax.random.PRNGKey(0), (5, 2))
     noise = jax.random.normal(jax.random.PRNGKey(1), (3, 5, 2))
 
-    def velocity(scale):
-        return lambda x, t: scale * jnp.sin(x) + t
+    def velocity(x, t):
+        return jnp.sin(x) + t
 
-    expected_states = flow.sample_memoryless_sde(velocity(0.5), velocity(9.0), initial, noise)
-    states = expected_states[:-1]
+    def base_velocity(x, t):
+        return 9 * jnp.cos(x) - t
 
-    def velocities_there(scale):
-        return jnp.stack(
-            [velocity(scale)(x, jnp.full((5, 1), i / 4)) for i, x in enumerate(states)]
-        )
-
-    def trace(scale):
-        return flow.trace_memoryless_sde(velocity(scale), velocity(9.0), initial, noise)
-
-    path = trace(0.5)
-    np.testing.assert_allclose(path.states, expected_states, rtol=1e-5)
-    np.testing.assert_allclose(path.velocities, velocities_there(0.5), rtol=1e-5)
-    np.testing.assert_allclose(path.base_velocities, velocities_there(9.0), rtol=1e-5)
-    expected = jax.grad(lambda scale: jnp.sum(velocities_there(scale) ** 3))(0.5)
-    gradient = jax.grad(lambda scale: jnp.sum(trace(scale).velocities ** 3))(0.5)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4)
-    assert jax.grad(lambda scale: trace(scale).states.sum())(0.5) == 0
+    actions, path = flow.sample_flow_and_sde(velocity, base_velocity, flow_noise, initial, noise)
+    expected = flow.sample_memoryless_sde(velocity, base_velocity, initial, noise)
+    np.testing.assert_allclose(actions, flow.sample_flow(velocity, flow_noise, 4), rtol=1e-5)
+    np.testing.assert_allclose(path.states, expected, rtol=1e-5)
+    for i, (x, velocities) in enumerate(zip(expected, path.base_velocities, strict=False)):
+        np.testing.assert_allclose(velocities, base_velocity(x, i / 4), rtol=1e-5)
 
 
-def test_traced_sde_names_noise_that_does_not_fit():
+def test_sampling_both_names_noise_that_does_not_fit():
     velocities = _linear_velocity, _linear_velocity
     with pytest.raises(ValueError, match="step_noise"):
-        flow.trace_memoryless_sde(*velocities, jnp.zeros((2, 1)), jnp.zeros((3, 4, 1)))
+        flow.sample_flow_and_sde(*velocities, jnp.zeros((1, 2, 1)), *jnp.zeros((2, 3, 4, 1)))
 
 
 def test_sampled_sde_can_be_differentiated_through_its_steps():

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 import qam_jax
 from qam_jax.agents import actor_critic, base, qam
-from qam_jax.flow import trace_memoryless_sde
+from qam_jax.flow import velocities_along
 from qam_jax.networks import critic_values
 from qam_jax.reports.plots import plot_run
 from qam_jax.training.evaluation import describe
@@ -72,11 +72,14 @@ def make_agent(config: ConfigDict) -> base.Agent:
             return qam_jax.pessimistic_value(q_values, config.actor_rho)  # all that is new
 
         noise = qam.path_noise(config, state, observations, key)
-        path = trace_memoryless_sde(velocity, base_velocity, *noise)
-        terminal = qam_jax.terminal_adjoint(q_fn, path.states[-1], config.inv_temp)
-        adjoints = qam_jax.solve_lean_adjoint(base_velocity, path.states, terminal)
-        losses = qam_jax.adjoint_matching_loss(path.velocities, path.base_velocities, adjoints)
-        return jnp.mean(losses)
+        states = qam_jax.sample_memoryless_sde(velocity, base_velocity, *noise)
+        states = jax.lax.stop_gradient(states)
+        terminal = qam_jax.terminal_adjoint(q_fn, states[-1], config.inv_temp)
+        adjoints = qam_jax.solve_lean_adjoint(base_velocity, states, terminal)
+        velocities = (
+            velocities_along(flow_fn, states[:-1]) for flow_fn in (velocity, base_velocity)
+        )
+        return jnp.mean(qam_jax.adjoint_matching_loss(*velocities, adjoints))
 
     def actor_loss(state, params, batch, actions, key):
         bc_key, path_key = jax.random.split(key)

@@ -144,12 +144,10 @@ def solve_lean_adjoint(base_velocity, states, terminal):
     return jnp.stack(adjoints[:0:-1])
 
 
-def adjoint_matching_loss(params, targets, observations, key):
-    initial_key, step_key = jax.random.split(key)
-    shape = (len(observations), params["behavior"]["params"]["Dense_2"]["bias"].shape[0])
-    noise = jax.random.normal(initial_key, shape), jax.random.normal(step_key, (T - 1, *shape))
+def adjoint_matching_loss(params, targets, observations, noise):
     velocity, base = flow(params["flow"], observations), flow(targets["behavior"], observations)
-    states = jax.lax.stop_gradient(sample_memoryless_sde(velocity, base, *noise))
+    states = sample_memoryless_sde(velocity, base, noise[0], noise[1:])
+    states = jax.lax.stop_gradient(states)
 
     def value(actions):
         q_values = critics(targets["critic"], observations, jnp.clip(actions, -1, 1))
@@ -190,11 +188,11 @@ def init(key, observation_dim, action_dim):
     return State(params, targets, OPTIMIZER.init(params), key)
 
 
-def loss_fn(params, state, batch, next_key, bc_key, adjoint_key):
+def loss_fn(params, state, batch, bc_key, act_key, path_key):
     observations, weights = batch["observations"], batch["weights"]
     actions = batch["actions"].reshape(len(observations), -1)
     # Critics: an H-step backup at the policy's next action, with a pessimistic target.
-    noise = jax.random.normal(jax.random.split(next_key)[0], actions.shape)
+    noise = jax.random.normal(jax.random.split(act_key)[0], actions.shape)
     next_actions = sample_flow(flow(state.params["flow"], batch["next_observations"]), noise)
     next_q = critics(state.targets["critic"], batch["next_observations"], next_actions)
     next_value = jnp.mean(next_q, axis=0) - RHO * jnp.std(next_q, axis=0)
@@ -207,13 +205,14 @@ def loss_fn(params, state, batch, next_key, bc_key, adjoint_key):
     t = jax.random.uniform(time_key, (len(actions), 1))
     velocity = flow(params["behavior"], observations)((1 - t) * noise + t * actions, t)
     bc_loss = jnp.mean(weights * jnp.mean(jnp.square(velocity - (actions - noise)), axis=-1))
-    am_loss = adjoint_matching_loss(params, state.targets, observations, adjoint_key)
+    noise = jax.random.normal(path_key, (T, *actions.shape))
+    am_loss = adjoint_matching_loss(params, state.targets, observations, noise)
     return critic_loss + bc_loss + am_loss
 
 
 @partial(jax.jit, donate_argnums=0)
 def update_step(state, batch):
-    key, *keys = jax.random.split(state.key, 6)[:4]
+    key, *keys = jax.random.split(state.key, 4)
     loss, grads = jax.value_and_grad(loss_fn)(state.params, state, batch, *keys)
     updates, opt_state = OPTIMIZER.update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)

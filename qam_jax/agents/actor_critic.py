@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState
-from qam_jax.critic import td_target
+from qam_jax.critic import td_loss, td_target
 from qam_jax.networks import (
     CriticEnsemble,
     TanhGaussian,
     VectorField,
-    critic_td_loss,
     critic_values,
 )
 from qam_jax.types import Array, Batch, Key, Metrics, Params, QFn
@@ -99,9 +98,8 @@ def critic_loss(
       actions: [B, D], see `base.flat_actions`.
       targets: [B], held fixed, see `policy_targets`.
     """
-    loss, q_values = critic_td_loss(
-        critic, params, batch.observations, actions, targets, batch.weights
-    )
+    q_values = critic_values(critic, params, batch.observations, actions)
+    loss = td_loss(q_values, targets, batch.weights)
     return loss, {
         "critic_loss": loss,
         "q_mean": jnp.mean(q_values),
@@ -119,10 +117,17 @@ def policy_targets(
     key: Key,
 ) -> Array:
     """TD targets [B] at the actions that the policy takes in the next observations."""
-    observations, params = batch.next_observations, state.target_params["critic"]
-    actions = best_actions(config, critic, policy, state, observations, key)
-    q_values = critic_values(critic, params, observations, actions, differentiated=False)
-    return bootstrap(config, batch, q_values)
+    repeated = repeat_observations(config, batch.next_observations)
+    return targets_at(config, critic, state, batch, policy(state, repeated, key))
+
+
+def targets_at(
+    config: ConfigDict, critic: CriticEnsemble, state: AgentState, batch: Batch, actions: Array
+) -> Array:
+    """TD targets [B] at the best of actions [N, B, D] in the next observations."""
+    best = choose_best(critic, state, batch.next_observations, actions)
+    params, observations = state.target_params["critic"], batch.next_observations
+    return bootstrap(config, batch, critic_values(critic, params, observations, best))
 
 
 def bootstrap(config: ConfigDict, batch: Batch, next_q_values: Array) -> Array:
@@ -157,10 +162,26 @@ def best_actions(
       key: source of randomness.
       rank: makes one value of the ensemble's values, over `axis=0`.
     """
-    if config.best_of_n == 1:
-        return policy(state, observations, key)
-    repeated = jnp.broadcast_to(observations, (config.best_of_n, *observations.shape))
-    actions = policy(state, repeated, key)
+    actions = policy(state, repeat_observations(config, observations), key)
+    return choose_best(critic, state, observations, actions, rank)
+
+
+def repeat_observations(config: ConfigDict, observations: Array) -> Array:
+    """Observations [N, ..., O], one for each of the `best_of_n` actions of a decision."""
+    return jnp.broadcast_to(observations, (config.best_of_n, *observations.shape))
+
+
+def choose_best(
+    critic: CriticEnsemble,
+    state: AgentState,
+    observations: Array,
+    actions: Array,
+    rank: Callable[..., Array] = jnp.mean,
+) -> Array:
+    """Of actions [N, ..., D] in observations [..., O] those [..., D] of highest value."""
+    if len(actions) == 1:
+        return actions[0]
+    repeated = jnp.broadcast_to(observations, (len(actions), *observations.shape))
     values = rank(critic_values(critic, state.params["critic"], repeated, actions), axis=0)
     best = jnp.argmax(values, axis=0)
     return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]

@@ -73,7 +73,7 @@ def base_config() -> ConfigDict:
             "flow_steps": 10,  # T, of the sampling ODE and of the simulated paths
             "actor_hidden_dims": (512, 512, 512, 512),  # widths of flows and other actors
             "actor_layer_norm": False,  # whether a LayerNorm follows each activation
-            "compute_dtype": "float32",  # or bfloat16: of products' operands; sums stay float32
+            "compute_dtype": "float32",  # or bfloat16: of products and activations
             "matmul_precision": "default",  # of float32 products, see jax.default_matmul_precision
         }
     )
@@ -198,8 +198,23 @@ def make_optimizer(
     """Adam, or `inner` in its place, after one clip of the joint gradient norm."""
     inner = optax.adam(config.lr) if inner is None else inner
     if config.clip_grad_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(config.clip_grad_norm), inner)
+        clip = optax.stateless(lambda grads, _: _clip_by_global_norm(grads, config.clip_grad_norm))
+        return optax.chain(clip, inner)
     return inner
+
+
+def global_norm(grads: Params) -> Array:
+    """Norm of all leaves together: sums of rows first, then of all that is left at once."""
+    squares = [jnp.square(leaf) for leaf in jax.tree.leaves(grads)]
+    rows = [jnp.sum(leaf, axis=-1) if leaf.size > 2**14 else leaf for leaf in squares]
+    together = jnp.concatenate([leaf.ravel() for leaf in rows])
+    together = jax.lax.optimization_barrier(together)  # else XLA sums each leaf apart
+    return jnp.sqrt(jnp.sum(together))
+
+
+def _clip_by_global_norm(grads: Params, limit: float) -> Params:
+    scale = limit / jnp.maximum(global_norm(grads), limit)
+    return jax.tree.map(lambda leaf: scale * leaf, grads)
 
 
 def init_state(
@@ -235,6 +250,7 @@ def apply_gradients(
       The new state, and the metrics with `loss` and `grad_norm`, the norm before clipping.
     """
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    grad_norm = global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     online = {name: params[name] for name in state.target_params}
@@ -246,7 +262,7 @@ def apply_gradients(
         key=key,
         step=state.step + 1,
     )
-    return state, {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+    return state, {"loss": loss, **metrics, "grad_norm": grad_norm}
 
 
 def check_has_behavior(config: ConfigDict, state: AgentState) -> None:

@@ -8,6 +8,7 @@ that its policy approaches `pi_beta * exp(inv_temp * Q)`. Two variants act with 
 - QAM-E (`edit_scale` > 0): a tanh-Gaussian that edits the action of `f_theta`.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,7 +20,7 @@ from qam_jax.agents import actor_critic, base
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.agents.qam_actors import Draws, make_top_actor
-from qam_jax.flow import MemorylessPath, trace_memoryless_sde
+from qam_jax.flow import MemorylessPath, sample_flow_and_sde, velocities_along
 from qam_jax.networks import CriticEnsemble, VectorField, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
 
@@ -57,7 +58,17 @@ def get_one_step_config() -> ConfigDict:
 VARIANTS = {"qam_e": ("QAM-E", get_edit_config), "qam_f": ("QAM-F", get_one_step_config)}
 
 
-def make_agent(config: ConfigDict) -> base.Agent:
+MatchingLoss = Callable[[AgentState, MemorylessPath, Array, Array], Loss]
+"""`(state, path, velocities [T, B, D], adjoints [T, B, D]) -> (loss, metrics)`."""
+
+
+def matching_loss(_: AgentState, path: MemorylessPath, velocities: Array, adjoints: Array) -> Loss:
+    """QAM's regression of the fine-tuned flow on the lean adjoint."""
+    loss = jnp.mean(adjoint_matching_loss(velocities, path.base_velocities, adjoints))
+    return loss, {"adjoint_matching_loss": loss}
+
+
+def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) -> base.Agent:
     """Builds the agent; it acts by the ODE under the fine-tuned flow, or by the actor on top.
 
     Raises:
@@ -65,10 +76,11 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     optimizer = base.make_optimizer(config)
-    draw = partial(_draw, config, flow)
 
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
-        draws = draw(state, observations, *jax.random.split(key))
+        noise, own_noise = _noises(state, observations, key)
+        velocity = _velocity(config, flow, state.params, state.params, observations)
+        draws = Draws(noise, base.flow_actions(config, velocity, noise), own_noise)
         return top.act(state.params, observations, draws) if top else draws.flow_actions
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
@@ -83,26 +95,31 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return base.init_state(optimizer, params, ("critic", "behavior"), key, action_shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
-        key, next_key, bc_key, path_key, *actor_keys = jax.random.split(state.key, 6)
+        key, bc_key, *sample_keys = jax.random.split(state.key, 4)
         observations, actions = batch.observations, base.flat_actions(config, batch)
-        targets = actor_critic.policy_targets(config, critic, policy, state, batch, next_key)
+        each = [batch.next_observations] * config.best_of_n + [observations] * bool(top)
+        acting = jnp.stack(each)
+        draws, path = _sample(config, flow, state, acting, observations, *sample_keys)
+        next_actions = draws.flow_actions
+        if top:
+            next_draws, draws = _split(draws)
+            next_actions = top.act(state.params, acting[:-1], next_draws)
+        targets = actor_critic.targets_at(config, critic, state, batch, next_actions)
+        adjoints, norms = _solve(config, flow, critic, state, observations, path)
 
         def loss_fn(params: Params) -> Loss:
-            td_loss, metrics = actor_critic.critic_loss(
+            loss, metrics = actor_critic.critic_loss(
                 critic, params["critic"], batch, actions, targets
             )
             bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
             velocity = _velocity(config, flow, params, state.target_params, observations)
-            path, adjoints, norms = match_adjoints(
-                config, flow, critic, state, velocity, observations, path_key, config.inv_temp
+            velocities = velocities_along(velocity, path.states[:-1])
+            am_loss, more = matching_loss(state, path, velocities, adjoints)
+            loss, metrics = (
+                loss + bc_loss + am_loss,
+                {"bc_loss": bc_loss, **metrics, **more, **norms},
             )
-            am_loss = jnp.mean(
-                adjoint_matching_loss(path.velocities, path.base_velocities, adjoints)
-            )
-            loss = td_loss + (bc_loss + am_loss)
-            metrics |= {"bc_loss": bc_loss, "adjoint_matching_loss": am_loss, **norms}
             if top:
-                draws = draw(state, observations, *actor_keys)
                 q_fn = partial(mean_critic_value, critic, state.params["critic"], observations)
                 top_loss, more = top.loss(params, observations, draws, q_fn)
                 loss, metrics = loss + top_loss, metrics | more
@@ -125,47 +142,65 @@ def path_noise(
     config: ConfigDict, state: AgentState, observations: Array, key: Key
 ) -> tuple[Array, Array]:
     """Noise of simulated paths: of their start [B, D], and of their steps [T - 1, B, D]."""
-    initial_key, step_key = jax.random.split(key)
-    initial = base.draw_noise(state, observations, initial_key)
-    return initial, jax.random.normal(step_key, (config.flow_steps - 1, *initial.shape))
+    noise = jax.random.normal(key, (config.flow_steps, len(observations), state.action_dim))
+    return noise[0], noise[1:]
 
 
-def match_adjoints(
+def _sample(
+    config: ConfigDict,
+    flow: VectorField,
+    state: AgentState,
+    acting: Array,
+    observations: Array,
+    act_key: Key,
+    path_key: Key,
+) -> tuple[Draws, MemorylessPath]:
+    """Draws [N, B, D] for the observations `acting` [N, B, O], and paths for `observations`."""
+    noise, own_noise = _noises(state, acting, act_key)
+    base_velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
+    every_observation = jnp.concatenate([acting, observations[None]])
+    velocity = base.flow_velocity(flow, state.params["flow"], every_observation)
+
+    def residual_velocity(x: Array, t: Array) -> Array:
+        behavior_velocity = base.flow_velocity(flow, state.params["behavior"], acting)
+        behavior = behavior_velocity(x[:-1], t[:-1]), base_velocity(x[-1:], t[-1:])
+        return velocity(x, t) + jnp.concatenate(behavior)
+
+    flow_actions, path = sample_flow_and_sde(
+        residual_velocity if config.get("residual") else velocity,
+        base_velocity,
+        noise,
+        *path_noise(config, state, observations, path_key),
+    )
+    return Draws(noise, jnp.clip(flow_actions, -1, 1), own_noise), path
+
+
+def _solve(
     config: ConfigDict,
     flow: VectorField,
     critic: CriticEnsemble,
     state: AgentState,
-    velocity_fn: VelocityFn,
     observations: Array,
-    key: Key,
-    inv_temp: float,
-) -> tuple[MemorylessPath, Array, Metrics]:
-    """Simulates paths of the fine-tuned flow and solves for their lean adjoints.
-
-    Args:
-      config: of the algorithm.
-      flow: network of the base flow; its parameters are the target `behavior`.
-      critic: the ensemble; its parameters are the target `critic`.
-      state: of the agent.
-      velocity_fn: the fine-tuned flow in the observations.
-      observations: [B, O].
-      key: source of the paths' noise.
-      inv_temp: inverse temperature.
-
-    Returns:
-      The paths, their adjoints [T, B, D], and metrics of the adjoints' size.
-    """
+    path: MemorylessPath,
+) -> tuple[Array, Metrics]:
+    """Lean adjoints [T, B, D] along the paths, and metrics of their size."""
     base_velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
     q_fn = partial(mean_critic_value, critic, state.target_params["critic"], observations)
-    noise = path_noise(config, state, observations, key)
-    path = trace_memoryless_sde(velocity_fn, base_velocity, *noise)
-    terminal = terminal_adjoint(q_fn, path.states[-1], inv_temp)
+    terminal = terminal_adjoint(q_fn, path.states[-1], config.get("inv_temp", 1.0))
     adjoints = solve_lean_adjoint(base_velocity, path.states, terminal)
-    norms = {
-        "adjoint_norm_start": jnp.mean(jnp.linalg.norm(adjoints[0], axis=-1)),
-        "adjoint_norm_end": jnp.mean(jnp.linalg.norm(terminal, axis=-1)),
-    }
-    return path, adjoints, norms
+    norms = jnp.linalg.norm(jnp.stack([adjoints[0], terminal]), axis=-1)
+    start, end = jnp.mean(norms, axis=-1)
+    return adjoints, {"adjoint_norm_start": start, "adjoint_norm_end": end}
+
+
+def _noises(state: AgentState, observations: Array, key: Key) -> list[Array]:
+    """Noise for the flow, and noise for the actor on top of it."""
+    return [base.draw_noise(state, observations, each) for each in jax.random.split(key)]
+
+
+def _split(draws: Draws) -> tuple[Draws, Draws]:
+    """All draws but the last, and the last."""
+    return Draws(*(array[:-1] for array in draws)), Draws(*(array[-1] for array in draws))
 
 
 def _velocity(
@@ -173,22 +208,7 @@ def _velocity(
 ) -> VelocityFn:
     """`f_theta`; a residual is added to the behaviour flow of `others`."""
     velocity = base.flow_velocity(flow, params["flow"], observations)
-    if not config.residual:
+    if not config.get("residual"):
         return velocity
     behavior_velocity = base.flow_velocity(flow, others["behavior"], observations)
     return lambda x, t: velocity(x, t) + behavior_velocity(x, t)
-
-
-def _draw(
-    config: ConfigDict,
-    flow: VectorField,
-    state: AgentState,
-    observations: Array,
-    noise_key: Key,
-    own_key: Key,
-) -> Draws:
-    """Draws actions of the flow, and noise for the actor on top of it."""
-    noise = base.draw_noise(state, observations, noise_key)
-    velocity = _velocity(config, flow, state.params, state.params, observations)
-    own_noise = base.draw_noise(state, observations, own_key)
-    return Draws(noise, base.flow_actions(config, velocity, noise), own_noise)

@@ -7,16 +7,15 @@ falls while it is below. Meant to start from a flow trained by behaviour cloning
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.adjoint import adjoint_matching_loss
-from qam_jax.agents import actor_critic, base, qam
+from qam_jax.agents import base, qam
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
-from qam_jax.flow import deviation_costs
-from qam_jax.types import Array, Batch, Key, Metrics, Params
+from qam_jax.flow import MemorylessPath, deviation_costs
+from qam_jax.types import Array, Batch, Key, Metrics
 
 DISPLAY_NAME = "TRQAM"
 RANGES = {"kl_budget": base.AT_LEAST_0, "lam_scale": (1e-6, float("inf"))}
@@ -72,45 +71,19 @@ def update_trust_region(lam: Array, kl_ema: Array, kl: Array, kl_budget: float) 
 
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the fine-tuned flow."""
-    flow = base.make_flow(config)
-    critic = base.make_critic(config)
-
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        behavior_key, flow_key = jax.random.split(key)
-        return qam.init_flows(flow, behavior_key, flow_key, observation, action)
 
     def matching_loss(
-        params: Params, state: TrustRegionState, observations: Array, key: Key
+        state: AgentState, path: MemorylessPath, velocities: Array, adjoints: Array
     ) -> Loss:
         """Matching loss, with the divergence of the paths that it is computed on."""
-        velocity = base.flow_velocity(flow, params["flow"], observations)
-        path, adjoints, norms = qam.match_adjoints(
-            config, flow, critic, state, velocity, observations, key, inv_temp=1.0
-        )
-        velocities, base_velocities = path.velocities, path.base_velocities
-        temp = config.lam_scale * state.lam
-        loss = jnp.mean(scaled_matching_loss(velocities, base_velocities, adjoints, temp))
-        costs = deviation_costs(velocities, base_velocities)
-        kl = jnp.mean(jnp.sum(costs, axis=0)) / config.flow_steps / state.action_shape[0]
-        return loss, {"adjoint_matching_loss": loss, "kl": kl, **norms}
-
-    def actor_loss(
-        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
-    ) -> Loss:
         assert isinstance(state, TrustRegionState)
-        bc_key, path_key = jax.random.split(key)
-        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-        loss, metrics = matching_loss(params, state, batch.observations, path_key)
-        return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
+        temp = config.lam_scale * state.lam
+        loss = jnp.mean(scaled_matching_loss(velocities, path.base_velocities, adjoints, temp))
+        costs = deviation_costs(velocities, path.base_velocities)
+        kl = jnp.mean(jnp.sum(costs, axis=0)) / config.flow_steps / state.action_shape[0]
+        return loss, {"adjoint_matching_loss": loss, "kl": kl}
 
-    agent = actor_critic.make_actor_critic(
-        config,
-        critic,
-        init_actor=init_actor,
-        actor_loss=actor_loss,
-        policy=actor_critic.make_flow_policy(config, flow, "flow"),
-        target_names=("critic", "behavior"),
-    )
+    agent = qam.make_agent(config, matching_loss)
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         state = agent.init(key, example_observation, example_action)

@@ -11,7 +11,9 @@ from qam_jax import adjoint, flow, networks
 from qam_jax.agents import base, get_config, parameter_count, qam, trqam
 
 
-def _path_key(state):
+def _path_key(state, name):
+    if name == "trqam":
+        return jax.random.split(state.key, 4)[3]
     _, _, actor_key = jax.random.split(state.key, 3)
     return jax.random.split(actor_key)[1]
 
@@ -19,11 +21,9 @@ def _path_key(state):
 class _Path:
     """The path of two steps that an update simulates, and both flows on it, in NumPy."""
 
-    def __init__(self, state, observations):
-        initial_key, step_key = jax.random.split(_path_key(state))
+    def __init__(self, state, observations, name):
         s = np.asarray(observations, np.float64)
-        x = np.float64(jax.random.normal(initial_key, (32, 2)))
-        noise = np.float64(jax.random.normal(step_key, (1, 32, 2)))[0]
+        x, noise = np.float64(jax.random.normal(_path_key(state, name), (2, 32, 2)))
         self.sigmas = np.sqrt([6.0, 2.0])  # h = 1/2
         tuned, cloned = state.params["flow"], state.target_params["behavior"]
         self.tuned, self.cloned = [self._f(tuned, s, x, 0)], [self._f(cloned, s, x, 0)]
@@ -47,7 +47,7 @@ class _Path:
 def test_bam_loss_by_hand(linear):
     agent, state = linear.make("bam", inv_temp=3.0, rho=0.4)
     batch = linear.batch(masks=np.zeros(32))
-    path = _Path(state, batch.observations)
+    path = _Path(state, batch.observations, "bam")
     q = linear.q_values(state.params["critic"], batch.observations, path.end)
     value = np.mean(q.mean(axis=0) - 0.4 * q.std(axis=0))
     deviation = path.costs()[0].mean()  # of all steps but the last
@@ -95,7 +95,9 @@ def test_trqam_divergence_by_hand(linear):
     agent, state = linear.make("trqam", kl_budget=0.2, horizon_length=2)
     batch = linear.batch(masks=np.zeros(32))
     state = state.replace(lam=jnp.float32(2.0), kl_ema=jnp.float32(0.3))
-    kl = _Path(state, batch.observations).costs().sum(axis=0).mean() / 2 / 2  # h, and two actions
+    kl = (
+        _Path(state, batch.observations, "trqam").costs().sum(axis=0).mean() / 2 / 2
+    )  # h, and two actions
     assert kl > 0.4  # the clip at twice the budget is in use
     moved, metrics = agent.update(state, batch)
     np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-3)
@@ -133,7 +135,7 @@ def test_trqam_at_a_fixed_lambda_is_qam_at_its_inverse(linear):
             base.flow_velocity(flow_net, p, observations)
             for p in (params, state.target_params["behavior"])
         )
-        noise = qam.path_noise(config, state, observations, _path_key(state))
+        noise = qam.path_noise(config, state, observations, _path_key(state, "trqam"))
         held = base.flow_velocity(flow_net, state.params["flow"], observations)
         states = flow.sample_memoryless_sde(held, cloned, *noise)
         value_fn = functools.partial(

@@ -3,7 +3,10 @@
 During a transfer three files stand beside the target. `<file>.part` holds the bytes that have
 arrived. `<file>.part.json` names the remote file that they are the beginning of.
 `<file>.part.lock` keeps a second process waiting. A broken transfer goes on where it stopped, also
-in a later run. A file gets its name only once it is complete and checked.
+in a later run. A file gets its name only once it is complete and all checksums in it are right, so
+pieces that do not belong together are never kept.
+
+Own code, because `urllib3.Retry` cannot continue a body that broke off.
 """
 
 import json
@@ -11,9 +14,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import requests
 from tqdm import tqdm
@@ -28,17 +32,7 @@ MIRRORS = (
 )
 
 _CHUNK_BYTES = 64 * 1024  # at most this much is fetched twice when a transfer breaks
-_PASSING_STATUSES = (408, 429, 500, 502, 503, 504)  # worth asking again
-_LASTING_ERRORS = (
-    requests.exceptions.ConnectTimeout,
-    requests.exceptions.ProxyError,
-    requests.exceptions.SSLError,
-)
-_PASSING_ERRORS = (
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.ConnectionError,
-    requests.exceptions.Timeout,
-)
+_PASSING_STATUSES = (408, 416, 429, 500, 502, 503, 504)  # worth asking again
 _logger = logging.getLogger(__name__)
 
 
@@ -50,7 +44,7 @@ class _MirrorError(Exception):
     """This mirror cannot provide the file."""
 
 
-class _BrokenTransferError(Exception):
+class _BrokenTransferError(_MirrorError):
     """The transfer broke off; the same mirror may provide the rest."""
 
 
@@ -95,205 +89,166 @@ def download_dataset(
     if isinstance(mirrors, str) or not mirrors:
         raise ValueError(f"mirrors must be a sequence of one or more addresses, got {mirrors!r}.")
     folder = Path(dataset_dir).expanduser()
-    training, validation = folder / f"{dataset_name}.npz", folder / f"{dataset_name}-val.npz"
-    with requests.Session() as session:
-        for target in (validation, training):
-            transfer = _Transfer(target, session, timeout, progress)
-            mirror = None if target.exists() else _provide(transfer, mirrors, retries, backoff)
+    attempt = partial(_attempt, timeout=timeout, progress=progress)
+    fetch = partial(_fetch, attempt=attempt, retries=retries, backoff=backoff)
+    for name in (f"{dataset_name}-val.npz", f"{dataset_name}.npz"):
+        target = folder / name
+        mirror = None if target.exists() else _provide(target, mirrors, fetch)
     return mirror
 
 
 def _provide(
-    transfer: "_Transfer", mirrors: Sequence[str], retries: int, backoff: float
+    target: Path, mirrors: Sequence[str], fetch: Callable[[str, Path], None]
 ) -> str | None:
     """Downloads one file and returns the mirror; None if another process did it meanwhile."""
-    target = transfer.target
     ensure_writable_dir(target.parent)
-    urls = {f"{mirror.rstrip('/')}/{target.name}": mirror for mirror in mirrors}
-    failures = []
+    part = target.with_name(f"{target.name}.part")
     lock = target.with_name(f"{target.name}.part.lock")
     with hold_lock(lock, f"downloading {target}"):
-        if target.exists():
-            lock.unlink()
-            return None
-        started = transfer.read_note().url
-        for url in sorted(urls, key=lambda url: url != started):
-            try:
-                transfer.fetch(url, retries, backoff)
-                transfer.finish()
-                lock.unlink(missing_ok=True)
-                return urls[url]
-            except _MirrorError as error:
-                failures.append(f"  {url}: {error}")
-            except OSError as error:  # the disk's: errors of the network end in `_request`
-                raise OSError(
-                    error.errno,
-                    f"cannot store {target.name} in {str(target.parent)!r}: {error.strerror}. Free "
-                    "some space or choose another folder; the same command then continues where "
-                    "it stopped.",
-                ) from error
-    stem = target.stem.removesuffix("-val")
+        try:
+            mirror = None if target.exists() else _fetch_from_any(mirrors, target.name, part, fetch)
+        except DownloadError:
+            raise
+        except OSError as error:  # the disk's: errors of the network end in `_attempt`
+            raise OSError(
+                error.errno,
+                f"cannot store {target.name} in {str(target.parent)!r}: {error.strerror}. Free "
+                "some space or choose another folder; the same command then continues where "
+                "it stopped.",
+            ) from error
+        if mirror:
+            os.replace(part, target)
+            _discard(part)
+        lock.unlink(missing_ok=True)
+        return mirror
+
+
+def _fetch_from_any(
+    mirrors: Sequence[str], name: str, part: Path, fetch: Callable[[str, Path], None]
+) -> str:
+    """Completes a partial file and returns the mirror."""
+    urls = {f"{mirror.rstrip('/')}/{name}": mirror for mirror in mirrors}
+    started = _read_note(part).get("url")
+    failures = []
+    for url in sorted(urls, key=lambda url: url != started):
+        try:
+            fetch(url, part)
+            return urls[url]
+        except _MirrorError as error:
+            failures.append(f"  {url}: {error}")
+    stem = name.removesuffix(".npz").removesuffix("-val")
     raise DownloadError(
-        f"could not download {target.name}. Mirrors tried:\n" + "\n".join(failures) + "\n"
+        f"could not download {name}. Mirrors tried:\n" + "\n".join(failures) + "\n"
         "What to do: run the same command again (it continues where it stopped); or name another "
         f"mirror with --mirrors; or copy {stem}.npz and {stem}-val.npz into "
-        f"{str(target.parent)!r} by hand; or simulate it, if it is in the "
+        f"{str(part.parent)!r} by hand; or simulate it, if it is in the "
         "list of experiments/generate_dataset.py --list (--data_source=generate)."
     )
 
 
-class _Note(NamedTuple):
-    """Remote file that a partial file is the beginning of."""
-
-    url: str | None = None
-    validator: str | None = None
-    size: int | None = None  # bytes of the whole file
-
-
-class _Transfer:
-    """A file on its way: the part that has arrived, and the note that names its origin.
-
-    Own code, because `urllib3.Retry` cannot continue a body that broke off.
-    """
-
-    def __init__(self, target: Path, session: requests.Session, timeout: float, progress: bool):
-        self.target = target
-        self._session, self._timeout, self._progress = session, timeout, progress
-        self._part = target.with_name(f"{target.name}.part")
-        self._note_path = target.with_name(f"{target.name}.part.json")
-
-    def read_note(self) -> _Note:
+def _fetch(
+    url: str, part: Path, *, attempt: Callable[[str, Path], bool], retries: int, backoff: float
+) -> None:
+    """Completes a partial file from one address, asking again while that makes headway."""
+    failed, farthest = 0, 0
+    while True:
         try:
-            return _Note(**json.loads(self._note_path.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return _Note()
+            return _check(part, joined=attempt(url, part))
+        except _BrokenTransferError as error:
+            failed = 0 if _size(part) > farthest else failed + 1
+            farthest = max(farthest, _size(part))
+            if failed > retries:
+                raise
+            _logger.warning("%s: %s; trying again", url, error)
+            time.sleep(backoff * 2**failed)
 
-    def fetch(self, url: str, retries: int, backoff: float) -> None:
-        """Completes the partial file from one address, asking again while that makes headway."""
-        failed, farthest = 0, 0
-        while True:
-            try:
-                resumed = self._request(url)
-                self._check(resumed)
-                return
-            except _BrokenTransferError as error:
-                failed = 0 if self._size() > farthest else failed + 1
-                farthest = max(farthest, self._size())
-                if failed > retries:
-                    message = f"{error} (gave up after {failed} times in a row)"
-                    raise _MirrorError(message) from error
-                _logger.warning("%s: %s; trying again", url, error)
-                time.sleep(backoff * 2**failed)
 
-    def finish(self) -> None:
-        with open(self._part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(self._part, self.target)
-        self._note_path.unlink(missing_ok=True)
+def _attempt(url: str, part: Path, *, timeout: float, progress: bool) -> bool:
+    """Makes one request and stores its answer; returns whether it was joined to earlier data."""
+    note, start = _read_note(part), _size(part)
+    if note.get("url") != url or not note["size"] or start > note["size"]:
+        start = 0
+    elif start == note["size"]:
+        return True  # stopped between the last byte and the check
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            status = response.status_code
+            if status in (200, 206):
+                _save(response, url, part, progress)
+                return status == 206
+            if status == 416:  # the remote file has become shorter
+                _discard(part)
+            error_type = _BrokenTransferError if status in _PASSING_STATUSES else _MirrorError
+            raise error_type(f"HTTP {status} {response.reason}")
+    except requests.ConnectTimeout as error:  # which took long already
+        raise _MirrorError(_describe(error)) from error
+    except requests.RequestException as error:
+        raise _BrokenTransferError(_describe(error)) from error
 
-    def _size(self) -> int:
-        return self._part.stat().st_size if self._part.exists() else 0
 
-    def _discard(self) -> None:
-        self._part.unlink(missing_ok=True)
-        self._note_path.unlink(missing_ok=True)
-
-    def _request(self, url: str) -> bool:
-        """Makes one request. Returns whether its answer was joined to earlier data."""
-        note, start = self.read_note(), self._size()
-        if not (note.url == url and note.validator and note.size and start <= note.size):
-            start = 0
-        elif start == note.size:
-            return True  # stopped between the last byte and the check
-        headers = {"Accept-Encoding": "identity"}
-        if start and note.validator:
-            headers |= {"Range": f"bytes={start}-", "If-Range": note.validator}
-        try:
-            with self._session.get(
-                url, headers=headers, stream=True, timeout=self._timeout
-            ) as response:
-                resumed = self._continues(response, start)
-                self._save(response, start if resumed else 0, url)
-                return resumed
-        except requests.RequestException as error:
-            passing = isinstance(error, _PASSING_ERRORS) and not isinstance(error, _LASTING_ERRORS)
-            cause = getattr(error.args[0], "reason", error) if error.args else error
-            message = f"{type(error).__name__}: {' '.join(str(cause).split())}"
-            raise (_BrokenTransferError if passing else _MirrorError)(message) from error
-
-    def _continues(self, response: requests.Response, start: int) -> bool:
-        """Whether the answer continues the partial file; otherwise it is the whole file."""
-        status = response.status_code
-        if status in _PASSING_STATUSES:
-            raise _BrokenTransferError(f"HTTP {status} {response.reason}")
-        if start and status in (206, 416):
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-            note = self.read_note()
-            fits = span and (int(span[1]), int(span[2])) == (start, note.size)
-            if status == 416 or not fits or _validator(response) not in (None, note.validator):
-                self._discard()
-                raise _BrokenTransferError(
-                    "the remote file has changed, starting from its beginning"
-                )
-            return True
-        if status != 200:
-            raise _MirrorError(f"HTTP {status} {response.reason}")
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise _MirrorError(f"unexpected encoding {encoding!r}")
-        return False
-
-    def _save(self, response: requests.Response, start: int, url: str) -> None:
-        """Writes the answer behind the first `start` bytes of the partial file."""
+def _save(response: requests.Response, url: str, part: Path, progress: bool) -> None:
+    """Writes a whole file, or what follows the partial file."""
+    chunks = response.iter_content(_CHUNK_BYTES)
+    chunk = next(chunks, b"")
+    if response.status_code == 200:
+        if not chunk.startswith(b"PK"):  # before an earlier partial file is given up for it
+            kind = response.headers.get("Content-Type", "unknown")
+            raise _MirrorError(f"the answer is not an .npz file (content type {kind})")
         length = response.headers.get("Content-Length", "")
-        size = int(length) if length.isdigit() else None
-        chunks = response.iter_content(_CHUNK_BYTES)
-        chunk = next(chunks, b"")
-        if start:
-            size = self.read_note().size
-        else:
-            if not chunk.startswith(b"PK"):  # before an earlier partial file is given up for it
-                kind = response.headers.get("Content-Type", "unknown")
-                raise _MirrorError(f"the answer is not an .npz file (content type {kind})")
-            self._part.write_bytes(b"")  # first, so that the new note never stands for old bytes
-            write_json(self._note_path, _Note(url, _validator(response), size)._asdict())
-        bar = tqdm(
-            desc=self._part.stem,
-            total=size,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            disable=None if self._progress else True,  # None: unless the output is a terminal
+        part.write_bytes(b"")  # first, so that the new note never stands for old bytes
+        write_json(
+            _note_path(part), {"url": url, "size": int(length) if length.isdigit() else None}
         )
-        with bar, open(self._part, "ab") as file:
-            while chunk:
-                file.write(chunk)
-                bar.update(len(chunk))
-                chunk = next(chunks, b"")
-        if size is not None and self._size() != size:
-            raise _BrokenTransferError(f"ended after {self._size()} of {size} bytes")
-
-    def _check(self, resumed: bool) -> None:
-        """Checks every byte of a finished transfer; removes it if it is not a sound dataset."""
-        try:
-            headers = npz.read_headers(self._part, verify=True)
-        except ValueError as error:
-            problem = f"sent a damaged or truncated file ({error.__cause__})"
-        else:
-            try:
-                check_headers(headers, REQUIRED_FIELDS, source="sent a file that is no dataset")
-                return
-            except ValueError as error:
-                problem = str(error)
-        self._discard()
-        if resumed:  # the pieces may not belong together, though each was sound
-            raise _BrokenTransferError(f"{problem}, starting from the beginning")
-        raise _MirrorError(problem)
+    size = _read_note(part)["size"]
+    bar = tqdm(
+        desc=part.stem,
+        total=size,
+        initial=_size(part),
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,  # None: unless the output is a terminal
+    )
+    with bar, open(part, "ab") as file:
+        while chunk:
+            file.write(chunk)
+            bar.update(len(chunk))
+            chunk = next(chunks, b"")
 
 
-def _validator(response: requests.Response) -> str | None:
-    """Identifies this version of the remote file in `If-Range` (RFC 9110, 13.1.5)."""
-    etag = response.headers.get("ETag")
-    if etag and not etag.startswith("W/"):
-        return etag
-    return response.headers.get("Last-Modified")
+def _check(part: Path, *, joined: bool) -> None:
+    """Checks every byte of a finished transfer; removes it if it is not a sound dataset."""
+    try:
+        headers = npz.read_headers(part, verify=True)
+        check_headers(headers, REQUIRED_FIELDS, source=str(part))
+    except ValueError as error:
+        _discard(part)  # if it was joined, the remote file may have changed meanwhile
+        raise (_BrokenTransferError if joined else _MirrorError)(str(error)) from error
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _read_note(part: Path) -> dict[str, Any]:
+    """The `url` and the `size` of the file that a partial file is the beginning of."""
+    try:
+        return json.loads(_note_path(part).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _note_path(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _note_path(part).unlink(missing_ok=True)
+
+
+def _describe(error: requests.RequestException) -> str:
+    cause = getattr(error.args[0], "reason", error) if error.args else error
+    return f"{type(error).__name__}: {' '.join(str(cause).split())}"

@@ -21,7 +21,6 @@ from qam_jax.data.download import DownloadError, download_dataset
 
 NAME = "cube-double-play-v0"
 TRAIN, VAL = f"{NAME}.npz", f"{NAME}-val.npz"
-ETAG = '"version-1"'
 
 
 def _npz_bytes(seed: int = 0, num_rows: int = 2000, **changes) -> bytes:
@@ -84,25 +83,22 @@ class Mirror:
             answer(handler, TRAIN_BYTES)
 
 
-def serve(content=None, *, stop=None, ranges=True, if_range=True, length=True, **headers):
-    """An answer to a GET: proper by default, with an ETag unless other headers are given.
+def serve(content=None, *, stop=None, ranges=True, length=True, kind="application/zip"):
+    """An answer to a GET, proper by default.
 
-    `content` stands in place of the file; at byte `stop` the connection is dropped; `ranges` and
-    `if_range` say whether those requests are honoured; `length` whether Content-Length is sent.
+    `content` stands in place of the file; at byte `stop` the connection is dropped; `ranges` says
+    whether parts of the file are sent; `length` whether Content-Length is.
     """
-    headers = {key.replace("_", "-"): value for key, value in headers.items()} or {"ETag": ETAG}
 
     def answer(handler, body):
         body, asked = body if content is None else content, handler.headers
-        same = not if_range or asked.get("If-Range") in headers.values()
-        start = int(asked["Range"][6:-1]) if ranges and "Range" in asked and same else 0
+        start = int(asked["Range"][6:-1]) if ranges and "Range" in asked else 0
         handler.send_response(206 if start else 200)
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         if length:
             handler.send_header("Content-Length", str(len(body) - start))
-        for key, value in headers.items():
-            handler.send_header(key, value)
+        handler.send_header("Content-Type", kind)
         handler.end_headers()
         handler.wfile.write(body[start:stop])
         handler.mirror.bytes_sent += len(body[start:stop])
@@ -116,7 +112,7 @@ def status(code: int):
 
 STOP = 200_000
 BROKEN = serve(stop=STOP)
-PAGE = serve(b"<html>Log in</html>", Content_Type="text/html")
+PAGE = serve(b"<html>Log in</html>", kind="text/html")
 
 
 @pytest.fixture(autouse=True)
@@ -170,21 +166,15 @@ def test_a_dropped_connection_is_resumed_where_it_stopped(mirror, tmp_path):
     assert "Range" not in first
     start = int(second["Range"][6:-1])
     assert STOP - 64 * 1024 < start <= STOP
-    assert second["If-Range"] == ETAG
     assert flaky.bytes_sent - len(VAL_BYTES) < 1.5 * len(TRAIN_BYTES)
 
 
-DATE = {"Last_Modified": "Wed, 01 Oct 2025 10:00:00 GMT"}
-OTHER, SHORTER = _npz_bytes(seed=7), _npz_bytes(seed=7, num_rows=1990)
-NEWER = {"ETag": '"version-2"'}
+_OTHER, _SHORTER = _npz_bytes(seed=7), _npz_bytes(seed=7, num_rows=1990)
 _SECOND_ATTEMPTS = {  # the server's answers, and which of the requests ask for a range
-    "known by date": ([serve(stop=STOP, **DATE), serve(**DATE)], "-r"),
-    "only a weak ETag": ([serve(stop=STOP, ETag='W/"1"'), serve(ETag='W/"1"')], "--"),
     "server ignores ranges": ([BROKEN, serve(ranges=False)], "-r"),
-    "changed": ([serve(OTHER, stop=STOP), serve(**NEWER)], "-r"),
-    "changed, yet joined": ([BROKEN, serve(OTHER, if_range=False, **NEWER), serve()], "-r-"),
-    "other size, yet joined": ([serve(SHORTER, stop=STOP), serve(), serve()], "-r-"),
-    "same ETag, other content": ([serve(_flipped(1000), stop=STOP), serve()], "-r-"),
+    "changed": ([serve(_OTHER, stop=STOP), serve()], "-r-"),
+    "other size": ([serve(_SHORTER, stop=STOP), serve()], "-r-"),
+    "one wrong bit": ([serve(_flipped(1000), stop=STOP), serve()], "-r-"),
     "416": ([BROKEN, status(416), serve()], "-r-"),
 }
 
@@ -239,10 +229,9 @@ _BAD_ANSWERS = {
     "404": (status(404), "HTTP 404"),
     "web page": (PAGE, "text/html"),
     "nothing": (serve(b""), "not an .npz"),
-    "truncated, claimed complete": (serve(TRAIN_BYTES[:-5000]), "truncated"),
-    "truncated, no length": (serve(TRAIN_BYTES[:STOP], length=False), "truncated"),
+    "truncated, claimed complete": (serve(TRAIN_BYTES[:-5000]), "damaged or incomplete"),
+    "truncated, no length": (serve(TRAIN_BYTES[:STOP], length=False), "damaged or incomplete"),
     "flipped byte": (serve(_flipped(150_000)), "damaged"),
-    "compressed on the way": (serve(Content_Encoding="br"), "encoding 'br'"),
     "other fields": (serve(_npz_bytes(terminals=None)), "'terminals' is missing"),
     "unequal": (serve(_npz_bytes(terminals=np.ones(5))), "'terminals' has 5 rows"),
     "text": (serve(_npz_bytes(actions=np.full((2000, 5), "a"))), "'actions' has type <U1"),
@@ -349,7 +338,7 @@ def test_a_process_killed_before_the_last_check_needs_no_network(mirror, tmp_pat
     (tmp_path / VAL).write_bytes(VAL_BYTES)
     good = mirror()
     with monkeypatch.context() as patch, pytest.raises(TypeError):
-        patch.setattr(download._Transfer, "_check", None)
+        patch.setattr(download, "_check", None)
         _download(tmp_path, good)
     assert not (tmp_path / TRAIN).exists()
     _download(tmp_path, good)

@@ -22,7 +22,7 @@ transition.
 All other fields, such as OGBench's `qpos`, `qvel` and `button_states`, are returned as stored.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,17 +48,19 @@ _BLOCK_ROWS = 4096  # rows compared at once, so that temporaries stay small
 
 
 class ArrayHeader(NamedTuple):
-    """Shape and type of an array in a file, known without reading its values."""
+    """What is known of an array in a file without reading its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    is_fortran: bool  # the order of the values
+    checksum: int
 
 
 def check_headers(
-    headers: Mapping[str, ArrayHeader],
+    headers: Mapping[str, ArrayHeader | np.ndarray],
     needed: Collection[str],
     *,
-    source: str,
+    source: Path | str,
     read: Collection[str] | None = None,
 ) -> None:
     """Checks everything that is known without the values of the arrays.
@@ -72,12 +74,18 @@ def check_headers(
     Raises:
       ValueError: naming the first fault.
     """
-    _raise_first(_missing_problems(headers, needed), source)
+    for name in needed:
+        if name not in headers:
+            raise ValueError(
+                f"{source}: the field {name!r} is missing; there are: "
+                f"{', '.join(sorted(headers)) or 'none'}. Add it, or rename the field that holds "
+                "it."
+            )
     arrays = {name: headers[name] for name in (needed if read is None else read)}
     _raise_first(_header_problems(arrays), source)
 
 
-def check_transitions(data: Mapping[str, np.ndarray], *, source: str) -> None:
+def check_transitions(data: Mapping[str, np.ndarray], *, source: Path | str) -> None:
     """Checks the documented fields of a dataset (see the table at the top of this module).
 
     Args:
@@ -87,23 +95,29 @@ def check_transitions(data: Mapping[str, np.ndarray], *, source: str) -> None:
     Raises:
       ValueError: naming the first fault, its place, and how to mend it.
     """
-    _raise_first(_find_problems(data), source)
+    fields = {name: data[name] for name in FIELDS if name in data}
+    check_headers(data, REQUIRED_FIELDS, source=source, read=fields)
+    _raise_first(_value_problems(fields), source)
 
 
 def check_same_fields(headers: Mapping[Path, Mapping[str, ArrayHeader]]) -> None:
     """Raises ValueError, naming both files, if two files' fields or dimensions differ."""
     first, *others = headers
+
+    def describe(path: Path, name: str) -> str:
+        if name not in headers[path]:
+            return f"{path.name} has no {name!r}"
+        dimensions = map(str, headers[path][name].shape[1:])
+        return f"{path.name} has {name!r} of shape [{', '.join(('N', *dimensions))}]"
+
     for path in others:
         for name in (*FIELDS, *RELABEL_FIELDS):
-            widths = [
-                headers[each][name].shape[1:] if name in headers[each] else None
-                for each in (path, first)
-            ]
-            if widths[0] != widths[1]:
+            given, expected = (describe(each, name) for each in (path, first))
+            if given.removeprefix(path.name) != expected.removeprefix(first.name):
                 raise ValueError(
-                    f"{path} does not belong with {first}: {_describe(name, widths[0], path)}, but "
-                    f"{_describe(name, widths[1], first)}. The files of a folder have to hold the "
-                    "same fields with the same dimensions: move one of them to another folder."
+                    f"{path} does not belong with {first}: {given}, but {expected}. The files of a "
+                    "folder have to hold the same fields with the same dimensions: move one of "
+                    "them to another folder."
                 )
 
 
@@ -120,12 +134,12 @@ def check_dimensions(
     if env is None:
         return
     for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        given, expected = tuple(arrays[name].shape[1:]), tuple(space.shape)
+        given, expected = (" x ".join(map(str, s)) for s in (arrays[name].shape[1:], space.shape))
         if given != expected:
             raise ValueError(
-                f"{source}: its {name} have {_dimensions(given)} dimensions, but those of "
-                f"{env.spec.id if env.spec else env} have {_dimensions(expected)}: this is the "
-                "dataset of another environment. Check --env_name and the data."
+                f"{source}: its {name} have {given or 0} dimensions, but those of "
+                f"{env.spec.id if env.spec else env} have {expected or 0}: this is the dataset of "
+                "another environment. Check --env_name and the data."
             )
 
 
@@ -137,34 +151,10 @@ def check_proportion(proportion: float) -> None:
         )
 
 
-def _raise_first(problems: Iterator[str], source: str) -> None:
-    problem = next(problems, None)
-    if problem is not None:
+def _raise_first(problems: Iterator[str], source: Path | str) -> None:
+    """Only the first problem is valid: each check relies on the earlier ones."""
+    for problem in problems:
         raise ValueError(f"{source}: {problem}")
-
-
-def _find_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Yields faults. Only the first is valid: each check relies on the earlier ones."""
-    yield from _missing_problems(data, REQUIRED_FIELDS)
-    data = {name: data[name] for name in FIELDS if name in data}
-    yield from _header_problems(data)
-    yield from _number_problems(data)
-    yield from _action_problems(data["actions"])
-    yield from _binary_problems("terminals", data["terminals"], "1 at the last row of each episode")
-    yield from _episode_problems(data)
-    if "masks" in data:
-        yield from _binary_problems("masks", data["masks"], "0 where the task is completed")
-    if "next_observations" in data:
-        yield from _order_problems(data)
-
-
-def _missing_problems(present: Collection[str], needed: Collection[str]) -> Iterator[str]:
-    for name in needed:
-        if name not in present:
-            yield (
-                f"the field {name!r} is missing; there are: {', '.join(sorted(present)) or 'none'}."
-                " Add it, or rename the field that holds it."
-            )
 
 
 def _header_problems(arrays: Mapping[str, ArrayHeader | np.ndarray]) -> Iterator[str]:
@@ -203,36 +193,40 @@ def _header_problems(arrays: Mapping[str, ArrayHeader | np.ndarray]) -> Iterator
             yield f"{name!r} has type {array.dtype}, expected real numbers: save it as float32."
 
 
-def _number_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
+def _value_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
     for name, array in data.items():
         # The extremes are NaN if any value is NaN, and take no memory to find.
         if not (np.isfinite(array.min()) and np.isfinite(array.max())):
-            bad = ~np.isfinite(array)
-            yield (
-                f"{name!r} has {array[bad][0]} at {_first_place(bad)}; {_count(bad)} not finite "
-                "in float32. Remove or repair the episodes concerned."
+            yield _locate(name, array, ~np.isfinite(array)) + (
+                "not finite in float32. Remove or repair the episodes concerned."
             )
-
-
-def _action_problems(actions: np.ndarray) -> Iterator[str]:
-    limit = 1 + _ACTION_TOLERANCE
+    actions, limit = data["actions"], 1 + _ACTION_TOLERANCE
     low, high = actions.min(), actions.max()
     if low < -limit or high > limit:
-        bad = (actions < -limit) | (actions > limit)
-        yield (
-            f"'actions' has {actions[bad][0]:g} at {_first_place(bad)}; {_count(bad)} outside "
-            f"[-1, 1] (smallest {low:g}, largest {high:g}). Rescale the actions to [-1, 1]: "
-            "2 * (actions - low) / (high - low) - 1, with the environment's own bounds."
+        yield _locate("actions", actions, (actions < -limit) | (actions > limit)) + (
+            f"outside [-1, 1] (smallest {low:g}, largest {high:g}). Rescale the actions to "
+            "[-1, 1]: 2 * (actions - low) / (high - low) - 1, with the environment's own bounds."
         )
+    meanings = {
+        "terminals": "1 at the last row of each episode, everywhere else 0",
+        "masks": "0 where the task is completed, everywhere else 1",
+    }
+    for name, meaning in meanings.items():
+        values = data.get(name, np.zeros(0))
+        bad = (values != 0) & (values != 1)
+        if bad.any():
+            yield f"{_locate(name, values, bad)}neither 0 nor 1. Expected {meaning}."
+    yield from _episode_problems(data)
+    if "next_observations" in data:
+        yield from _order_problems(data)
 
 
-def _binary_problems(name: str, array: np.ndarray, meaning: str) -> Iterator[str]:
-    bad = (array != 0) & (array != 1)
-    if bad.any():
-        yield (
-            f"{name!r} has {array[bad][0]:g} at {_first_place(bad)}; {_count(bad)} neither 0 nor "
-            f"1. Expected {meaning}, everywhere else {'0' if name == 'terminals' else '1'}."
-        )
+def _locate(name: str, array: np.ndarray, bad: np.ndarray) -> str:
+    row, *column = np.unravel_index(bad.argmax(), bad.shape)
+    place = f"row {row}" + (f", column {column[0]}" if column else "")
+    count = np.count_nonzero(bad)
+    are = "is" if count == 1 else "are"
+    return f"{name!r} has {array[bad][0]:g} at {place}; {count} of {bad.size} values {are} "
 
 
 def _episode_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -270,23 +264,3 @@ def _order_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
                 f"although terminals[{row}] is 0. Rows have to be in time order, not shuffled or "
                 f"thinned out: sort them, or set terminals[{row}] = 1 if an episode ends there."
             )
-
-
-def _first_place(bad: np.ndarray) -> str:
-    place = np.unravel_index(bad.argmax(), bad.shape)
-    return f"row {place[0]}" + (f", column {place[1]}" if len(place) > 1 else "")
-
-
-def _count(bad: np.ndarray) -> str:
-    count = np.count_nonzero(bad)
-    return f"{count} of {bad.size} values {'is' if count == 1 else 'are'}"
-
-
-def _describe(name: str, width: Sequence[int] | None, path: Path) -> str:
-    if width is None:
-        return f"{path.name} has no {name!r}"
-    return f"{path.name} has {name!r} of shape [{', '.join(('N', *map(str, width)))}]"
-
-
-def _dimensions(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "0"

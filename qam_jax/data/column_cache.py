@@ -6,63 +6,46 @@ OGBench task lie in a subfolder of the task. `source.json` is written last into 
 names the version of the `.npz` file that the columns were made from.
 """
 
-import copy
 import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_jax.data.checks import FIELDS, RELABEL_FIELDS
-from qam_jax.data.npz import load_npz, map_npy, read_arrays, read_headers
+from qam_jax.data.checks import FIELDS, RELABEL_FIELDS, ArrayHeader
+from qam_jax.data.npz import load_npz, read_arrays
 from qam_jax.files import atomic_write, ensure_writable_dir, hold_lock, write_json
 
 CACHE_VARIABLE = "QAM_JAX_CACHE"
 
 _VERSION = 1  # of the layout of the cache
-_GOALS = (  # attributes from which OGBench computes rewards, beside the data
-    "_reward_task_id", "cur_goal_xy", "_goal_tol", "_num_cubes", "_num_buttons",
-    "_target_button_states", "_target_drawer_pos", "_target_window_pos",
-)  # fmt: skip
 _logger = logging.getLogger(__name__)
 
 FileVersion = Mapping[str, Any]
 """Size and time by which one version of a file is told from another."""
 
 
-class RewardTask(NamedTuple):
-    """An OGBench single task, which gives rewards to data without rewards.
+def freeze_task(env: gymnasium.Env) -> gymnasium.Env | None:
+    """Resets an environment for the last time, so that another thread can compute its rewards.
 
-    Attributes:
-      env_id: id of the environment.
-      goal: the attributes that OGBench reads from an environment that was reset. They do not
-        change any more, so another thread can use them.
+    Returns:
+      The environment, unwrapped, as OGBench's `relabel_dataset` needs it; None if it is no OGBench
+      single task.
     """
-
-    env_id: str
-    goal: types.SimpleNamespace
-
-
-def freeze_task(env: gymnasium.Env) -> RewardTask | None:
-    """Resets the environment and keeps its goal; None if it is no OGBench single task."""
     simulator = env.unwrapped
     if getattr(simulator, "_reward_task_id", None) is None:
         return None
     env.reset()  # sets the goal
-    attributes = {name: getattr(simulator, name) for name in _GOALS if hasattr(simulator, name)}
-    goal = types.SimpleNamespace(**copy.deepcopy(attributes), reset=lambda: None)
-    if hasattr(simulator, "_data"):
-        goal._data = types.SimpleNamespace(mocap_pos=np.array(simulator._data.mocap_pos))
-    goal.unwrapped = goal
-    return RewardTask(env.spec.id, goal)
+    simulator.reset = lambda **_: None
+    return simulator
 
 
 def find_cache(folder: Path) -> Path:
@@ -92,15 +75,20 @@ def read_version(path: Path) -> FileVersion:
 
 
 def open_columns(
-    path: Path, cache: Path, version: FileVersion, task: RewardTask | None
+    path: Path,
+    headers: Mapping[str, ArrayHeader],
+    cache: Path,
+    version: FileVersion,
+    task: gymnasium.Env | None,
 ) -> dict[str, np.ndarray]:
     """Maps the columns of a file, and makes them first if they are not there.
 
     Args:
       path: the `.npz` file. It is needed only where columns have to be made.
+      headers: of all its arrays.
       cache: the folder that `find_cache` returns.
       version: the version of the file.
-      task: computes the rewards; None takes the rewards of the file.
+      task: the result of `freeze_task`, which gives the rewards; None takes those of the file.
 
     Returns:
       The documented fields that the file has, and with a task `rewards` and `masks`: read-only,
@@ -112,49 +100,56 @@ def open_columns(
       OSError: if columns cannot be stored.
     """
     folder = cache / path.stem
-    columns = _provide(folder, path, version, lambda: load_npz(path, fields=FIELDS))
+    _ensure(folder, path, version, lambda: load_npz(path, fields=FIELDS, headers=headers))
+    columns = {name: folder / f"{name}.npy" for name in FIELDS if name in headers}
     if task is not None:
         version = {**version, "ogbench": importlib.metadata.version("ogbench")}
-        folder = folder / task.env_id.replace("/", "_")
-        columns |= _provide(folder, path, version, lambda: _label(path, task))
-    return columns
+        folder = folder / task.spec.id.replace("/", "_")
+        _ensure(folder, path, version, lambda: _label(path, headers, task))
+        columns |= {name: folder / f"{name}.npy" for name in ("rewards", "masks")}
+    default = headers["terminals"]  # of the same shape as rewards and masks
+    return {name: _map(file, headers.get(name, default).shape) for name, file in columns.items()}
 
 
-def _label(path: Path, task: RewardTask) -> dict[str, np.ndarray]:
-    data = read_arrays(path, [name for name in RELABEL_FIELDS if name in read_headers(path)])
-    relabel_dataset(task.env_id, task.goal, data)
+def _label(
+    path: Path, headers: Mapping[str, ArrayHeader], task: gymnasium.Env
+) -> dict[str, np.ndarray]:
+    data = read_arrays(path, {name: headers[name] for name in RELABEL_FIELDS if name in headers})
+    relabel_dataset(task.spec.id, task, data)
     return {name: data[name] for name in ("rewards", "masks")}
 
 
-def _provide(
+def _ensure(
     folder: Path, path: Path, version: FileVersion, make: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """Maps the columns in a folder; `make` makes them unless they are of this version."""
-    if not _is_current(folder, version):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path}: this file of the dataset is gone, and it is needed now. Put it back; the "
-                "same command then continues the run."
-            )
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with hold_lock(folder.with_name(f".{folder.name}.lock"), f"converting {path}") as held:
-                if not _is_current(folder, version):
-                    _store(folder, version, make(), alone=held)
-        except OSError as error:
-            if error.errno is None:  # not from the system, and so with a message of its own
-                raise
-            raise OSError(
-                error.errno,
-                f"cannot store the columns of {path} in {folder}: {error.strerror}. Free some "
-                f"space, or set {CACHE_VARIABLE} to another folder; the same command then "
-                "continues.",
-            ) from error
-    return {
-        name: map_npy(folder / f"{name}.npy")
-        for name in FIELDS
-        if (folder / f"{name}.npy").exists()
-    }
+) -> None:
+    """Stores what `make` returns, unless the folder holds the columns of this version."""
+    if _is_current(folder, version):
+        return
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: this file of the dataset is gone, and it is needed now. Put it back; the "
+            "same command then continues the run."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(folder.with_name(f".{folder.name}.lock"), f"converting {path}") as held:
+            if not _is_current(folder, version):
+                _store(folder, version, make(), alone=held)
+    except OSError as error:
+        if error.errno is None:  # not from the system, and so with a message of its own
+            raise
+        raise OSError(
+            error.errno,
+            f"cannot store the columns of {path} in {folder}: {error.strerror}. Free some "
+            f"space, or set {CACHE_VARIABLE} to another folder; the same command then "
+            "continues.",
+        ) from error
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps the float32 values at the end of an `.npy` file, whose header is not parsed."""
+    start = path.stat().st_size - 4 * math.prod(shape)
+    return np.memmap(path, np.float32, "r", start, shape)
 
 
 def _store(

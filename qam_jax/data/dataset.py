@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,20 +61,6 @@ class InMemory(DataSource):
         return fingerprint(self.dataset)
 
 
-class Extent(NamedTuple):
-    """Used part of a file.
-
-    Attributes:
-      rows: number of leading rows of the file that are used.
-      transitions: number of transitions in these rows.
-      laid_out_rows: number of rows that the transitions take as a `TransitionDataset`.
-    """
-
-    rows: int
-    transitions: int
-    laid_out_rows: int
-
-
 def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
     """Lays out checked arrays as a `TransitionDataset` on the default device; see `layout`."""
     return jax.tree.map(jnp.asarray, layout(data, sparse=sparse))
@@ -113,38 +98,6 @@ def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> Transitio
     )
 
 
-def find_extent(
-    terminals: np.ndarray, has_next: bool, proportion: float, source: Path | str
-) -> Extent:
-    """Extent of the first `int(T * proportion)` of `T` transitions.
-
-    Args:
-      terminals: [N] 1 at the last row of each episode; the last value is 1.
-      has_next: whether there are `next_observations`, so that every row is a transition.
-      proportion: in (0, 1].
-      source: origin of the data, with which the message begins.
-
-    Raises:
-      ValueError: if the proportion is out of range, or leaves no transition.
-    """
-    check_proportion(proportion)
-    ends = np.ravel(terminals) != 0
-    total = len(ends) if has_next else int(np.count_nonzero(~ends))
-    transitions = int(total * proportion)
-    if transitions == 0:
-        raise ValueError(
-            f"{source}: no transition is left of {total} with a proportion of {proportion}. Use "
-            "more of the dataset."
-        )
-    if has_next:
-        episodes = int(np.count_nonzero(ends[: transitions - 1])) + 1
-        return Extent(transitions, transitions, transitions + episodes)
-    if transitions == total:
-        return Extent(len(ends), total, len(ends))
-    rows = int(np.flatnonzero(~ends)[transitions - 1]) + 2  # one more for its next observation
-    return Extent(rows, transitions, rows)
-
-
 def take_leading(
     data: Mapping[str, np.ndarray], proportion: float, source: Path | str
 ) -> dict[str, np.ndarray]:
@@ -152,14 +105,29 @@ def take_leading(
 
     The flag `--dataset_proportion` of QAM's published code does the same (arXiv 2601.14234).
 
+    Args:
+      data: arrays with one row per time step, see `layout`.
+      proportion: in (0, 1].
+      source: origin of the data, with which the message begins.
+
     Raises:
       ValueError: if the proportion is out of range, or leaves no transition.
     """
-    extent = find_extent(data["terminals"], "next_observations" in data, proportion, source)
-    data = {name: array[: extent.rows] for name, array in data.items()}
-    data["terminals"] = np.array(data["terminals"])
-    data["terminals"][-1] = 1
-    return data
+    check_proportion(proportion)
+    has_next = "next_observations" in data
+    transitions = np.flatnonzero((data["terminals"] == 0) | has_next)
+    count = int(len(transitions) * proportion)
+    if count == 0:
+        raise ValueError(
+            f"{source}: no transition is left of {len(transitions)} with a proportion of "
+            f"{proportion}. Use more of the dataset."
+        )
+    if count < len(transitions):
+        num_rows = transitions[count - 1] + (1 if has_next else 2)  # 2: its next observation
+        data = {name: array[:num_rows] for name, array in data.items()}
+    terminals = np.array(data["terminals"])
+    terminals[-1] = 1
+    return {**data, "terminals": terminals}
 
 
 def sample_windows(

@@ -3,14 +3,14 @@
 Memory holds the file that trains and the next one, which a thread reads meanwhile.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,34 +31,25 @@ from qam_jax.data.checks import (
 )
 from qam_jax.data.column_cache import (
     FileVersion,
-    RewardTask,
     find_cache,
     freeze_task,
     open_columns,
     read_version,
 )
-from qam_jax.data.dataset import DataSource, Extent, find_extent, layout, take_leading
+from qam_jax.data.dataset import DataSource, layout, take_leading
 from qam_jax.types import TransitionDataset
 
 _ALIGNMENT = 64  # bytes; JAX takes over such arrays on a CPU without a copy
 
 
 class Shard(NamedTuple):
-    """One file, as it was when the run began.
-
-    Attributes:
-      path: the `.npz` file.
-      version: its size and time.
-      headers: of its arrays.
-      checksums: of its arrays.
-      extent: the part that is used.
-    """
+    """One file, as it was when the run began."""
 
     path: Path
     version: FileVersion
     headers: Mapping[str, ArrayHeader]
-    checksums: Mapping[str, int]
-    extent: Extent
+    num_transitions: int  # that are used
+    num_rows: int  # that they take as a `TransitionDataset`
 
 
 class Shards(DataSource):
@@ -72,8 +63,7 @@ class Shards(DataSource):
     Args:
       folder: folder of the files; fields as in `qam_jax.data.checks`, or OGBench's.
       env: environment that the data have to fit; None if there is none. Where the files have
-        `qpos` but no `rewards`, its task gives the rewards. It is reset, and not used after this
-        call.
+        `qpos` but no `rewards`, its task gives the rewards. It is then reset for the last time.
       replace_interval: updates that one file trains for; 0 means the first file for all.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
       sparse: whether every reward that is not 0 becomes -1.
@@ -110,21 +100,19 @@ class Shards(DataSource):
             paths = paths[:1]
         headers = {path: npz.read_headers(path) for path in paths}
         for path in paths:
-            check_headers(headers[path], REQUIRED_FIELDS, source=str(path))
+            check_headers(headers[path], REQUIRED_FIELDS, source=path)
         check_same_fields(headers)
-        first = headers[paths[0]]
-        check_dimensions(first, env, paths[0])
-        self._task = None if "rewards" in first else _find_task(env, first, paths[0])
+        check_dimensions(headers[paths[0]], env, paths[0])
+        self._task = _find_task(env, headers[paths[0]], paths[0])
         self._shards = [_survey(path, headers[path], proportion) for path in paths]
         self._interval = replace_interval if len(paths) > 1 else 0
         self._proportion, self._sparse = proportion, sparse
         self.description = _describe(self.path, self._shards, self._interval, proportion)
         self._cache = find_cache(self.path)
-        self._num_rows = max(shard.extent.laid_out_rows for shard in self._shards)
-        self._num_starts = max(shard.extent.transitions for shard in self._shards)
-        self._current: int | None = None
+        self._current = -1  # the index of the file that trains
         self._dataset: TransitionDataset | None = None
-        self._next: _Reader | None = None
+        self._reader = concurrent.futures.ThreadPoolExecutor(1)
+        self._next: concurrent.futures.Future[TransitionDataset] | None = None
         self.num_swaps, self.stall_seconds = 0, 0.0
 
     def at(self, step: int) -> TransitionDataset:
@@ -143,7 +131,7 @@ class Shards(DataSource):
                 self.num_swaps += 1
                 self.stall_seconds += time.perf_counter() - started
             if self._interval:
-                self._next = _Reader(self._read, (index + 1) % len(self._shards))
+                self._next = self._reader.submit(self._read, (index + 1) % len(self._shards))
         return self._dataset
 
     def next_change(self, step: int) -> int | None:
@@ -151,14 +139,13 @@ class Shards(DataSource):
 
     def fingerprint(self) -> str:
         """Hash of the names, the checksums and the settings; it does not depend on the folder."""
-        fields = (*FIELDS, *RELABEL_FIELDS)
         content = [
             [shard.path.name]
-            + [[name, shard.headers[name].shape, shard.checksums[name]] for name in fields
-               if name in shard.headers]
+            + [[name, shard.headers[name].shape, shard.headers[name].checksum]
+               for name in (*FIELDS, *RELABEL_FIELDS) if name in shard.headers]
             for shard in self._shards
         ]  # fmt: skip
-        task = self._task.env_id if self._task else None
+        task = self._task.spec.id if self._task else None
         settings = [self._interval, self._proportion, self._sparse, task]
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()[:16]
 
@@ -167,48 +154,36 @@ class Shards(DataSource):
 
     def close(self) -> None:
         """Waits for the thread that reads the next file, and lets go of the data."""
-        if self._next is not None:
-            self._next.join()
+        self._reader.shutdown()
         self._next = self._dataset = None
 
     def _take(self, index: int) -> TransitionDataset:
         """Arrays of a shard, from the thread if it has read this one."""
-        reader, self._next = self._next, None
-        if reader is not None:
-            reader.join()
-            if reader.index == index and reader.dataset is not None:
-                return reader.dataset
-        return self._read(index)  # also after an error, whose cause may be gone by now
+        read, self._next = self._next, None
+        if read is not None:
+            concurrent.futures.wait([read])
+            if index == (self._current + 1) % len(self._shards):
+                with contextlib.suppress(Exception):  # its cause may be gone by now
+                    return read.result()
+        return self._read(index)
 
     def _read(self, index: int) -> TransitionDataset:
         """Lays out a shard in memory, padded. The thread calls it too: it uses no JAX."""
         shard = self._shards[index]
-        columns = open_columns(shard.path, self._cache, _current_version(shard), self._task)
+        version = _current_version(shard)
+        columns = open_columns(shard.path, shard.headers, self._cache, version, self._task)
         columns = take_leading(columns, self._proportion, shard.path)
-        dataset = layout(columns, sparse=self._sparse)
-        return _pad(dataset, self._num_rows, self._num_starts)
-
-
-class _Reader(threading.Thread):
-    """Reads a shard in the background, without keeping the process alive.
-
-    `dataset` stays None after an error: the caller then reads the shard again, and sees the error.
-    """
-
-    def __init__(self, read: Callable[[int], TransitionDataset], index: int):
-        super().__init__(daemon=True)
-        self._read, self.index = read, index
-        self.dataset: TransitionDataset | None = None
-        self.start()
-
-    def run(self) -> None:
-        with contextlib.suppress(Exception):
-            self.dataset = self._read(self.index)
+        num_rows = max(shard.num_rows for shard in self._shards)
+        num_starts = max(shard.num_transitions for shard in self._shards)
+        return _pad(layout(columns, sparse=self._sparse), num_rows, num_starts)
 
 
 def _find_task(
     env: gymnasium.Env | None, headers: Mapping[str, ArrayHeader], path: Path
-) -> RewardTask:
+) -> gymnasium.Env | None:
+    """Task that gives the rewards; None where the file has some."""
+    if "rewards" in headers:
+        return None
     task = freeze_task(env) if env is not None and "qpos" in headers else None
     if task is None:
         raise ValueError(
@@ -220,14 +195,19 @@ def _find_task(
 
 
 def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> Shard:
-    version, checksums = read_version(path), npz.read_checksums(path)
-    terminals = npz.read_arrays(path, ["terminals"])["terminals"]
-    extent = find_extent(terminals, "next_observations" in headers, proportion, path)
-    return Shard(path, version, headers, checksums, extent)
+    version = read_version(path)
+    columns = npz.read_arrays(path, {"terminals": headers["terminals"]})
+    has_next = "next_observations" in headers
+    if has_next:
+        columns["next_observations"] = columns["terminals"]  # only its presence counts here
+    ends = take_leading(columns, proportion, path)["terminals"] != 0
+    num_ends = int(np.count_nonzero(ends))
+    num_transitions = len(ends) - (0 if has_next else num_ends)
+    return Shard(path, version, headers, num_transitions, num_transitions + num_ends)
 
 
 def _describe(folder: Path, shards: list[Shard], interval: int, proportion: float) -> str:
-    count = sum(shard.extent.transitions for shard in shards)
+    count = sum(shard.num_transitions for shard in shards)
     part = f", the leading {proportion:.6g} of each" if proportion < 1 else ""
     if not interval:
         return f"{shards[0].path.name} in {folder}{part}"
@@ -243,7 +223,7 @@ def _current_version(shard: Shard) -> FileVersion:
         version = read_version(shard.path)
     except FileNotFoundError:
         return shard.version  # its columns may be there
-    if version != shard.version and npz.read_checksums(shard.path) != shard.checksums:
+    if version != shard.version and npz.read_headers(shard.path) != shard.headers:
         raise ValueError(
             f"{shard.path} has changed since this run began. Put the earlier file back; the same "
             "command then continues the run. Or start a new run with the new file."

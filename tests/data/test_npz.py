@@ -262,17 +262,17 @@ def test_headers_of_unusual_arrays(tmp_path):
         "none": np.zeros((0, 3)),
     }
     path = _save(tmp_path / "data.npz", **stored)
-    headers, arrays = read_headers(path), npz.read_arrays(path, stored)
+    headers = read_headers(path)
+    arrays = npz.read_arrays(path, {name: headers[name] for name in stored})
     for name, array in stored.items():
-        assert headers[name] == (array.shape, array.dtype) == (arrays[name].shape, array.dtype)
+        assert headers[name][:2] == (array.shape, array.dtype)
+        assert arrays[name].shape == array.shape
         np.testing.assert_array_equal(arrays[name], array)
-    np.save(tmp_path / "turned", stored["turned"])
-    np.testing.assert_array_equal(npz.map_npy(tmp_path / "turned.npy"), stored["turned"])
 
 
 def test_headers_are_read_without_the_values(tmp_path):
     path = _save(tmp_path / "data.npz", infos=np.array([None]))
     headers = read_headers(path)
-    assert headers["observations"] == ((12, 3), np.dtype(np.float32))
+    assert headers["observations"][:3] == ((12, 3), np.dtype(np.float32), False)
     assert headers["infos"].dtype.hasobject
     assert set(headers) == {*GOOD, "infos"}

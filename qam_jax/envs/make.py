@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from qam_jax.data.tasks import find_task, parse_task
 from qam_jax.envs.wrappers import Films, OwnRandomState
@@ -127,13 +128,10 @@ def _register_ogbench() -> None:
 
 def _ogbench_names(dataset_type: str = "") -> list[str]:
     """All single-task names, with a dataset type that suits the environment by default."""
+    pairs = (name.split("-singletask") for name in gymnasium.registry if "-singletask" in name)
     return [
-        name.replace(
-            "-singletask",
-            f"-{dataset_type or ('navigate' if 'maze' in name else 'play')}-singletask",
-        )
-        for name in gymnasium.registry
-        if "-singletask" in name
+        f"{env}-{dataset_type or ('navigate' if 'maze' in env else 'play')}-singletask{task}"
+        for env, task in pairs
     ]
 
 
@@ -149,15 +147,13 @@ def _import_registering(module: str, named: str) -> None:
 
 
 def _describe_unknown(env_name: str, env_id: str, module: str) -> str:
-    own = list(gymnasium.registry)
+    own, registered = list(gymnasium.registry), f"that {module!r} registers."
     _register_ogbench()
     return (
         f"unknown environment {env_name!r}: it is neither an OGBench single-task name, of the form "
         "<environment>-<dataset type>-singletask[-task<1..5>]-v0 such as "
         "'cube-double-play-singletask-task2-v0', nor the id of a gymnasium environment "
-        + (f"that {module!r} registers" if module else "")
-        + ("" if module else "(if a package registers it, give --env_module=<package>)")
-        + "."
+        + (registered if module else "(if a package registers it, give --env_module=<package>).")
         + _describe_close(env_id, own + _ogbench_names())
     )
 
@@ -180,9 +176,9 @@ def _warn_endless(env_name: str) -> None:
 def _flattened(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
     """Gives the environment observations [O]. Raises ValueError if this cannot be done."""
     space = env.observation_space
-    if isinstance(space, gymnasium.spaces.Dict) and _consists_of_boxes(space):
+    if isinstance(space, spaces.Dict) and _consists_of_boxes(space):
         return gymnasium.wrappers.FlattenObservation(env)
-    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return env
     raise ValueError(
         f"environment {env_name!r} has the observation space {space}; expected a 1-D Box, or a "
@@ -191,16 +187,16 @@ def _flattened(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
 
 
 def _consists_of_boxes(space: gymnasium.Space) -> bool:
-    if isinstance(space, gymnasium.spaces.Dict):
-        return all(_consists_of_boxes(part) for part in space.values())
-    return isinstance(space, gymnasium.spaces.Box)
+    if isinstance(space, spaces.Dict):
+        return all(map(_consists_of_boxes, space.values()))
+    return isinstance(space, spaces.Box)
 
 
 def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
     """Gives the environment actions [A] in [-1, 1]. Raises ValueError if this cannot be done."""
     space = env.action_space
     if not (
-        isinstance(space, gymnasium.spaces.Box)
+        isinstance(space, spaces.Box)
         and len(space.shape) == 1
         and np.issubdtype(space.dtype, np.floating)
         and np.isfinite(space.high - space.low).all()

@@ -9,7 +9,6 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -19,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper, clear_mpi_env_vars
 
-from qam_jax.envs.wrappers import EpisodeSummary, OpenLoopChunks
+from qam_jax.envs.wrappers import OpenLoopChunks
 
 _CLOSE_SECONDS = 5.0  # for an environment to close by itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -35,15 +34,14 @@ class EnvFailure(RuntimeError):
 
 
 class _CrashError(Exception):
-    """An environment raised an error, or its process ended: one line, and perhaps a traceback."""
+    """An environment raised an error, or its process ended."""
 
 
 class EnvPool:
     """Environments stepped in parallel, a chunk of actions at a time.
 
     Own code, because gymnasium's `AsyncVectorEnv` blocks on errors that cannot be pickled. The
-    environments do not reset on their own: the caller resets those that have ended, and so chooses
-    each episode's seed.
+    caller resets the environments that have ended, and so chooses each episode's seed.
 
     A crash is an error in an environment, a value that is not finite, or the end of its process.
     All processes are then started anew, and `EnvsRestarted` tells the caller to reset. The same
@@ -79,7 +77,7 @@ class EnvPool:
         self.crashes = 0
         self._max_crashes = max_crashes
         self._closed = False
-        self._env_fn = pickle.dumps(CloudpickleWrapper(partial(_make_env, env_fn, horizon_length)))
+        self._arguments = pickle.dumps(CloudpickleWrapper(env_fn)), horizon_length
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
         # Also at exit, before multiprocessing sends its SIGTERM and waits.
@@ -90,7 +88,7 @@ class EnvPool:
             self._start()
         except _CrashError as error:
             self.close()
-            raise EnvFailure(f"the environment cannot be made: {_log_details(error)}") from None
+            raise EnvFailure(f"the environment cannot be made: {error}") from None
 
     def reset(
         self,
@@ -116,8 +114,7 @@ class EnvPool:
         options = {"replay": dict(replay or {})}
         chosen = np.flatnonzero(mask).tolist()
         selected = {i: {"seed": seeds[i], "options": options} for i in chosen}
-        for index, latest in self._call("reset", selected).items():
-            self._latest[index] = latest
+        self._latest |= self._call("reset", selected)
         return self._stack()
 
     def step(
@@ -130,20 +127,19 @@ class EnvPool:
           each [num_envs, ...], see `EpisodeSummary`.
 
         Raises:
-          EnvsRestarted: if the processes were started anew.
-          EnvFailure: if there were too many crashes.
+          EnvsRestarted, EnvFailure: as `reset`.
         """
         actions = np.asarray(actions)  # processes would have to load JAX for its arrays
         answers = self._call("step", {i: {"action": actions[i]} for i in range(self.num_envs)})
-        observations, rewards, terminated, truncated, infos = zip(*answers.values(), strict=True)
-        self._latest = list(zip(observations, infos, strict=True))
-        stacked, summaries = self._stack()
+        self._latest = {index: (answer[0], answer[4]) for index, answer in answers.items()}
+        observations, infos = self._stack()
+        _, rewards, terminated, truncated, _ = zip(*answers.values(), strict=True)
         return (
-            stacked,
+            observations,
             np.array(rewards, np.float64),
-            np.array(terminated, bool),
-            np.array(truncated, bool),
-            summaries,
+            np.array(terminated),
+            np.array(truncated),
+            infos,
         )
 
     def close(self) -> None:
@@ -156,7 +152,7 @@ class EnvPool:
         _kill(self._processes, self._pipes)
 
     def _stack(self) -> tuple[np.ndarray, dict[str, Any]]:
-        observations, infos = zip(*self._latest, strict=True)
+        observations, infos = zip(*self._latest.values(), strict=True)
         stacked = {key: np.stack([info[key] for info in infos]) for key in infos[0]}
         return np.stack(observations), stacked
 
@@ -168,15 +164,25 @@ class EnvPool:
             self._restart("the call before was interrupted")
         try:
             with self._all_or_nothing():
-                for index, kwargs in arguments.items():
-                    try:
-                        self._pipes[index].send((method, kwargs))
-                    except OSError as error:
-                        raise self._cause_of_death(index, error) from None
-                return {index: self._receive(index) for index in arguments}
+                return self._exchange(method, arguments)
         except _CrashError as error:
             self._count(error)
-            self._restart(error.args[0])
+            self._restart(str(error))
+
+    def _exchange(self, method: str, arguments: Mapping[int, dict[str, Any]]) -> dict[int, Any]:
+        answers = {}
+        index = 0
+        try:
+            for index, kwargs in arguments.items():
+                self._pipes[index].send((method, kwargs))
+            for index in arguments:
+                answers[index], problem = self._pipes[index].recv()
+                if problem is not None:
+                    _logger.debug("Details of the environment's error:\n%s", problem[1])
+                    raise _CrashError(problem[0])
+        except (EOFError, OSError) as error:
+            raise self._cause_of_death(index, error) from None
+        return answers
 
     def _restart(self, reason: str) -> NoReturn:
         """Starts all processes anew, until that succeeds, and raises EnvsRestarted."""
@@ -190,16 +196,15 @@ class EnvPool:
 
     def _count(self, error: _CrashError) -> None:
         self.crashes += 1
-        message = _log_details(error)
         _logger.warning(
             "Crash %d of the environments (%d are survived): %s",
-            self.crashes, self._max_crashes, message,
+            self.crashes, self._max_crashes, error,
         )  # fmt: skip
         if self.crashes > self._max_crashes:
             self.close()
             raise EnvFailure(
                 f"the environments crashed {self.crashes} times, more than the "
-                f"{self._max_crashes} that are survived. The last crash was {message}. Mend the "
+                f"{self._max_crashes} that are survived. The last crash was {error}. Mend the "
                 "environment (--verbosity=1 shows where each error arose), or raise "
                 "--max_env_crashes if such crashes are rare and harmless."
             )
@@ -213,7 +218,7 @@ class EnvPool:
                     ours, theirs = context.Pipe()
                     process = context.Process(
                         target=_serve,
-                        args=(theirs, self._env_fn),
+                        args=(theirs, *self._arguments),
                         name=f"environment-{index}",
                         daemon=True,
                     )
@@ -221,16 +226,7 @@ class EnvPool:
                     process.start()
                     self._processes.append(process)
                     theirs.close()
-            self._latest = [self._receive(index) for index in range(self.num_envs)]
-
-    def _receive(self, index: int) -> Any:
-        try:
-            succeeded, *answer = self._pipes[index].recv()
-        except (EOFError, OSError) as error:
-            raise self._cause_of_death(index, error) from None
-        if not succeeded:
-            raise _CrashError(*answer)
-        return answer[0]
+            self._latest = self._exchange("at_rest", {i: {} for i in range(self.num_envs)})
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -246,23 +242,16 @@ class EnvPool:
         process = self._processes[index]
         process.join(_CLOSE_SECONDS)
         code = process.exitcode
-        if code is None:
-            if isinstance(error, EOFError | ConnectionError):
-                return _CrashError("an environment's process closed its pipe")
+        if code is None and not isinstance(error, EOFError | ConnectionError):
             return error  # of a signal handler
+        if code is None:
+            return _CrashError("an environment's process closed its pipe")
         if code >= 0:
             return _CrashError(f"an environment's process ended with exit code {code}")
         hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
         return _CrashError(
             f"an environment's process was ended by {signal.Signals(-code).name}{hint}"
         )
-
-
-def _log_details(error: _CrashError) -> str:
-    message, *details = error.args
-    if details:
-        _logger.debug("Details of the environment's error:\n%s", details[0])
-    return message
 
 
 def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:
@@ -287,43 +276,28 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _make_env(env_fn: Callable[[], gymnasium.Env], horizon_length: int) -> gymnasium.Env:
-    return OpenLoopChunks(env_fn(), horizon_length)
+def _serve(pipe: Connection, env_fn: bytes, horizon_length: int) -> None:
+    """Answers calls of an environment, which the first one makes, until the pipe is closed.
 
-
-def _serve(pipe: Connection, pickled_env_fn: bytes) -> None:
-    """Answers calls of an environment until the pipe is closed.
-
-    The first answer, to no call, is the observation and the info of an environment at rest.
+    An answer is `(result, None)`, or `(None, (error, traceback))` as text.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     env: OpenLoopChunks | None = None
-
-    def make() -> tuple[np.ndarray, EpisodeSummary]:
-        nonlocal env
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as many times as there are processes
-            env = pickle.loads(pickled_env_fn)()
-        return env.at_rest()
-
-    answer = _attempt(make)
-    while True:
-        try:
-            pipe.send(answer)
+    with contextlib.suppress(EOFError, OSError):  # nobody is there any more
+        while True:
             method, kwargs = pipe.recv()
-        except (EOFError, OSError):  # nobody is there any more
-            break
-        answer = _attempt(getattr(env, method), **kwargs)
+            result, problem = None, None
+            try:
+                if env is None:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # as many times as there are processes
+                        env = OpenLoopChunks(pickle.loads(env_fn)(), horizon_length)
+                result = getattr(env, method)(**kwargs)
+            except Exception as error:
+                problem = f"{type(error).__name__}: {error}", traceback.format_exc()
+            pipe.send((result, problem))
     if env is not None:
         with contextlib.suppress(Exception):
             env.close()
-
-
-def _attempt(function: Callable[..., Any], **kwargs: Any) -> tuple[Any, ...]:
-    """`(True, result)`, or `(False, error, traceback)` as text."""
-    try:
-        return True, function(**kwargs)
-    except Exception as error:
-        return False, f"{type(error).__name__}: {error}", traceback.format_exc()

@@ -1,10 +1,9 @@
 """Wrappers: reproducible randomness, and action chunks executed open-loop."""
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import gymnasium
 import imageio.v2 as imageio
@@ -74,12 +73,6 @@ class EpisodeSummary(TypedDict):
     rewards: np.ndarray
 
 
-class _Step(NamedTuple):
-    observation: np.ndarray
-    reward: float
-    position: Any
-
-
 class OpenLoopChunks(gymnasium.Wrapper):
     """Executes a chunk of `H` actions [H, A] in one step, and stops early at the episode's end.
 
@@ -133,17 +126,16 @@ class OpenLoopChunks(gymnasium.Wrapper):
 
     def step(self, action):
         steps = self._execute(action)
-        reward = sum(step.reward for step in steps)
-        summary = self._summary(steps)
-        return self._observation, reward, self._terminated, self._truncated, summary
+        reward = sum(reward for _, reward, _ in steps)
+        return self._observation, reward, self._terminated, self._truncated, self._summary(steps)
 
     def _begin(self, seed: int | None) -> None:
         self._seed = seed
         self._terminated, self._truncated = False, False
         self._success, self._return, self._length = np.nan, 0.0, 0
 
-    def _execute(self, actions: Iterable[np.ndarray]) -> list[_Step]:
-        """Executes actions up to the end of the episode."""
+    def _execute(self, actions: Iterable[np.ndarray]) -> list[tuple[np.ndarray, float, Any]]:
+        """Observation, reward and position after each action, up to the end of the episode."""
         steps = []
         for action in actions:
             if self._terminated or self._truncated:
@@ -154,45 +146,40 @@ class OpenLoopChunks(gymnasium.Wrapper):
             self._length += 1
             self._observation = self._finite("observation", observation)
             reward = float(reward)
-            if not math.isfinite(reward):
-                raise ValueError(self._describe_fault("reward", reward))
+            self._finite("reward", reward)
             self._terminated, self._truncated = bool(terminated), bool(truncated)
             self._return += reward
             success = info.get("success", info.get("is_success"))
             if success is not None:
                 self._success = 1.0 if success or self._success == 1.0 else 0.0
-            steps.append(_Step(self._observation, reward, info.get("xy")))
+            steps.append((self._observation, reward, info.get("xy")))
         return steps
 
     def _finite(self, name: str, values: Any) -> np.ndarray:
         """A copy as float32. Raises ValueError if it is not finite."""
         values = np.array(values, np.float32)
         finite = np.isfinite(values)
-        if not finite.all():
-            index = tuple(np.argwhere(~finite)[0].tolist())
-            entry = f"{name}[{', '.join(map(str, index))}]"
-            raise ValueError(self._describe_fault(entry, values[index]))
-        return values
-
-    def _describe_fault(self, entry: str, value: float) -> str:
+        if finite.all():
+            return values
+        index = np.argwhere(~finite)[0].tolist()
         when = f"step {self._length}" if self._length else "the reset"
-        name = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
-        return (
-            f"{entry} is {value} after {when} of the episode of seed {self._seed} in {name!r}: "
-            "observations and rewards must stay finite; otherwise return terminated=True one step "
-            "earlier."
+        env = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
+        raise ValueError(
+            f"{name}{index or ''} is {values[tuple(index)]} after {when} of the episode of seed "
+            f"{self._seed} in {env!r}: observations and rewards must stay finite; otherwise return "
+            "terminated=True one step earlier."
         )
 
-    def _summary(self, steps: list[_Step]) -> EpisodeSummary:
+    def _summary(self, steps: list[tuple[np.ndarray, float, Any]]) -> EpisodeSummary:
         horizon = self._horizon_length
         observations = np.empty((horizon, *self._observation.shape), np.float32)
         observations[:] = self._observation
         rewards = np.zeros(horizon, np.float32)
         positions = np.full((horizon, 2), np.nan, np.float32)
-        for i, step in enumerate(steps):
-            observations[i], rewards[i] = step.observation, step.reward
-            if isinstance(step.position, np.ndarray) and step.position.shape == (2,):
-                positions[i] = step.position
+        for i, (observation, reward, position) in enumerate(steps):
+            observations[i], rewards[i] = observation, reward
+            if isinstance(position, np.ndarray) and position.shape == (2,):
+                positions[i] = position
         return EpisodeSummary(
             success=float(self._success),
             episode_return=self._return,

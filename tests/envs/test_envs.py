@@ -1,14 +1,8 @@
-import sys
-from functools import partial
-
-import cloudpickle
 import gymnasium
 import numpy as np
 import pytest
 
-from qam_jax.envs import EnvPool, OpenLoopChunks, OwnRandomState, make_env
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
+from qam_jax.envs import OpenLoopChunks, OwnRandomState, make_env
 
 _ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
 _SLOW_ENV = pytest.param("cube-single-play-singletask-task2-v0", marks=pytest.mark.slow)
@@ -87,18 +81,6 @@ def test_a_seed_fixes_an_episode(env_name):
     assert not np.array_equal(episode(env, 6), first)
     np.testing.assert_array_equal(episode(env, 5), first)
     np.testing.assert_array_equal(episode(make_env(env_name), 5), first)
-
-
-def test_environments_of_a_pool_are_reset_only_where_asked():
-    envs = EnvPool(partial(Countdown, 4), 2, 2, max_crashes=0)
-    envs.reset([1, 2], np.array([True, True]))
-    envs.step(np.zeros((2, 2, 1)))
-    observations, _ = envs.reset([3, 4], np.array([False, True]))
-    np.testing.assert_array_equal(observations[:, 0], [2, 4])
-    _, _, terminated, _, info = envs.step(np.zeros((2, 2, 1)))
-    np.testing.assert_array_equal(terminated, [True, False])
-    np.testing.assert_array_equal(info["episode_length"], [4, 2])
-    envs.close()
 
 
 def test_unknown_environments_are_named_with_close_ones():

@@ -55,13 +55,13 @@ def _make() -> None:
     name = _DATASET.value
     if "singletask" in name.split("-"):
         name = parse_task(name).dataset_name
-    generate.get_recipe(name)  # raises for a name that cannot be made
+    recipe = generate.get_recipe(name)  # raises for a name that cannot be made
     folder = Path(_DATASET_DIR.value).expanduser()
     path = folder / f"{name}.npz"
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists and is kept; --overwrite replaces it.")
         return
-    count = _NUM_EPISODES.value or generate.get_recipe(name).num_episodes
+    count = _NUM_EPISODES.value or recipe.num_episodes
     print(f"making {name} ({count} training episodes) in {folder}", flush=True)
     generate.generate_dataset(
         name,

@@ -88,9 +88,8 @@ def generate_dataset(
     """Makes `<dataset_name>.npz` and `<dataset_name>-val.npz` in `dataset_dir`.
 
     Both files appear only once both are complete, the validation file first. Existing files of
-    these names are replaced. The arrays depend on `num_episodes` and `seed` only, not on
-    `num_processes`. Processes are spawned, so a script that calls this function needs the usual
-    `if __name__ == "__main__":` guard.
+    these names are replaced. Processes are spawned, so a script that calls this function needs the
+    usual `if __name__ == "__main__":` guard.
 
     Args:
       dataset_name: one of `generatable_names()`.
@@ -176,16 +175,13 @@ def _episodes(
         mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the caller's threads
         initializer=_start_worker,
     )
-    index = 0
     try:
         make = functools.partial(_make_episode, recipe, seed)
-        for index, episode in enumerate(executor.map(make, range(num_episodes)), start=1):  # noqa: B007
-            yield episode
+        yield from executor.map(make, range(num_episodes))
     except concurrent.futures.process.BrokenProcessPool as error:
         raise RuntimeError(
-            f"a worker process died while making episode {index} of {recipe.name!r} "
-            f"(seed {seed}) or one soon after it; it may have been killed for lack of memory. "
-            "Try again with fewer processes (--num_processes)."
+            f"a worker process died while making {recipe.name!r} (seed {seed}); it may have been "
+            "killed for lack of memory. Try again with fewer processes (--num_processes)."
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

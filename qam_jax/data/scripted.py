@@ -9,7 +9,7 @@ import contextlib
 import functools
 import importlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,12 +52,7 @@ class Recipe(NamedTuple):
 
 
 class Simulator(NamedTuple):
-    """An environment that can be put back to where it began.
-
-    Attributes:
-      env: the gymnasium environment.
-      model_fields: the values that its model's mutable fields had before the first episode.
-    """
+    """An environment, and the mutable fields of its model as they were before any episode."""
 
     env: Any
     model_fields: dict[str, np.ndarray]
@@ -90,8 +85,8 @@ def make_episode(simulator: Simulator, recipe: Recipe, seed: int, index: int) ->
     Args:
       simulator: the result of `make_simulator(recipe)`.
       recipe: how to make the episode.
-      seed: the base seed of the dataset.
-      index: index of the episode in the dataset.
+      seed: base seed of the dataset.
+      index: of the episode in the dataset.
 
     Returns:
       `observations`, `actions`, `qpos` and `qvel` [episode_length, ...] float32, `terminals`
@@ -140,14 +135,13 @@ class _Recorder:
     def step(self, action: np.ndarray) -> dict[str, Any]:
         """Clips and executes an action; returns the environment's info."""
         action = np.clip(action, -1.0, 1.0)
-        observation, _, terminated, truncated, info = self._env.step(action)
+        before = self.observation
+        self.observation, _, terminated, truncated, info = self._env.step(action)
         self.done = terminated or truncated
-        step = {"observations": self.observation, "actions": action, "terminals": self.done}
-        step |= {"qpos": info["prev_qpos"], "qvel": info["prev_qvel"]}
-        if "prev_button_states" in info:
-            step["button_states"] = info["prev_button_states"]
+        step = {"observations": before, "actions": action, "terminals": self.done}
+        states = ("qpos", "qvel", "button_states")
+        step |= {name: info[f"prev_{name}"] for name in states if f"prev_{name}" in info}
         self.steps.append(step)
-        self.observation = observation
         return info
 
     def episode(self) -> Episode:
@@ -164,21 +158,20 @@ class _Recorder:
 def _maze_episode(env: Any, recipe: Recipe, rng: np.random.Generator) -> Episode:
     """Follows shortest paths with Gaussian action noise; `navigate` goes on from goal to goal."""
     maze = env.unwrapped
-    start, goal = _draw_start_and_goal(maze.maze_map, recipe.kind, rng)
-    recorder = _Recorder(
-        env, env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})[0]
-    )
-    subgoals = _subgoals(maze, maze.cur_goal_xy)
+    start, goal = _draw_start_and_goal(maze, recipe.kind, rng)
+    ob, _ = env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})
+    recorder = _Recorder(env, ob)
+    subgoals = _subgoals(maze)
     noise = rng.normal(0.0, recipe.noise, (recipe.episode_length, 2))
     with _quick_free_motion():
         while not recorder.done:
             xy = maze.get_xy()
-            direction = subgoals[maze.xy_to_ij(xy)] - xy
+            direction = subgoals(maze.xy_to_ij(xy)) - xy
             direction = direction / (np.linalg.norm(direction) + 1e-6)
             info = recorder.step(direction + noise[len(recorder.steps)])
             if info["success"] and recipe.kind == "navigate":
                 maze.set_goal(goal_ij=_draw(_vertex_cells(maze.maze_map), rng))
-                subgoals = _subgoals(maze, maze.cur_goal_xy)
+                subgoals = _subgoals(maze)
     return recorder.episode()
 
 
@@ -206,13 +199,13 @@ def _quick_free_motion() -> Iterator[None]:
         point.mujoco = mujoco
 
 
-def _draw_start_and_goal(
-    maze_map: np.ndarray, kind: str, rng: np.random.Generator
-) -> tuple[Cell, Cell]:
-    start = _draw(np.argwhere(maze_map == 0), rng)
+def _draw_start_and_goal(maze: Any, kind: str, rng: np.random.Generator) -> tuple[Cell, Cell]:
+    start = _draw(np.argwhere(maze.maze_map == 0), rng)
     if kind == "navigate":
-        return start, _draw(_vertex_cells(maze_map), rng)
-    candidates = np.argwhere(_distances(maze_map, start) == _STITCH_DISTANCE)
+        return start, _draw(_vertex_cells(maze.maze_map), rng)
+    start_xy = maze.ij_to_xy(start)
+    _, distances = maze.get_oracle_subgoal(start_xy, start_xy)  # of all cells to the start
+    candidates = np.argwhere(distances == _STITCH_DISTANCE)
     return start, _draw(candidates, rng) if len(candidates) else start
 
 
@@ -230,38 +223,10 @@ def _vertex_cells(maze_map: np.ndarray) -> np.ndarray:
     return np.argwhere(free[1:-1, 1:-1] & ~hallway) + 1  # the outermost cells are walls
 
 
-def _distances(maze_map: np.ndarray, goal: Cell) -> np.ndarray:
-    """Path length of each cell to `goal`, in cells; -1 for walls and where there is no path."""
-    distances = np.full(maze_map.shape, -1)
-    distances[goal] = 0
-    frontier = [goal]
-    while frontier:
-        cell = frontier.pop(0)
-        for neighbour in _neighbours(cell):
-            if maze_map[neighbour] == 0 and distances[neighbour] < 0:
-                distances[neighbour] = distances[cell] + 1
-                frontier.append(neighbour)
-    return distances
-
-
-def _subgoals(maze: Any, goal_xy: np.ndarray) -> np.ndarray:
-    """Coordinates [rows, columns, 2] to head for from each cell, towards the goal `goal_xy` [2].
-
-    They lead to the neighbour nearest to the goal, or to the cell itself where no neighbour is
-    nearer. OGBench's `get_oracle_subgoal` gives the same, but searches the maze at every call.
-    """
-    distances = _distances(maze.maze_map, maze.xy_to_ij(goal_xy))
-    shape = maze.maze_map.shape
-    subgoals = np.array([maze.ij_to_xy(cell) for cell in np.ndindex(shape)]).reshape(*shape, 2)
-    for i, j in np.argwhere(maze.maze_map == 0):
-        cells = [(i, j), *(cell for cell in _neighbours((i, j)) if maze.maze_map[cell] == 0)]
-        subgoals[i, j] = maze.ij_to_xy(min(cells, key=lambda cell: distances[cell]))
-    return subgoals
-
-
-def _neighbours(cell: Cell) -> list[Cell]:
-    i, j = cell
-    return [(i - 1, j), (i, j - 1), (i + 1, j), (i, j + 1)]  # in OGBench's order, for ties
+def _subgoals(maze: Any) -> Callable[[Cell], np.ndarray]:
+    """Coordinates [2] to head for from each cell, towards the maze's present goal."""
+    goal_xy = maze.cur_goal_xy
+    return functools.cache(lambda cell: maze.get_oracle_subgoal(maze.ij_to_xy(cell), goal_xy)[0])
 
 
 # -------------------------------------------------------------------------------- manipulation
@@ -293,20 +258,16 @@ def _manipulation_episode(env: Any, recipe: Recipe, rng: np.random.Generator) ->
 
 def _make_oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
     """Oracle for each task of the environment: `plan` for play, otherwise `markov`."""
-    base = recipe.env_id.split("-")[0]
     by_environment: dict[str, dict[str, dict[str, Any]]] = {
         "cube": {"cube": {}},
         "puzzle": {"button": {"gripper_always_closed": True}},
         "scene": {"cube": {}, "button": {}, "drawer": {}, "window": {}},
     }
-    options = by_environment[base]
-    if recipe.kind == "play":
-        style = "plan"
-        common = {"noise": recipe.noise, "noise_smoothing": _PLAN_NOISE_SMOOTHING}
-    else:
-        style = "markov"
-        common = {"min_norm": _MARKOV_MIN_NORM}
-        if base == "scene":
+    options = by_environment[recipe.env_id.split("-")[0]]
+    style, common = "plan", {"noise": recipe.noise, "noise_smoothing": _PLAN_NOISE_SMOOTHING}
+    if recipe.kind == "noisy":
+        style, common = "markov", {"min_norm": _MARKOV_MIN_NORM}
+        if "window" in options:
             options["cube"]["max_step"] = 100
     oracles = {}
     for task, special in options.items():

@@ -33,21 +33,6 @@ FileVersion = Mapping[str, Any]
 """Size and time by which one version of a file is told from another."""
 
 
-def freeze_task(env: gymnasium.Env) -> gymnasium.Env | None:
-    """Resets an environment for the last time, so that another thread can compute its rewards.
-
-    Returns:
-      The environment, unwrapped, as OGBench's `relabel_dataset` needs it; None if it is no OGBench
-      single task.
-    """
-    simulator = env.unwrapped
-    if getattr(simulator, "_reward_task_id", None) is None:
-        return None
-    env.reset()  # sets the goal
-    simulator.reset = lambda **_: None
-    return simulator
-
-
 def find_cache(folder: Path) -> Path:
     """Folder for the columns of a folder's files: `.columns` in it, if it can be written to.
 
@@ -88,7 +73,7 @@ def open_columns(
       headers: of all its arrays.
       cache: the folder that `find_cache` returns.
       version: the version of the file.
-      task: the result of `freeze_task`, which gives the rewards; None takes those of the file.
+      task: the environment that gives the rewards, unwrapped; None takes those of the file.
 
     Returns:
       The documented fields that the file has, and with a task `rewards` and `masks`: read-only,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qam_jax.data.checks import check_proportion
-from qam_jax.types import Array, Batch, TransitionDataset
+from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
 
@@ -159,27 +159,16 @@ def gather_windows(
     dataset: TransitionDataset, starts: Array, horizon_length: int, discount: float
 ) -> Batch:
     """Windows that start at the rows `starts` [B]; see `sample_windows`."""
-    offsets = jnp.arange(horizon_length)
-    last_rows = dataset.last_rows[starts]
-    unclipped = starts[:, None] + offsets
-    rows = jnp.minimum(unclipped, last_rows[:, None])
-    return make_batch(
-        observations=dataset.observations[starts],
-        actions=dataset.actions[rows],
-        rewards=dataset.rewards[rows],
-        masks=dataset.masks[rows],
-        valid=unclipped <= last_rows[:, None],
-        next_observations=dataset.observations[rows[:, -1] + 1],
-        discount=discount,
-    )
+    last_rows = dataset.last_rows[starts][:, None]
+    unclipped = starts[:, None] + jnp.arange(horizon_length)
+    rows = jnp.minimum(unclipped, last_rows)
+    next_observations = dataset.observations[rows[:, -1] + 1]
+    return make_batch(dataset, rows, unclipped <= last_rows, next_observations, discount)
 
 
 def make_batch(
-    *,
-    observations: Array,
-    actions: Array,
-    rewards: Array,
-    masks: Array,
+    data: TransitionDataset | Transitions,
+    rows: Array,
     valid: Array,
     next_observations: Array,
     discount: float,
@@ -187,10 +176,8 @@ def make_batch(
     """Reduces the rows of windows to a batch; see `sample_windows`.
 
     Args:
-      observations: [B, O] at the first row.
-      actions: [B, H, A].
-      rewards: [B, H].
-      masks: [B, H]; rows beyond the end of the episode repeat its last mask.
+      data: the transitions.
+      rows: [B, H] of the windows; beyond the end of the episode, its last row.
       valid: [B, H] whether the episode lasts this long.
       next_observations: [B, O] after the last valid row.
       discount: per row.
@@ -198,10 +185,10 @@ def make_batch(
     valid = valid.astype(jnp.float32)
     discounts = jnp.float32(discount) ** jnp.arange(valid.shape[1])
     return Batch(
-        observations=observations,
-        actions=actions,
-        rewards=jnp.sum(discounts * rewards * valid, axis=1),
-        masks=jnp.min(masks, axis=1),
+        observations=data.observations[rows[:, 0]],
+        actions=data.actions[rows],
+        rewards=jnp.sum(discounts * data.rewards[rows] * valid, axis=1),
+        masks=jnp.min(data.masks[rows], axis=1),
         weights=valid[:, -1],
         next_observations=next_observations,
     )

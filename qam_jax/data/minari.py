@@ -12,7 +12,6 @@ with the fields in `qam_jax.data.checks`:
   of Gymnasium's `FlattenObservation`.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +50,41 @@ def load_minari(
         from minari.storage import get_dataset_path
 
         path = get_dataset_path(dataset_id)
-        if not (path / "data").exists():
-            raise FileNotFoundError(
-                f"{source}: there is no such dataset on this machine (in {path}). There are: "
-                f"{', '.join(minari.list_local_datasets()) or 'none'}. Download it first: "
-                f"minari download {dataset_id}"
-            )
-        try:
-            dataset = minari.load_dataset(dataset_id, download=False)
-            episodes = [episode for episode in dataset.iterate_episodes() if len(episode)]
-        except _UNREADABLE as error:
-            raise ValueError(
-                f"{source}: {path} cannot be read ({type(error).__name__}: {error}). Get it again: "
-                f"minari download --force {dataset_id}"
-            ) from error
+        dataset = minari.load_dataset(dataset_id, download=False)
+        episodes = [episode for episode in dataset.iterate_episodes() if len(episode)]
     except ImportError as error:
         raise ImportError(
             f"{source}: reading Minari's datasets needs packages that are not installed ({error}). "
             'Install them: pip install -e ".[minari]"'
         ) from error
-    space = _observation_space(dataset.observation_space, env)
-    problem = next(_space_problems(space, dataset.action_space, len(episodes)), None)
-    if problem is not None:
-        raise ValueError(f"{source}: {problem}")
+    except _UNREADABLE as error:
+        if not (path / "data").exists():
+            raise FileNotFoundError(
+                f"{source}: there is no such dataset on this machine (in {path}). There are: "
+                f"{', '.join(minari.list_local_datasets()) or 'none'}. Download it first: "
+                f"minari download {dataset_id}"
+            ) from error
+        raise ValueError(
+            f"{source}: {path} cannot be read ({type(error).__name__}: {error}). Get it again: "
+            f"minari download --force {dataset_id}"
+        ) from error
+    space, actions = _observation_space(dataset.observation_space, env), dataset.action_space
+    if not episodes:
+        raise ValueError(
+            f"{source}: there is no episode with a step in it. Choose another dataset."
+        )
+    if not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
+        raise ValueError(
+            f"{source}: its actions are those of {actions}. Expected vectors of real numbers (a "
+            "Box space with one axis): other kinds are not supported."
+        )
+    if not space.is_np_flattenable:
+        raise ValueError(
+            f"{source}: its observations are those of {space}, which cannot be put into vectors. "
+            "Expected a Box space, or a Dict or Tuple of such."
+        )
     data = _to_fields(episodes, space)
-    data["actions"] = _rescale(data["actions"], dataset.action_space, source)
+    data["actions"] = _rescale(data["actions"], actions, source)
     data = {name: as_float32(array) for name, array in data.items()}
     check_transitions(data, source=source)
     return data, path
@@ -89,23 +98,6 @@ def _observation_space(space: spaces.Space, env: gymnasium.Env | None) -> spaces
         if isinstance(theirs, spaces.Dict) and isinstance(space, spaces.Dict):
             return theirs if theirs == space else space
     return space
-
-
-def _space_problems(
-    observations: spaces.Space, actions: spaces.Space, num_episodes: int
-) -> Iterator[str]:
-    if num_episodes == 0:
-        yield "there is no episode with a step in it. Choose another dataset."
-    if not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
-        yield (
-            f"its actions are those of {actions}. Expected vectors of real numbers (a Box space "
-            "with one axis): other kinds are not supported."
-        )
-    if not observations.is_np_flattenable:
-        yield (
-            f"its observations are those of {observations}, which cannot be put into vectors. "
-            "Expected a Box space, or a Dict or Tuple of such."
-        )
 
 
 def _to_fields(episodes: list[Any], space: spaces.Space) -> dict[str, np.ndarray]:

@@ -46,16 +46,9 @@ def gather_replay(buffer: ReplayBuffer, rows: Array, horizon_length: int, discou
         following = buffer.successors[steps[-1]]
         valid.append(valid[-1] & (following >= 0))
         steps.append(jnp.where(valid[-1], following, steps[-1]))
-    data, window = buffer.transitions, jnp.stack(steps, axis=1)
-    return make_batch(
-        observations=data.observations[rows],
-        actions=data.actions[window],
-        rewards=data.rewards[window],
-        masks=data.masks[window],
-        valid=jnp.stack(valid, axis=1),
-        next_observations=data.next_observations[window[:, -1]],
-        discount=discount,
-    )
+    next_observations = buffer.transitions.next_observations[steps[-1]]
+    window, lasts = jnp.stack(steps, axis=1), jnp.stack(valid, axis=1)
+    return make_batch(buffer.transitions, window, lasts, next_observations, discount)
 
 
 def sample_mixed(
@@ -216,19 +209,16 @@ class Replay:
         }
 
     def _insert(self, transitions: Transitions, episodes: np.ndarray, pad_to: int) -> None:
-        predecessors = self._link(episodes)
-        rows = self.num_added + np.arange(len(episodes))
-        self.num_added += len(episodes)
-        padding = (0, pad_to - len(episodes))
-        places, predecessors = (
-            np.pad(self._places(each), padding, constant_values=self._capacity)
-            for each in (rows, predecessors)
-        )
+        count = len(episodes)
+        rows = np.stack([self.num_added + np.arange(count), self._link(episodes)])
+        places = np.full((2, pad_to), self._capacity, np.int32)  # which is nowhere
+        places[:, :count] = np.where(rows < 0, self._capacity, rows % self._capacity)
+        self.num_added += count
         transitions = jax.tree.map(
-            lambda array: np.pad(array, (padding, *[(0, 0)] * (array.ndim - 1))), transitions
+            lambda array: np.resize(array, (pad_to, *array.shape[1:])), transitions
         )
         size = np.int32(min(self.num_added, self._capacity))
-        self.buffer = _insert(self.buffer, transitions, places, predecessors, size)
+        self.buffer = _insert(self.buffer, transitions, *places, size)
 
     def _link(self, episodes: np.ndarray) -> np.ndarray:
         """The earlier row of the same episode for each new row [N], or -1."""
@@ -239,10 +229,6 @@ class Replay:
             newest[episode] = self.num_added + index
         self._newest = newest
         return predecessors
-
-    def _places(self, rows: np.ndarray) -> np.ndarray:
-        """Places of rows in the ring; `C`, which is nowhere, for -1."""
-        return np.where(rows < 0, self._capacity, rows % self._capacity).astype(np.int32)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -270,20 +256,19 @@ def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _read_log(folder: Path, num_added: int, capacity: int) -> dict[str, np.ndarray]:
     """The newest `capacity` of the first `num_added` transitions."""
-    parts, following = [], num_added
+    parts, following, needed = [], num_added, max(0, num_added - capacity)
     paths = [path for path in folder.glob("[0-9]*.npz") if int(path.stem) < num_added]
     for path in sorted(paths, reverse=True):
+        if following <= needed:
+            break
         try:
             with np.load(path) as file:
                 parts.append(dict(file))
         except Exception as error:  # whatever a damaged archive leads to
             raise DamagedError(f"{path} is damaged ({error}).") from error
         if int(path.stem) + len(parts[-1]["episodes"]) != following:
-            raise DamagedError(f"{folder} lacks the transitions before number {following}.")
-        following = int(path.stem)
-        if following <= num_added - capacity:
             break
-    else:
-        if following:
-            raise DamagedError(f"{folder} lacks the transitions before number {following}.")
+        following = int(path.stem)
+    if following > needed:
+        raise DamagedError(f"{folder} lacks the transitions before number {following}.")
     return {name: column[-capacity:] for name, column in _join(parts[::-1]).items()}

@@ -32,7 +32,6 @@ from qam_jax.data.checks import (
 from qam_jax.data.column_cache import (
     FileVersion,
     find_cache,
-    freeze_task,
     open_columns,
     read_version,
 )
@@ -181,17 +180,19 @@ class Shards(DataSource):
 def _find_task(
     env: gymnasium.Env | None, headers: Mapping[str, ArrayHeader], path: Path
 ) -> gymnasium.Env | None:
-    """Task that gives the rewards; None where the file has some."""
+    """Task that gives the rewards, as OGBench's code needs it; None where the file has some."""
     if "rewards" in headers:
         return None
-    task = freeze_task(env) if env is not None and "qpos" in headers else None
-    if task is None:
+    is_task = getattr(getattr(env, "unwrapped", None), "_reward_task_id", None) is not None
+    if env is None or not is_task or "qpos" not in headers:
         raise ValueError(
             f"{path}: there are no 'rewards', and computing them takes 'qpos' and one of OGBench's "
             f"single-task environments. There are: {', '.join(sorted(headers))}. Add rewards, or "
             "check --env_name."
         )
-    return task
+    env.reset()  # sets the goal, for good: another thread uses it
+    env.unwrapped.reset = lambda **_: None
+    return env.unwrapped
 
 
 def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> Shard:

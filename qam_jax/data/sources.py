@@ -102,11 +102,11 @@ def load_own(
     for source, data in pieces.items():
         check_dimensions(data, env, source)
         pieces[source] = take_leading(data, proportion, source)
-    first, *others = pieces.values()
+    data, *others = pieces.values()
     if others:
-        first = {name: np.concatenate([data[name] for data in pieces.values()]) for name in first}
+        data = {name: np.concatenate([data[name], *(o[name] for o in others)]) for name in data}
     description += _proportion_note(proportion)
-    return InMemory(make_dataset(first, sparse=sparse), description, path)
+    return InMemory(make_dataset(data, sparse=sparse), description, path)
 
 
 def _provide(
@@ -121,8 +121,8 @@ def _provide(
             f"there is no {path}. Put OGBench's file there, name its folder with --dataset_dir, "
             "or let --data_source=auto download or generate it."
         )
-    can_generate = data_source == "auto" and dataset_name in generatable_names()
     if data_source in ("auto", "download"):
+        can_generate = data_source == "auto" and dataset_name in generatable_names()
         # Where there is another way, do not wait for a mirror that does not answer.
         patience: dict[str, Any] = {"timeout": 10.0, "retries": 0} if can_generate else {}
         try:

@@ -145,10 +145,9 @@ def _store(
     Every file is replaced atomically: another process may do the same where there are no locks.
     """
     (folder / "source.json").unlink(missing_ok=True)  # no longer complete
-    for each in folder.glob("*.npy"):
-        is_leftover = each.name.startswith(".")  # of a process that died
-        if alone if is_leftover else each.stem not in columns:
-            each.unlink(missing_ok=True)
+    if alone:
+        for each in folder.glob("*.npy"):  # also what a process that died has left
+            each.unlink()
     for name, column in columns.items():
         with atomic_write(folder / f"{name}.npy") as temporary:
             np.save(temporary, column)

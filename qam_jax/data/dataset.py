@@ -131,11 +131,7 @@ def take_leading(
 
 
 def sample_windows(
-    dataset: TransitionDataset,
-    key: Array,
-    batch_size: int,
-    horizon_length: int,
-    discount: float,
+    dataset: TransitionDataset, key: Array, batch_size: int, horizon_length: int, discount: float
 ) -> Batch:
     """Draws `B` windows of `H` consecutive rows; every transition is equally likely to start one.
 

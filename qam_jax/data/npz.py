@@ -12,13 +12,8 @@ from typing import IO
 
 import numpy as np
 
-from qam_jax.data.checks import (
-    FIELDS,
-    REQUIRED_FIELDS,
-    ArrayHeader,
-    check_headers,
-    check_transitions,
-)
+from qam_jax.data import checks
+from qam_jax.data.checks import ArrayHeader
 
 _READ_BYTES = 1 << 20  # at a time
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
@@ -35,8 +30,8 @@ def load_npz(
 
     Args:
       path: the `.npz` file.
-      fields: which fields to read, where the file has them; all by default. The required ones
-        are always read.
+      fields: which fields to read beside the required ones, where the file has them; all by
+        default.
       require: fields that must be there beyond `observations`, `actions` and `terminals`.
       headers: the result of `read_headers`, if it is known.
 
@@ -45,16 +40,15 @@ def load_npz(
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged, not an `.npz`, or breaks the rules of `check_transitions`. The
-        message starts with the path and names the first fault.
+      ValueError: if it is damaged, not an `.npz`, or breaks a rule; names the first fault.
     """
     path = Path(path).expanduser()
     headers = headers or read_headers(path)
-    always = (*REQUIRED_FIELDS, *require)
+    always = (*checks.REQUIRED_FIELDS, *require)
     wanted = [name for name in headers if fields is None or name in fields or name in always]
-    check_headers(headers, always, source=path, read=wanted)
+    checks.check_headers(headers, always, source=path, read=wanted)
     data = read_arrays(path, {name: headers[name] for name in wanted})
-    check_transitions(data, source=path)
+    checks.check_transitions(data, source=path)
     return data
 
 
@@ -76,13 +70,12 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
         for name, header in headers.items():
             values = io.BytesIO()
             with archive.open(f"{name}.npy") as file:
-                version = np.lib.format.read_magic(file)
-                length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
-                file.read(length)
+                length_bytes = 2 if np.lib.format.read_magic(file) == (1, 0) else 4
+                file.read(int.from_bytes(file.read(length_bytes), "little"))
                 shutil.copyfileobj(file, values, _READ_BYTES)
             flat = np.frombuffer(values.getbuffer(), header.dtype)
             array = flat.reshape(header.shape, order="F" if header.is_fortran else "C")
-            data[name] = as_float32(array) if name in FIELDS else array
+            data[name] = as_float32(array) if name in checks.FIELDS else array
     return data
 
 

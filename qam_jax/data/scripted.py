@@ -29,26 +29,18 @@ _MUTABLE_MODEL_FIELDS = ("geom_pos", "site_pos", "dof_damping")
 class Recipe(NamedTuple):
     """Settings by which one dataset is made.
 
-    Attributes:
-      name: OGBench's name of the dataset.
-      env_id: gymnasium's id of the simulator.
-      kind: `navigate` or `stitch` (mazes), `play` or `noisy` (manipulation).
-      num_episodes: episodes in the training file; the validation file has a tenth as many.
-      episode_length: steps of every episode.
-      noise: standard deviation of the action noise (mazes) or scale of the plan noise (`play`), or
-        the upper end of the uniform law that an episode's noise level is drawn from (`noisy`).
-      p_random_action: probability of a uniformly random action in place of the oracle's.
-      p_stack: ends of the uniform law of an episode's probability to stack cubes.
+    `noise` is the standard deviation of the action noise (mazes), the scale of the plan noise
+    (`play`), or the upper end of the uniform law of an episode's noise level (`noisy`).
     """
 
-    name: str
-    env_id: str
-    kind: str
-    num_episodes: int
-    episode_length: int
+    name: str  # OGBench's name of the dataset
+    env_id: str  # gymnasium's id of the simulator
+    kind: str  # navigate or stitch (mazes), play or noisy (manipulation)
+    num_episodes: int  # in the training file; the validation file has a tenth as many
+    episode_length: int  # steps of every episode
     noise: float
-    p_random_action: float = 0.0
-    p_stack: tuple[float, float] = (0.5, 0.5)
+    p_random_action: float = 0.0  # probability of a uniform action in place of the oracle's
+    p_stack: tuple[float, float] = (0.5, 0.5)  # uniform law of the probability to stack cubes
 
 
 class Simulator(NamedTuple):
@@ -278,9 +270,6 @@ def _make_oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def _is_healthy_scene(qpos: np.ndarray) -> bool:
-    """Whether the cube stayed within the scene, given the qpos [steps, n] of an episode.
-
-    Now and then it is thrown out of the scene, when the drawer is locked in mid-motion.
-    """
+    """Whether the cube stayed in the scene: a drawer locked in mid-motion may throw it out."""
     y, z = qpos[:, 15], qpos[:, 16]
     return not np.any((y >= 0.29) | ((y <= -0.3) & ((z < 0.06) | (z > 0.08))))

@@ -18,23 +18,9 @@ import gymnasium
 import jax
 import numpy as np
 
-from qam_jax.data import npz
-from qam_jax.data.checks import (
-    FIELDS,
-    RELABEL_FIELDS,
-    REQUIRED_FIELDS,
-    ArrayHeader,
-    check_dimensions,
-    check_headers,
-    check_proportion,
-    check_same_fields,
-)
-from qam_jax.data.column_cache import (
-    FileVersion,
-    find_cache,
-    open_columns,
-    read_version,
-)
+from qam_jax.data import checks, npz
+from qam_jax.data.checks import ArrayHeader
+from qam_jax.data.column_cache import FileVersion, find_cache, open_columns, read_version
 from qam_jax.data.dataset import DataSource, layout, take_leading
 from qam_jax.types import TransitionDataset
 
@@ -73,8 +59,8 @@ class Shards(DataSource):
 
     Raises:
       FileNotFoundError: if there is no such folder, or no file in it.
-      ValueError: if a file is damaged, does not fit the environment or differs from another one in
-        fields or dimensions, or if an argument is out of range; the message names it.
+      ValueError: naming the file that is damaged, does not fit the environment or differs from
+        another one, or the argument that is out of range.
       OSError: if the columns cannot be stored anywhere.
     """
 
@@ -87,7 +73,6 @@ class Shards(DataSource):
         proportion: float = 1.0,
         sparse: bool = False,
     ):
-        check_proportion(proportion)
         if replace_interval < 0:
             raise ValueError(
                 "the interval after which the dataset is replaced must be 0 (never) or a number of "
@@ -99,9 +84,9 @@ class Shards(DataSource):
             paths = paths[:1]
         headers = {path: npz.read_headers(path) for path in paths}
         for path in paths:
-            check_headers(headers[path], REQUIRED_FIELDS, source=path)
-        check_same_fields(headers)
-        check_dimensions(headers[paths[0]], env, paths[0])
+            checks.check_headers(headers[path], checks.REQUIRED_FIELDS, source=path)
+        checks.check_same_fields(headers)
+        checks.check_dimensions(headers[paths[0]], env, paths[0])
         self._task = _find_task(env, headers[paths[0]], paths[0])
         self._shards = [_survey(path, headers[path], proportion) for path in paths]
         self._interval = replace_interval if len(paths) > 1 else 0
@@ -141,7 +126,7 @@ class Shards(DataSource):
         content = [
             [shard.path.name]
             + [[name, shard.headers[name].shape, shard.headers[name].checksum]
-               for name in (*FIELDS, *RELABEL_FIELDS) if name in shard.headers]
+               for name in (*checks.FIELDS, *checks.RELABEL_FIELDS) if name in shard.headers]
             for shard in self._shards
         ]  # fmt: skip
         task = self._task.spec.id if self._task else None
@@ -243,9 +228,9 @@ def _pad(dataset: TransitionDataset, num_rows: int, num_starts: int) -> Transiti
 
 def _padded(column: np.ndarray, length: int) -> np.ndarray:
     shape = (length, *column.shape[1:])
-    buffer = np.empty(math.prod(shape) * column.itemsize + _ALIGNMENT, np.uint8)
+    size = math.prod(shape) * column.itemsize
+    buffer = np.zeros(size + _ALIGNMENT, np.uint8)
     offset = -buffer.ctypes.data % _ALIGNMENT
-    padded = buffer[offset : len(buffer) - _ALIGNMENT + offset].view(column.dtype).reshape(shape)
+    padded = buffer[offset : offset + size].view(column.dtype).reshape(shape)
     padded[: len(column)] = column
-    padded[len(column) :] = 0
     return padded

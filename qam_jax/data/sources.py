@@ -11,13 +11,7 @@ import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_jax.data.checks import (
-    FIELDS,
-    RELABEL_FIELDS,
-    check_dimensions,
-    check_proportion,
-    check_same_fields,
-)
+from qam_jax.data import checks
 from qam_jax.data.dataset import InMemory, make_dataset, take_leading
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
 from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
@@ -56,11 +50,11 @@ def load_ogbench(
       ValueError: if the name is unknown or cannot be generated, the file is damaged or does not
         fit the environment, or the proportion is out of range or leaves nothing.
     """
-    check_proportion(proportion)
+    checks.check_proportion(proportion)
     dataset_name = parse_task(env_name).dataset_name
     path, source = _provide(dataset_name, Path(dataset_dir).expanduser(), data_source, mirrors)
-    data = load_npz(path, fields=RELABEL_FIELDS, require=("qpos",))
-    check_dimensions(data, env, path)
+    data = load_npz(path, fields=checks.RELABEL_FIELDS, require=("qpos",))
+    checks.check_dimensions(data, env, path)
     data = take_leading(data, proportion, path)
     relabel_dataset(env.spec.id, env.unwrapped, data)
     description = source + _generator_note(path) + _proportion_note(proportion)
@@ -78,8 +72,7 @@ def load_own(
 
     Args:
       dataset: an `.npz` file (see `qam_jax.data.checks` for its fields); a folder, whose `.npz`
-        files except `*-val.npz` are put together in the order of their names; or `minari:<id>`, a
-        dataset of Minari's on this machine.
+        files except `*-val.npz` are put together in the order of their names; or `minari:<id>`.
       env: the environment that the data have to fit; None if there is none.
       sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
@@ -89,18 +82,19 @@ def load_own(
       ImportError: if Minari is needed and not installed.
       ValueError: naming the first fault in the data, or the two files that differ.
     """
-    check_proportion(proportion)
     dataset, path = os.fspath(dataset), Path(dataset).expanduser()
     if dataset.startswith(_MINARI_PREFIX):
         data, path = load_minari(dataset.removeprefix(_MINARI_PREFIX), env)
         pieces, description = {dataset: data}, f"{dataset} in {path}"
     else:
         paths = find_files(path) if path.is_dir() else [path]
-        check_same_fields({each: read_headers(each) for each in paths})
-        pieces = {str(each): load_npz(each, fields=FIELDS, require=("rewards",)) for each in paths}
+        headers = {each: read_headers(each) for each in paths}
+        checks.check_same_fields(headers)
+        options: dict[str, Any] = {"fields": checks.FIELDS, "require": ("rewards",)}
+        pieces = {str(each): load_npz(each, headers=headers[each], **options) for each in paths}
         description = f"your {len(paths)} files in {path}" if path.is_dir() else f"your file {path}"
     for source, data in pieces.items():
-        check_dimensions(data, env, source)
+        checks.check_dimensions(data, env, source)
         pieces[source] = take_leading(data, proportion, source)
     data, *others = pieces.values()
     if others:

@@ -17,19 +17,12 @@ _DEFAULT_NUMBERS = {
 
 
 class OGBenchTask(NamedTuple):
-    """Parts of a name such as `cube-double-play-singletask-task2-v0`.
+    """Parts of a name such as `cube-double-play-singletask-task2-v0`."""
 
-    Attributes:
-      environment: `cube-double`.
-      dataset_type: `play`; one of `DATASET_TYPES`.
-      number: 2, from 1 to 5; None where the name leaves it out.
-      version: `v0`.
-    """
-
-    environment: str
-    dataset_type: str
-    number: int | None
-    version: str
+    environment: str  # cube-double
+    dataset_type: str  # play; one of DATASET_TYPES
+    number: int | None  # 2, from 1 to 5; None where the name leaves it out
+    version: str  # v0
 
     @property
     def domain(self) -> str:

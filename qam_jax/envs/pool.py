@@ -91,10 +91,7 @@ class EnvPool:
             raise EnvFailure(f"the environment cannot be made: {error}") from None
 
     def reset(
-        self,
-        seeds: Sequence[int],
-        mask: np.ndarray,
-        replay: Mapping[int, np.ndarray] | None = None,
+        self, seeds: Sequence[int], mask: np.ndarray, replay: Mapping[int, np.ndarray] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode in the environments that `mask` [num_envs] selects.
 

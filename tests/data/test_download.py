@@ -23,15 +23,15 @@ NAME = "cube-double-play-v0"
 TRAIN, VAL = f"{NAME}.npz", f"{NAME}-val.npz"
 
 
-def _npz_bytes(seed: int = 0, num_rows: int = 2000, **changes) -> bytes:
+def _npz_bytes(seed: int = 0, num_rows: int = 2000, fields=3) -> bytes:
     rng = np.random.default_rng(seed)
-    fields = {
+    data = {
         "observations": rng.normal(size=(num_rows, 40)).astype(np.float32),
         "actions": rng.uniform(-1, 1, size=(num_rows, 5)).astype(np.float32),
         "terminals": (np.arange(num_rows) % 100 == 99).astype(np.float32),
-    } | changes
+    }
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{k: v for k, v in fields.items() if v is not None})
+    np.savez_compressed(buffer, **dict(list(data.items())[:fields]))
     return buffer.getvalue()
 
 
@@ -232,13 +232,7 @@ _BAD_ANSWERS = {
     "truncated, claimed complete": (serve(TRAIN_BYTES[:-5000]), "damaged or incomplete"),
     "truncated, no length": (serve(TRAIN_BYTES[:STOP], length=False), "damaged or incomplete"),
     "flipped byte": (serve(_flipped(150_000)), "damaged"),
-    "other fields": (serve(_npz_bytes(terminals=None)), "'terminals' is missing"),
-    "unequal": (serve(_npz_bytes(terminals=np.ones(5))), "'terminals' has 5 rows"),
-    "text": (serve(_npz_bytes(actions=np.full((2000, 5), "a"))), "'actions' has type <U1"),
-    "objects": (
-        serve(_npz_bytes(actions=np.array([None] * 2000))),
-        "'actions' holds Python objects",
-    ),
+    "other fields": (serve(_npz_bytes(fields=2)), "'terminals' is missing"),
 }
 
 
@@ -379,13 +373,10 @@ def test_a_file_system_without_locks_is_used_with_a_warning(mirror, tmp_path, mo
     assert "cannot be locked" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["", "../secrets", "a/b", ".hidden"])
-def test_refuses_what_is_not_a_dataset_name(tmp_path, name):
-    with pytest.raises(ValueError, match="is not a dataset name"):
-        download_dataset(name, tmp_path)
-
-
-@pytest.mark.parametrize("mirrors", ["https://one.example", []])
-def test_refuses_mirrors_that_are_no_list(tmp_path, mirrors):
-    with pytest.raises(ValueError, match="sequence of one or more addresses"):
-        download_dataset(NAME, tmp_path, mirrors=mirrors)
+def test_arguments_that_make_no_sense(tmp_path):
+    for name in ("", "../secrets", "a/b", ".hidden"):
+        with pytest.raises(ValueError, match="is not a dataset name"):
+            download_dataset(name, tmp_path)
+    for mirrors in ("https://one.example", []):
+        with pytest.raises(ValueError, match="sequence of one or more addresses"):
+            download_dataset(NAME, tmp_path, mirrors=mirrors)

@@ -52,10 +52,7 @@ _FAULTS = {  # what is wrong: the change to sound data, what the message has to 
     ),
     "flat actions": ({"actions": np.zeros(12)}, ["'actions'", "(12,)", "[N, A]", "reshape"]),
     "column of rewards": ({"rewards": np.zeros((12, 1))}, ["'rewards'", "(12, 1)", "[N]"]),
-    "lengths": (
-        {"actions": np.zeros((11, 2))},
-        ["'actions' has 11 rows", "'observations' has 12"],
-    ),
+    "lengths": ({"actions": np.zeros((11, 2))}, ["'actions' has 11 rows", "'observations' has 12"]),
     "widths": (
         {"next_observations": np.zeros((12, 4))},
         ["'next_observations' has 4 columns", "'observations' has 3"],

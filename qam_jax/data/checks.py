@@ -1,23 +1,10 @@
 """Checks of transitions, whose messages name the first fault and how to mend it.
 
-The documented fields, for `N` rows, observation dimension `O` and action dimension `A`. Rows are
-in time order, and one episode follows another:
-
-| field               | shape    | needed | content                                              |
-|---------------------|----------|--------|------------------------------------------------------|
-| `observations`      | `[N, O]` | yes    | state vectors, any unit                              |
-| `actions`           | `[N, A]` | yes    | in [-1, 1]                                           |
-| `terminals`         | `[N]`    | yes    | 1 at the last row of each episode, otherwise 0       |
-| `rewards`           | `[N]`    | yes*   | reward of the row's action; *OGBench's own files     |
-|                     |          |        | have `qpos` instead                                  |
-| `masks`             | `[N]`    | no     | 0 where the task is completed, so that no value is   |
-|                     |          |        | bootstrapped beyond this row; otherwise 1 (default)  |
-| `next_observations` | `[N, O]` | no     | observation after the row's action                   |
-
-Without `next_observations` the file has OGBench's layout (arXiv 2410.20092): the next observation
-stands in the next row, and the last row of each episode only provides the final observation. The
-action of that row leads nowhere and is never trained on. With `next_observations` every row is a
-transition.
+`FIELDS` are the documented fields, for `N` rows, observation dimension `O` and action dimension
+`A`. Rows are in time order, and one episode follows another. Without `next_observations` the file
+has OGBench's layout (arXiv 2410.20092): the next observation stands in the next row, and the last
+row of each episode only provides the final observation. The action of that row leads nowhere and is
+never trained on. With `next_observations` every row is a transition.
 
 All other fields, such as OGBench's `qpos`, `qvel` and `button_states`, are returned as stored.
 """
@@ -33,12 +20,12 @@ REQUIRED_FIELDS = ("observations", "actions", "terminals")
 RELABEL_FIELDS = ("qpos", "button_states")  # OGBench computes rewards from them
 
 _AXES = {
-    "observations": ("N", "O"),
-    "actions": ("N", "A"),
-    "terminals": ("N",),
-    "rewards": ("N",),
-    "masks": ("N",),
-    "next_observations": ("N", "O"),
+    "observations": ("N", "O"),  # state vectors, any unit
+    "actions": ("N", "A"),  # in [-1, 1]
+    "terminals": ("N",),  # 1 at the last row of each episode, otherwise 0
+    "rewards": ("N",),  # of the row's action; OGBench's own files have `qpos` instead
+    "masks": ("N",),  # 0 where the task is completed: no value beyond; otherwise 1 (default)
+    "next_observations": ("N", "O"),  # after the row's action; may be missing
 }
 FIELDS = tuple(_AXES)
 

@@ -181,10 +181,10 @@ def _attempt(url: str, part: Path, *, timeout: float, progress: bool) -> bool:
                 _discard(part)
             error_type = _BrokenTransferError if status in _PASSING_STATUSES else _MirrorError
             raise error_type(f"HTTP {status} {response.reason}")
-    except requests.ConnectTimeout as error:  # which took long already
-        raise _MirrorError(_describe(error)) from error
     except requests.RequestException as error:
-        raise _BrokenTransferError(_describe(error)) from error
+        lasts = isinstance(error, requests.ConnectTimeout)  # it took long already
+        error_type = _MirrorError if lasts else _BrokenTransferError
+        raise error_type(f"{type(error).__name__}: {error}") from error
 
 
 def _save(response: requests.Response, url: str, part: Path, progress: bool) -> None:
@@ -247,8 +247,3 @@ def _size(part: Path) -> int:
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _note_path(part).unlink(missing_ok=True)
-
-
-def _describe(error: requests.RequestException) -> str:
-    cause = getattr(error.args[0], "reason", error) if error.args else error
-    return f"{type(error).__name__}: {' '.join(str(cause).split())}"

@@ -68,15 +68,10 @@ def load_minari(
             f"{source}: {path} cannot be read ({type(error).__name__}: {error}). Get it again: "
             f"minari download --force {dataset_id}"
         ) from error
-    space, actions = _observation_space(dataset.observation_space, env), dataset.action_space
+    space = _observation_space(dataset.observation_space, env)
     if not episodes:
         raise ValueError(
             f"{source}: there is no episode with a step in it. Choose another dataset."
-        )
-    if not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
-        raise ValueError(
-            f"{source}: its actions are those of {actions}. Expected vectors of real numbers (a "
-            "Box space with one axis): other kinds are not supported."
         )
     if not space.is_np_flattenable:
         raise ValueError(
@@ -84,7 +79,7 @@ def load_minari(
             "Expected a Box space, or a Dict or Tuple of such."
         )
     data = _to_fields(episodes, space)
-    data["actions"] = _rescale(data["actions"], actions, source)
+    data["actions"] = _rescale(data["actions"], dataset.action_space, source)
     data = {name: as_float32(array) for name, array in data.items()}
     check_transitions(data, source=source)
     return data, path
@@ -127,8 +122,13 @@ def _flatten(space: spaces.Space, values: Any, *, is_part: bool = False) -> np.n
     return np.stack([spaces.utils.flatten(space, value) for value in values])
 
 
-def _rescale(actions: np.ndarray, space: spaces.Box, source: str) -> np.ndarray:
+def _rescale(actions: np.ndarray, space: spaces.Space, source: str) -> np.ndarray:
     """Maps the bounds of the space to -1 and 1."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(
+            f"{source}: its actions are those of {space}. Expected vectors of real numbers (a "
+            "Box space with one axis): other kinds are not supported."
+        )
     bounded = np.isfinite(space.low) & np.isfinite(space.high) & (space.low < space.high)
     outside = np.abs(actions[:, ~bounded]).max(initial=0.0)
     if outside > 1:

@@ -29,8 +29,8 @@ _MUTABLE_MODEL_FIELDS = ("geom_pos", "site_pos", "dof_damping")
 class Recipe(NamedTuple):
     """Settings by which one dataset is made.
 
-    `noise` is the standard deviation of the action noise (mazes), the scale of the plan noise
-    (`play`), or the upper end of the uniform law of an episode's noise level (`noisy`).
+    `noise` is the standard deviation of the action noise in mazes, and the scale of the plan noise
+    for `play`. For `noisy` it is the upper end of the uniform law of an episode's noise level.
     """
 
     name: str  # OGBench's name of the dataset

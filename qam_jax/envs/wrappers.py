@@ -52,25 +52,17 @@ class OwnRandomState(gymnasium.Wrapper):
 class EpisodeSummary(TypedDict):
     """The `info` of every chunk that `OpenLoopChunks` executes.
 
-    Attributes:
-      success: 1.0 if the environment reported success (`info["success"]` or
-        `info["is_success"]`) at any step of the episode so far, 0.0 if it reported none, nan if
-        it does not report success.
-      episode_return: undiscounted sum of rewards so far.
-      episode_length: environment steps so far.
-      positions: [H, 2] planar positions after the chunk's steps, nan where there is none.
-      num_steps: steps that this chunk executed, at most H; 0 after a reset or the episode's end.
-      observations: [H, O] float32, after each of these steps; further rows repeat the last.
-      rewards: [H] float32, of each of these steps; further ones are 0.
+    `success` is 1.0 if the environment reported it (`info["success"]` or `info["is_success"]`) at
+    any step of the episode so far, 0.0 if it reported failure alone, nan if it reports neither.
     """
 
     success: float
-    episode_return: float
-    episode_length: int
-    positions: np.ndarray
-    num_steps: int
-    observations: np.ndarray
-    rewards: np.ndarray
+    episode_return: float  # undiscounted sum of rewards so far
+    episode_length: int  # environment steps so far
+    positions: np.ndarray  # [H, 2] in the plane after each step of the chunk, nan where unknown
+    num_steps: int  # that this chunk executed, at most H; 0 after a reset or the episode's end
+    observations: np.ndarray  # [H, O] float32, after each of these; further rows repeat the last
+    rewards: np.ndarray  # [H] float32, of each of these steps; further ones are 0
 
 
 class OpenLoopChunks(gymnasium.Wrapper):

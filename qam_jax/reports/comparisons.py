@@ -1,26 +1,27 @@
 """Comparisons of results, task by task: with the paper's figures, or with another group of runs.
 
-A comparison is a table with a row for each result that both sides have: `env_name`, `domain`,
-`task`, `method`, `other` (the other side's method), `stage` and `unit`; `mean`, `std` and
-`num_runs` of either side (the other side's as `other_mean` and so on); `difference` of the means
-with its interval; `standing`, `test` and `p_value`, see `statistics.TestResult`, and
-`adjusted_p_value` for the number of tests; `differences`, the settings of these runs that are not
-the other side's, in words; and `run_scores`, the scores of these runs.
+A comparison is a table with a row for each result that both sides have. Its columns:
+
+- `env_name`, `domain`, `task`, `method`, `other` (the other side's method), `stage` and `unit`;
+- `mean`, `std` and `num_runs` of these runs, and `other_mean` and so on of the other side;
+- `difference` of the means, with its interval;
+- `standing`, `test` and `p_value`, see `statistics.TestResult`, and `adjusted_p_value`;
+- `differences`: settings of these runs that are not the other side's, in words;
+- `run_scores`: the scores of these runs.
 """
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from qam_jax.reports.collect import configuration
-from qam_jax.reports.labels import base_method, ordered_methods, setting_words
+from qam_jax.reports.labels import setting_words
 from qam_jax.reports.paper_settings import paper_differences
-from qam_jax.reports.published import published_result
-from qam_jax.reports.results import estimate_columns, sort_key, task_results
+from qam_jax.reports.published import base_method, ordered_methods, published_result, sort_key
+from qam_jax.reports.results import estimate_columns, task_results
 from qam_jax.reports.statistics import (
     FISHER,
     PREDICTION,
@@ -38,25 +39,20 @@ from qam_jax.reports.statistics import (
 _PAPER_EPISODES = 50
 _TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+STANDINGS = {"within": "●", "above": "▲", "below": "▼", "untested": "○"}
+"""Standings of a result, and their marks."""
 
 
 class GroupComparison(NamedTuple):
-    """Comparison of two groups of runs.
+    """Comparison of two groups of runs."""
 
-    Attributes:
-      name: name of the first group.
-      other: name of the second group.
-      table: the comparison, see above.
-      improvements: probability that a run of the first group is better than a run of the second,
-        over the tasks with success rates of both: a row for each `stage`, `method` and `other`.
-      notes: what could not be compared.
-    """
-
-    name: str
-    other: str
-    table: pd.DataFrame
+    name: str  # of the first group
+    other: str  # name of the second group
+    table: pd.DataFrame  # the comparison, see above
     improvements: pd.DataFrame
-    notes: list[str]
+    """Probability that a run of the first group is better than a run of the second: a row for each
+    `stage`, `method` and `other` with success rates of both on some task."""
+    notes: list[str]  # what could not be compared
 
 
 def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
@@ -95,28 +91,30 @@ def compare_groups(
       at: the step to compare at, in place of the ends of the stages.
     """
     pairs, notes = _pairs(runs, others, name, other)
-    theirs = {
-        (row.env_name, row.method, row.stage, row.unit): row
-        for row in task_results(others, at).itertuples()
-    }
-    rows: list[dict[str, Any]] = []
-    scores: dict[tuple[str, ...], list[tuple]] = {}
-    for result in task_results(runs, at).itertuples():
-        method = pairs.get(result.method, "")
-        partner = theirs.get((result.env_name, method, result.stage, result.unit))
-        if partner is not None:
-            differences = _setting_differences(result.configs[0], partner.configs[0])
-            rows.append(_row(result, _sample(partner), method, differences))
-            pair = np.array(result.scores), np.array(partner.scores)
-            scores.setdefault((result.stage, result.method, method, result.unit), []).append(pair)
+    ours, theirs = task_results(runs, at), task_results(others, at)
+    ours["partner"] = [pairs.get(method, "") for method in ours["method"]]
+    theirs["partner"] = theirs["method"]
+    by = ["env_name", "partner", "stage", "unit"]
+    theirs = theirs.drop_duplicates(by, keep="last")
+    both = ours.merge(theirs, on=by, suffixes=("", "_theirs"))
+    rows = [
+        _row(
+            result,
+            _sample(result.scores_theirs, result.configs_theirs, result.unit),
+            result.partner,
+            _setting_differences(result.configs[0], result.configs_theirs[0]),
+        )
+        for result in both.itertuples()
+    ]
     if pairs and not rows:
         notes.append(f"{name} and {other} share no task with results of both yet.")
     chances = []
-    for (stage, method, partner, unit), tasks in scores.items():
-        if unit == "%":
-            chance = estimate(probability_of_improvement, *zip(*tasks, strict=True))
-            row = {"stage": stage, "method": method, "other": partner}
-            chances.append(row | estimate_columns("probability", chance))
+    rated = both[both["unit"] == "%"].groupby(["stage", "method", "partner"], sort=False)
+    for (stage, method, partner), tasks in rated:
+        sides = ([np.array(task) for task in tasks[side]] for side in ("scores", "scores_theirs"))
+        row = {"stage": stage, "method": method, "other": partner}
+        chance = estimate(probability_of_improvement, *sides)
+        chances.append(row | estimate_columns("probability", chance))
     return GroupComparison(name, other, _table(rows), pd.DataFrame(chances), notes)
 
 
@@ -124,42 +122,37 @@ def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
     """Contents of a comparison for its reader.
 
     Args:
-      table: the table of a comparison.
+      table: the table of a comparison, with at least one row.
 
     Returns:
-      `domains`: rows by domain, each with its `letter`, `bar` and `short_test`; `letters`: a letter
-      for each set of settings that differ; `counts` of rows by standing; `summary`: the same counts
-      by method and domain; and numbers for the sentence above the table.
+      `domains`: rows by domain, each with its `letter` and `short_test`; `letters`: a letter for
+      each set of settings that differ; `counts` of rows by standing; `summary`: the same counts by
+      method and domain; and numbers for the sentence above the table.
     """
-    names = ("within", "above", "below", "untested")
-    if table.empty:
-        return {"total": 0, "counts": dict.fromkeys(names, 0), "domains": {}, "letters": {}}
-    different = [texts for texts in dict.fromkeys(table["differences"]) if texts]
+    different = [texts for texts in table["differences"].unique() if texts]
     letters = {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
     table = table.sort_values(["env_name", "method", "stage"], key=sort_key)
-    rows = [
-        row | {"letter": letters.get(row["differences"], ""), "bar": _bar(row)}
-        | {"short_test": _TESTS.get(row["test"], "none")}
-        for row in table.to_dict("records")
-    ]  # fmt: skip
-    domains: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        domains.setdefault(row["domain"], []).append(row)
-    counts = {name: int((table["standing"] == name).sum()) for name in names}
-    tested = len(table) - counts["untested"]
+    table = table.assign(
+        letter=[letters.get(texts, "") for texts in table["differences"]],
+        short_test=table["test"].map(_TESTS).fillna("none"),
+    )
+    summary = pd.crosstab([table["method"], table["domain"]], table["standing"])
+    counts = summary.reindex(columns=list(STANDINGS), fill_value=0)
+    tested = len(table) - int(counts["untested"].sum())
     return {
-        "domains": domains,
-        "summary": pd.crosstab([table["method"], table["domain"]], table["standing"])
-        .reindex(columns=names, fill_value=0).to_dict("index"),
+        "domains": {
+            domain: rows.to_dict("records") for domain, rows in table.groupby("domain", sort=False)
+        },
+        "summary": counts.to_dict("index"),
         "methods": ordered_methods(table["method"]),
-        "counts": counts,
+        "counts": counts.sum().to_dict(),
         "total": len(table),
         "tested": tested,
         "by_chance": 0.05 * tested,
         "adjusted": int((table["adjusted_p_value"] < 0.05).sum()),
-        "differing": int(table["differences"].map(bool).sum()),
+        "same_settings": int((table["letter"] == "").sum()),
         "letters": {letter: texts for texts, letter in letters.items()},
-    }  # fmt: skip
+    }
 
 
 def _pairs(
@@ -177,7 +170,7 @@ def _pairs(
 
 def _row(result: Any, theirs: Sample, other: str, differences: Iterable[str]) -> dict[str, Any]:
     """Row of a comparison, without its adjusted p-value."""
-    ours = _sample(result)
+    ours = _sample(result.scores, result.configs, result.unit)
     test = compare_samples(ours, theirs)
     return {
         "env_name": result.env_name, "domain": result.domain, "task": result.task,
@@ -196,10 +189,10 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.assign(adjusted_p_value=adjusted(table["p_value"])) if rows else table
 
 
-def _sample(result: Any) -> Sample:
+def _sample(scores: tuple, configs: tuple, unit: str) -> Sample:
     """Sample of a result's runs, with their episodes where scores are success rates."""
-    episodes = min(config["eval_episodes"] for config in result.configs)
-    return summarize_runs(result.scores, episodes if result.unit == "%" else 0)
+    episodes = min(config["eval_episodes"] for config in configs)
+    return summarize_runs(scores, episodes if unit == "%" else 0)
 
 
 def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -210,19 +203,3 @@ def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> list[
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name] != theirs[name]
     ]
-
-
-def _bar(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Places of both sides on a scale from 0 to 100; None for returns."""
-    if row["unit"] != "%":
-        return None
-    mean = row["other_mean"]
-    std = 0.0 if math.isnan(row["other_std"]) else row["other_std"]
-    low, high = max(0.0, mean - std), min(100.0, mean + std)
-    return {
-        "low": round(low, 2),
-        "width": round(max(high - low, 0.6), 2),
-        "mean": round(mean, 2),
-        "ours": round(row["mean"], 2),
-        "runs": [round(score, 2) for score in row["run_scores"]],
-    }

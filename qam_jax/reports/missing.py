@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 
 from qam_jax.reports.collect import latest
-from qam_jax.reports.labels import full_env_name, method_name, ranges, task_label
-from qam_jax.reports.published import published_results
-from qam_jax.reports.results import sort_key
+from qam_jax.reports.labels import full_env_name, method_name, ranges, seeds_words, task_label
+from qam_jax.reports.published import published_results, sort_key
 
 _COLUMNS = ["method", "env_name", "seed", "folder"]
 
@@ -64,8 +63,7 @@ def missing_runs(
       A row for each such run: `method`, `env_name`, `seed`, and `state`, how far the run is.
     """
     last = latest(runs)
-    expected = _combinations(last) if expected is None else expected
-    found = list(_absent_runs(last, expected))
+    found = list(_absent_runs(last, _combinations(last) if expected is None else expected))
     for run in last.itertuples():
         goal = run.end if at is None else at
         if run.step < goal:
@@ -77,32 +75,26 @@ def missing_runs(
 
 def describe_missing(missing: pd.DataFrame) -> list[str]:
     """Lines on missing runs, one for all seeds and tasks of a domain that are in one state."""
-    tasks = missing.groupby(["method", "env_name", "state"], sort=False)["seed"].agg(ranges)
+    tasks = missing.groupby(["method", "env_name", "state"], sort=False)["seed"].agg(seeds_words)
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for (method, env_name, state), seeds in tasks.items():
         domain, task = task_label(env_name)
-        groups.setdefault((method, domain, state, seeds), []).append(task)
+        groups.setdefault((method, domain, seeds, state), []).append(task)
     lines = []
-    for (method, domain, state, seeds), labels in groups.items():
+    for (method, domain, seeds, state), labels in groups.items():
         numbers = [label.removeprefix("task ") for label in labels]
         if all(number.isdigit() for number in numbers):
             numbers = [ranges(map(int, numbers))]
         words = f" {labels[0]}" if len(labels) == 1 else f" tasks {', '.join(numbers)}"
         words = "" if labels == [domain] else words
-        plural = "" if seeds.isdigit() else "s"
-        lines.append(f"{method} on {domain}{words}, seed{plural} {seeds}: {state}")
+        lines.append(f"{method} on {domain}{words}, {seeds}: {state}")
     return lines
 
 
 def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[str, str, int, str]]:
-    """Method, task, seed and state of the expected runs that are not there.
+    """Method, task, seed and state of the expected runs that are not among these.
 
-    A missing run takes the label of its configuration's other seeds, which their folders' names
-    tell.
-
-    Args:
-      last: one row for each run.
-      expected: see `missing_runs`.
+    An absent run takes the label that other seeds have, whose folders are named alike.
     """
     labels, known = {}, set()
     for run in last.itertuples():
@@ -120,6 +112,6 @@ def _combinations(last: pd.DataFrame) -> pd.DataFrame:
     """Each combination of the methods, tasks and seeds of a domain."""
     rows = []
     for _, group in last.groupby("domain"):
-        values = (group[name].unique() for name in ("method", "env_name", "seed"))
+        values = (group[name].unique() for name in _COLUMNS[:3])
         rows += [(*key, "") for key in itertools.product(*values)]
     return pd.DataFrame(rows, columns=_COLUMNS)

@@ -37,38 +37,22 @@ class Estimate(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Summary of the scores of several runs, as published tables give it.
-
-    Attributes:
-      mean: mean over runs.
-      std: sample standard deviation over runs (`ddof=1`); nan for a single run.
-      num_runs: number of runs.
-      episodes: episodes in the evaluation of a run if scores are success rates in percent; else 0.
-    """
+    """Summary of the scores of several runs, as published tables give it."""
 
     mean: float
-    std: float
+    std: float  # sample standard deviation over runs (`ddof=1`); nan for a single run
     num_runs: int
-    episodes: int = 0
+    episodes: int = 0  # in the evaluation of a run if scores are success rates in percent; else 0
 
 
 class TestResult(NamedTuple):
-    """Result of a two-sided test at the 5% level between two samples.
+    """Result of a two-sided test at the 5% level between two samples."""
 
-    Attributes:
-      standing: `within`, `above` or `below`; `untested` where no test is possible.
-      test: name of the test.
-      p_value: p-value of the test; nan without one.
-      difference: difference of the means.
-      low: lower end of the 95% interval of the difference; nan where the test has none.
-      high: upper end of the interval.
-    """
-
-    standing: str
-    test: str
-    p_value: float
-    difference: float
-    low: float = math.nan
+    standing: str  # `within`, `above` or `below`; `untested` where no test is possible
+    test: str  # name of the test
+    p_value: float  # nan without a test
+    difference: float  # of the means
+    low: float = math.nan  # 95% interval of the difference; nan where the test has none
     high: float = math.nan
 
 
@@ -99,11 +83,7 @@ def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
     """Probability that a run is better than a run of another method on the same task, [...].
 
     The Mann-Whitney statistic of each task, divided by the number of pairs, is averaged over tasks;
-    a tie counts one half.
-
-    Args:
-      scores: scores of one method.
-      others: scores of the other method, on the same tasks in the same order.
+    a tie counts one half. Both sides have the same tasks in the same order.
     """
     chances = []
     for task, other in zip(scores, others, strict=True):
@@ -122,10 +102,7 @@ def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray],
-    *samples: Scores,
-    replicates: int = 2000,
-    seed: int = 0,
+    statistic: Callable[..., np.ndarray], *samples: Scores, replicates: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Statistic with its 95% percentile interval from a stratified bootstrap.
 
@@ -154,9 +131,9 @@ def bootstrap(
     return value, low, high
 
 
-def estimate(statistic: Callable[..., np.ndarray], *samples: Scores, seed: int = 0) -> Estimate:
+def estimate(statistic: Callable[..., np.ndarray], *samples: Scores) -> Estimate:
     """`bootstrap` of a statistic with a single value."""
-    return Estimate(*(float(part) for part in bootstrap(statistic, *samples, seed=seed)))
+    return Estimate(*map(float, bootstrap(statistic, *samples)))
 
 
 def summarize_runs(scores: Sequence[float], episodes: int = 0) -> Sample:
@@ -177,20 +154,22 @@ def compare_samples(ours: Sample, theirs: Sample) -> TestResult:
       success rates.
     """
     difference = ours.mean - theirs.mean
-    deviations = [sample.std for sample in (ours, theirs) if sample.num_runs > 1]
-    if not deviations:
+    several = [sample for sample in (ours, theirs) if sample.num_runs > 1]
+    if not several:
         return TestResult("untested", UNTESTED, math.nan, difference)
-    if not any(deviation > 0 for deviation in deviations):
+    if not any(sample.std > 0 for sample in several):
         return _fisher(ours, theirs, difference)
-    if len(deviations) == 2:
-        enough = min(ours.num_runs, theirs.num_runs) >= _ENOUGH
-        result = stats.ttest_ind_from_stats(*ours[:3], *theirs[:3], equal_var=not enough)
-        error, freedom = (_welch if enough else _pooled)(ours, theirs)
-        return _t_result(WELCH if enough else STUDENT, result.pvalue, difference, error, freedom)
-    many = ours if ours.num_runs > 1 else theirs
-    error = many.std * math.sqrt(1 + 1 / many.num_runs)
-    p_value = 2 * stats.t.sf(abs(difference) / error, many.num_runs - 1)
-    return _t_result(PREDICTION, p_value, difference, error, many.num_runs - 1)
+    if len(several) == 1:
+        std, num_runs = several[0].std, several[0].num_runs
+        test, error, freedom = PREDICTION, std * math.sqrt(1 + 1 / num_runs), num_runs - 1.0
+    elif min(ours.num_runs, theirs.num_runs) >= _ENOUGH:
+        test, (error, freedom) = WELCH, _welch(ours, theirs)
+    else:
+        test, (error, freedom) = STUDENT, _pooled(ours, theirs)
+    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
+    margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
+    standing = _standing(p_value, difference)
+    return TestResult(standing, test, p_value, difference, difference - margin, difference + margin)
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -216,24 +195,13 @@ def _pooled(ours: Sample, theirs: Sample) -> tuple[float, float]:
     return math.sqrt(squares / freedom * (1 / ours.num_runs + 1 / theirs.num_runs)), freedom
 
 
-def _t_result(
-    test: str, p_value: float, difference: float, error: float, freedom: float
-) -> TestResult:
-    margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
-    standing = _standing(p_value, difference)
-    low, high = difference - margin, difference + margin
-    return TestResult(standing, test, float(p_value), difference, low, high)
-
-
 def _fisher(ours: Sample, theirs: Sample, difference: float) -> TestResult:
     if not (ours.episodes and theirs.episodes):
         standing = "within" if difference == 0 else "untested"
         return TestResult(standing, "not tested: no spread over runs", math.nan, difference)
-    table = []
-    for sample in (ours, theirs):
-        total = sample.num_runs * sample.episodes
-        successes = round(sample.mean / 100 * total)
-        table.append([successes, total - successes])
+    totals = np.array([sample.num_runs * sample.episodes for sample in (ours, theirs)])
+    successes = np.round(np.array([ours.mean, theirs.mean]) / 100 * totals)
+    table = np.stack([successes, totals - successes], axis=1).astype(int)
     p_value = float(stats.fisher_exact(table).pvalue)
     return TestResult(_standing(p_value, difference), FISHER, p_value, difference)
 

@@ -118,13 +118,13 @@ def test_each_setting_that_differs_is_named():
 
 
 def test_domains_have_their_own_settings():
-    giant = paper_settings("FQL", "antmaze-giant-navigate-singletask-task1-v0")
+    giant = paper_settings("fql", "antmaze-giant-navigate-singletask-task1-v0")
     assert (giant["discount"], giant["horizon_length"], giant["alpha"]) == (0.995, 1, 3.0)
-    noisy = paper_settings("QAM-E", "puzzle-3x3-noisy-singletask-task1-v0")
+    noisy = paper_settings("qam_e", "puzzle-3x3-noisy-singletask-task1-v0")
     assert (noisy["sparse"], noisy["edit_scale"], noisy["horizon_length"]) == (True, 0.1, 5)
-    assert paper_settings("QAM", "humanoidmaze-large-navigate-singletask-task1-v0")["rho"] == 0
-    assert paper_settings("RLPD", _TASK)["offline_steps"] == 0
-    assert paper_settings("QAM", "Pendulum-v1")["horizon_length"] == 5
+    assert paper_settings("qam", "humanoidmaze-large-navigate-singletask-task1-v0")["rho"] == 0
+    assert paper_settings("rlpd", _TASK)["offline_steps"] == 0
+    assert paper_settings("qam", "Pendulum-v1")["horizon_length"] == 5
     assert paper_settings("mine", _TASK) == {}
     large = _config(env_name="puzzle-4x4-play-singletask-task1-v0", inv_temp=30.0)
     large["sparse"] = True

@@ -17,24 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from qam_jax.reports import statistics
 from qam_jax.reports.collect import configuration
 from qam_jax.reports.labels import setting_words
 from qam_jax.reports.paper_settings import paper_differences
 from qam_jax.reports.published import base_method, ordered_methods, published_result, sort_key
 from qam_jax.reports.results import estimate_columns, task_results
-from qam_jax.reports.statistics import (
-    FISHER,
-    PREDICTION,
-    STUDENT,
-    WELCH,
-    Estimate,
-    Sample,
-    adjusted,
-    compare_samples,
-    estimate,
-    probability_of_improvement,
-    summarize_runs,
-)
+from qam_jax.reports.statistics import FISHER, PREDICTION, STUDENT, WELCH, Sample
 
 _PAPER_EPISODES = 50
 _TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
@@ -66,10 +55,9 @@ def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
         if paper is not None and not np.isnan(mean):
             theirs = Sample(mean, std, paper.num_seeds, _PAPER_EPISODES)
             texts = [
-                difference.text
+                text
                 for run in zip(result.configs, result.metadata, strict=True)
-                for difference in paper_differences(*run)
-                if result.stage == "online" or not difference.only_online
+                for text in paper_differences(*run, result.stage).values()
             ]
             rows.append(_row(result, theirs, paper.method, dict.fromkeys(texts)))
     return _table(rows)
@@ -113,7 +101,7 @@ def compare_groups(
     for (stage, method, partner), tasks in rated:
         sides = ([np.array(task) for task in tasks[side]] for side in ("scores", "scores_theirs"))
         row = {"stage": stage, "method": method, "other": partner}
-        chance = estimate(probability_of_improvement, *sides)
+        chance = statistics.estimate(statistics.probability_of_improvement, *sides)
         chances.append(row | estimate_columns("probability", chance))
     return GroupComparison(name, other, _table(rows), pd.DataFrame(chances), notes)
 
@@ -171,28 +159,25 @@ def _pairs(
 def _row(result: Any, theirs: Sample, other: str, differences: Iterable[str]) -> dict[str, Any]:
     """Row of a comparison, without its adjusted p-value."""
     ours = _sample(result.scores, result.configs, result.unit)
-    test = compare_samples(ours, theirs)
+    test = statistics.compare_samples(ours, theirs)
     return {
         "env_name": result.env_name, "domain": result.domain, "task": result.task,
         "method": result.method, "other": other, "stage": result.stage, "unit": result.unit,
-        "mean": ours.mean, "std": ours.std, "num_runs": ours.num_runs,
-        "other_mean": theirs.mean, "other_std": theirs.std, "other_num_runs": theirs.num_runs,
-        **estimate_columns("difference", Estimate(test.difference, test.low, test.high)),
-        "standing": test.standing, "test": test.test, "p_value": test.p_value,
-        "adjusted_p_value": np.nan, "differences": tuple(differences),
+        **ours._asdict(), **{f"other_{name}": value for name, value in theirs._asdict().items()},
+        **test._asdict(), "adjusted_p_value": np.nan, "differences": tuple(differences),
         "run_scores": result.scores,
     }  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
-    return table.assign(adjusted_p_value=adjusted(table["p_value"])) if rows else table
+    return table.assign(adjusted_p_value=statistics.adjusted(table["p_value"])) if rows else table
 
 
 def _sample(scores: tuple, configs: tuple, unit: str) -> Sample:
     """Sample of a result's runs, with their episodes where scores are success rates."""
     episodes = min(config["eval_episodes"] for config in configs)
-    return summarize_runs(scores, episodes if unit == "%" else 0)
+    return statistics.summarize_runs(scores, episodes if unit == "%" else 0)
 
 
 def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -6,10 +6,11 @@ the default of the algorithm's config and of `RunSettings`.
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from qam_jax.agents import algorithm_names, get_config, variant_fields, variant_name
 from qam_jax.reports.labels import method_name, setting_words, task_label
@@ -17,35 +18,26 @@ from qam_jax.reports.published import published_results
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings, names_with_role
 
-_SIMULATED = re.compile(r"\(simulated: (\d+) episodes")
-
 # Settings of the sensitivity study, one at a time, by the method's label in its table.
 _VARIANTS = {
     "QAM-E-NOCLIP": ("clip_grad_norm", 0),
     "QAM-E (K=2)": ("num_qs", 2),
     **{f"QAM-E (T={steps})": ("flow_steps", steps) for steps in (1, 3, 20, 30)},
 }
-_TEMPERATURE_FACTORS = (0.1, 0.3, 3, 10)
 
 
-class Difference(NamedTuple):
-    """A setting of a run that is not the paper's, and its value in both, in words."""
-
-    name: str
-    text: str
-
-    @property
-    def only_online(self) -> bool:
-        """Whether the setting leaves the results of the offline stage as they are."""
-        return self.name == "online_steps" or self.name in names_with_role("online")
-
-
-def paper_differences(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Difference]:
+def paper_differences(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], stage: str = "online"
+) -> dict[str, str]:
     """Settings of a run that differ from the paper's run of this method on this task.
 
     Args:
       config: config.json of the run.
       metadata: metadata.json of the run.
+      stage: `offline` leaves out the settings of fine-tuning.
+
+    Returns:
+      By the name of the setting, its value in the run and in the paper, in words.
     """
     paper = dict(paper_settings(variant_name(config["agent"]), config["env_name"]))
     variant = sensitivity_variant(config)
@@ -59,7 +51,8 @@ def paper_differences(config: Mapping[str, Any], metadata: Mapping[str, Any]) ->
         if name in flat and not _same(flat[name], expected)
     }
     texts |= _data_differences(config, metadata, large)
-    return [Difference(name, text) for name, text in texts.items()]
+    left_out = names_with_role("online") | {"online_steps"} if stage == "offline" else set()
+    return {name: text for name, text in texts.items() if name not in left_out}
 
 
 @functools.cache
@@ -89,11 +82,7 @@ def paper_settings(agent_name: str, env_name: str) -> Mapping[str, Any]:
 
 
 def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
-    """Label in the sensitivity study of a run of QAM-E with one setting changed; None otherwise.
-
-    Args:
-      config: config.json of the run.
-    """
+    """Label in the sensitivity study of a run of QAM-E with one setting changed; None otherwise."""
     agent, domain = config["agent"], task_label(config["env_name"])[0]
     if method_name(agent) != "QAM-E" or domain not in _sensitivity_domains():
         return None
@@ -109,11 +98,7 @@ def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
 
 def _variant_settings(paper: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Changed setting and its value of each variant of the sensitivity study, by label."""
-    temperature = paper["inv_temp"]
-    scaled = {
-        f"QAM-E ({factor}x tau)": ("inv_temp", factor * temperature)
-        for factor in _TEMPERATURE_FACTORS
-    }
+    scaled = {f"QAM-E ({x}x tau)": ("inv_temp", x * paper["inv_temp"]) for x in (0.1, 0.3, 3, 10)}
     return _VARIANTS | scaled
 
 
@@ -128,11 +113,10 @@ def _data_differences(
 ) -> dict[str, str]:
     """Differences of the data; `large` says whether the paper trains on a folder of files."""
     texts = {}
-    simulated = _SIMULATED.search(metadata.get("dataset_source") or "")
     shards = bool(config.get("ogbench_dataset_dir"))
-    if simulated:
-        episodes = f"{simulated[1]} episodes"
-        texts["dataset_source"] = f"data simulated here ({episodes}), not OGBench's file"
+    source = metadata.get("dataset_source") or ""
+    if simulated := re.search(r"\(simulated: (\d+ episodes)", source):
+        texts["dataset_source"] = f"data simulated here ({simulated[1]}), not OGBench's file"
     if large and not shards:
         texts["ogbench_dataset_dir"] = (
             "one file of data (paper: 100 files of a million transitions)"
@@ -148,6 +132,4 @@ def _same(value: Any, other: Any) -> bool:
     """Whether two settings are equal, up to the rounding of a product."""
     if isinstance(value, float) or isinstance(other, float):
         return math.isclose(value, other, rel_tol=1e-9)
-    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
-        return list(value) == list(other)
-    return value == other
+    return json.loads(json.dumps(value)) == json.loads(json.dumps(other))  # tuples become lists

@@ -2,7 +2,6 @@
 
 import datetime
 import math
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,28 +47,20 @@ class Progress(NamedTuple):
     end: int = 0  # last step of the run
     stage: str = ""  # `cloning`, `offline` or `online`; empty before the first row
     speed: float = math.nan  # steps per second without evaluations, from the last row
-    score: float = math.nan  # last success rate in percent, or mean return
-    score_step: int = 0
-    unit: str = "%"  # of the score: `%` or `return`
+    score: str = "–"  # last success rate or mean return, with its step
     age: float = math.nan  # seconds since the run last wrote
     remaining: float = math.nan  # seconds until its end, evaluations included
     open_ended: bool = False  # whether a later stage may be slower than the present one
     note: str = ""  # what is wrong with the folder, or why the run failed
 
 
-def watch_folders(
-    folders: Sequence[str | Path], now: float | None = None
-) -> tuple[list[Progress], list[str]]:
-    """Reads the progress of all runs in and below these folders.
+def watch_folders(folders: Sequence[str | Path], now: float) -> tuple[list[Progress], list[str]]:
+    """Progress of each run in and below these folders, and a note on each folder without runs.
 
     Args:
       folders: folders of runs, or folders above them.
-      now: seconds since the epoch; by default the clock's.
-
-    Returns:
-      The progress of each run, and a note for each folder without runs.
+      now: seconds since the epoch.
     """
-    now = time.time() if now is None else now
     paths, notes = find_runs(folders)
     return [read_progress(path, now) for path in paths], notes
 
@@ -163,8 +154,11 @@ def _read(folder: Path, now: float, age: float) -> Progress:
     name = " ".join(dict.fromkeys([method, *task_label(config["env_name"])]))
     rows = read_csv(folder / "train.csv")
     steps, scores, unit = read_evaluations(folder)
-    score_step, score = (steps[-1], scores[-1]) if steps else (0, math.nan)
-    step = max(int(rows[-1]["step"]) if rows else 0, score_step)
+    score = "–"
+    if steps:
+        value = f"{scores[-1]:.0f}%" if unit == "%" else f"return {scores[-1]:.1f}"
+        score = f"{value} at {_short(steps[-1])}"
+    step = int(max([0, *(row["step"] for row in rows[-1:]), *steps[-1:]]))
     stage = next((stage for stage in ends if step < ends[stage]), "online")
     start = max((end for end in ends.values() if end < ends[stage]), default=0)
     speed = _speed(rows[-1]) if rows else math.nan
@@ -184,7 +178,7 @@ def _read(folder: Path, now: float, age: float) -> Progress:
         remaining = max(0.0, (end - step) / rate - age)
     return Progress(
         folder, f"{name} seed {config['seed']}", state, step, end, stage if rows else "", speed,
-        score, score_step, unit, age, remaining, ends[stage] < end and state == "running",
+        score, age, remaining, ends[stage] < end and state == "running",
         why if state == FAILED else "",
     )  # fmt: skip
 
@@ -232,10 +226,7 @@ def _cells(run: Progress, now: float) -> dict[str, RenderableType]:
     known = {"run": Text(run.name), "state": Text(state, style=_COLORS[run.state])}
     if run.note and run.state != "failed":
         return {**known, "progress": "see above" if run.state == "damaged" else run.note}
-    score = left = ends = "–"
-    if not math.isnan(run.score):
-        score = f"{run.score:.0f}%" if run.unit == "%" else f"return {run.score:.1f}"
-        score += f" at {_short(run.score_step)}"
+    left = ends = "–"
     if not math.isnan(run.remaining):
         after = "≥ " if run.open_ended else ""
         moment = datetime.datetime.fromtimestamp(now + run.remaining)
@@ -247,7 +238,7 @@ def _cells(run: Progress, now: float) -> dict[str, RenderableType]:
         "step": f"{_short(run.step)} of {_short(run.end)}",
         "stage": run.stage if run.state != "done" else "",
         "speed/s": "–" if math.isnan(run.speed) else f"{run.speed:,.1f}",
-        "last score": score,
+        "last score": run.score,
         "left": left,
         "ends": ends,
     }

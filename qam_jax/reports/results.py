@@ -13,18 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qam_jax.reports import statistics
 from qam_jax.reports.collect import identities, latest, tell_apart
 from qam_jax.reports.labels import method_name, ranges, seeds_words, setting_words
 from qam_jax.reports.published import ordered_methods, sort_key
-from qam_jax.reports.statistics import (
-    Estimate,
-    bootstrap,
-    estimate,
-    interquartile_mean,
-    mean_score,
-    performance_profile,
-    probability_of_improvement,
-)
+from qam_jax.reports.statistics import Estimate, estimate
 
 OVERALL = "overall"
 _CURVE_REPLICATES = 1000
@@ -41,11 +34,9 @@ def estimate_columns(name: str, value: Estimate | None) -> dict[str, float]:
 
 
 def stage_scores(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
-    """Evaluations at the ends of stages, with the stage: `offline`, `online` or `step <N>`.
+    """Evaluations at step `at`, or else at the ends of stages.
 
-    Args:
-      runs: the table of `collect`.
-      at: the step to take results at, in place of the ends of the offline and online stages.
+    Each has its `stage`: `step <N>`, or `offline` and `online`.
     """
     step, border, end = runs["step"], runs["border"], runs["end"]
     if at is not None:
@@ -58,20 +49,12 @@ def stage_scores(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
 
 
 def task_results(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
-    """Results of each method on each task at the end of each stage that its runs have reached.
-
-    Args:
-      runs: the table of `collect`.
-      at: see `stage_scores`.
-
-    Returns:
-      For each result the columns of `mean_results`, by task, method, stage, step and unit.
-    """
+    """Results of each method on each task by `stage_scores`; the columns are of `mean_results`."""
     results = mean_results(stage_scores(runs, at), _TASK)
     return results.sort_values(["env_name", "method"], key=sort_key)
 
 
-def mean_results(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def mean_results(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean of the scores of each group of runs, with its interval over seeds.
 
     Returns:
@@ -79,9 +62,10 @@ def mean_results(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
       in the order of seeds `seeds`, `scores`, `configs` and `metadata` of the runs.
     """
     rows = []
-    for key, group in scores.groupby(list(by), sort=False):
+    for key, group in runs.groupby(list(by), sort=False):
         group = group.sort_values(["seed", "score"])
-        mean = estimate_columns("mean", estimate(mean_score, [group["score"].to_numpy()]))
+        scores = [group["score"].to_numpy()]
+        mean = estimate_columns("mean", estimate(statistics.mean_score, scores))
         lists = {name: tuple(group[column]) for name, column in _LISTS.items()}
         rows.append(dict(zip(by, key, strict=True)) | mean | {"num_seeds": len(group)} | lists)
     names = [*by, *estimate_columns("mean", None), "num_seeds", *_LISTS]
@@ -89,27 +73,18 @@ def mean_results(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def aggregates(results: pd.DataFrame, reference: str | None) -> pd.DataFrame:
-    """Results over the tasks of each domain, and over all tasks with a success rate.
+    """Results over the tasks of each domain, and over all tasks with a success rate (`OVERALL`).
 
-    Args:
-      results: the table of `task_results`.
-      reference: the method over which the probability of improvement is taken; None for none.
-
-    Returns:
-      A row for each domain (or `OVERALL`, where several domains have success rates), stage and
-      method. It has the mean and the interquartile mean over tasks, and the probability of
-      improvement over the reference on shared tasks. It counts the tasks with results of this
-      method and of any method, and gives the smallest and the largest number of seeds on a task.
+    A row for each domain, stage and method has the mean and the interquartile mean over tasks, and
+    the probability of improvement over `reference` on shared tasks. It counts the tasks with
+    results of this method and of any method, and the fewest and the most seeds on a task.
     """
-    groups = []
-    several = results.loc[results["unit"] == "%", "domain"].nunique() > 1
-    for stage, here in results.groupby("stage", sort=False):
-        groups += list(here.groupby(["domain", "stage", "unit"], sort=False))
-        rated = here[here["unit"] == "%"]
-        if several and len(rated):
-            groups.append(((OVERALL, stage, "%"), rated))
+    rated = results[results["unit"] == "%"]
+    if rated["domain"].nunique() > 1:
+        results = pd.concat([results, rated.assign(domain=OVERALL)])
+    results = results.sort_values("stage", kind="stable")
     rows = []
-    for (domain, stage, unit), group in groups:
+    for (stage, domain, unit), group in results.groupby(["stage", "domain", "unit"], sort=False):
         methods = _scores_by_method(group)
         for method, tasks in methods.items():
             scores = list(tasks.values())
@@ -117,8 +92,8 @@ def aggregates(results: pd.DataFrame, reference: str | None) -> pd.DataFrame:
             others = methods.get(reference, {}) if reference and method != reference else {}
             rows.append(
                 {"domain": domain, "method": method, "stage": stage, "unit": unit}
-                | estimate_columns("mean", estimate(mean_score, scores))
-                | estimate_columns("iqm", estimate(interquartile_mean, scores))
+                | estimate_columns("mean", estimate(statistics.mean_score, scores))
+                | estimate_columns("iqm", estimate(statistics.interquartile_mean, scores))
                 | {"reference": reference}
                 | estimate_columns("probability_of_improvement", _improvement(tasks, others))
                 | {"num_tasks": len(tasks), "of_tasks": group["env_name"].nunique()}
@@ -130,10 +105,8 @@ def aggregates(results: pd.DataFrame, reference: str | None) -> pd.DataFrame:
 def improvements(results: pd.DataFrame) -> pd.DataFrame:
     """Probability that a run of one method is better than a run of another, on shared tasks.
 
-    Only success rates count. Pairs of methods that share no task are left out.
-
-    Returns:
-      A row for each `stage`, `method` and `other`, with `probability` and its interval.
+    Only success rates count. There is a row for each `stage`, `method` and `other` that share a
+    task, with `probability` and its interval.
     """
     rows = []
     for stage, here in results[results["unit"] == "%"].groupby("stage", sort=False):
@@ -152,10 +125,8 @@ def learning_curves(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean score of each method over tasks, at the steps at which all of its runs were evaluated.
 
     A run that ends before half of its method's runs on the task is left out, so that the curve
-    neither ends early nor jumps; see `curve_notes`.
-
-    Returns:
-      A row for each `method` and `step`, with `score` and its interval over seeds.
+    neither ends early nor jumps; see `curve_notes`. There is a row for each `method` and `step`,
+    with `score` and its interval over seeds.
     """
     runs = runs[~_lagging(runs)]
     parts = []
@@ -191,11 +162,10 @@ def curve_notes(runs: pd.DataFrame) -> list[str]:
 def performance_profiles(results: pd.DataFrame) -> pd.DataFrame:
     """Fraction of each method's runs above each success rate, over the tasks of one stage.
 
-    Returns:
-      A row for each `method` and `step` (the success rate in percent), with `score` (the fraction)
-      and its interval.
+    The columns are those of `learning_curves`: `step` is the success rate in percent, `score` the
+    fraction.
     """
-    profile = partial(performance_profile, thresholds=_THRESHOLDS)
+    profile = partial(statistics.performance_profile, thresholds=_THRESHOLDS)
     parts = [
         _curve(method, _THRESHOLDS, profile, list(tasks.values()))
         for method, tasks in _scores_by_method(results[results["unit"] == "%"]).items()
@@ -231,7 +201,7 @@ def sensitivity(
     Args:
       runs: the table of `collect`.
       setting: name of the setting, with `config.` before a setting of the algorithm.
-      at: the step to take results at, in place of the ends of the stages.
+      at: see `stage_scores`.
 
     Returns:
       The table of `mean_results` by setting, value, task, method, stage and unit, and notes on what
@@ -272,12 +242,13 @@ def _improvement(
 ) -> Estimate | None:
     """Probability of improvement on the shared tasks; None if there is no shared task."""
     pairs = [(scores, others[name]) for name, scores in tasks.items() if name in others]
-    return estimate(probability_of_improvement, *zip(*pairs, strict=True)) if pairs else None
+    chance = statistics.probability_of_improvement
+    return estimate(chance, *zip(*pairs, strict=True)) if pairs else None
 
 
 def _curve(method: str, steps: Any, statistic: Any, tasks: list[np.ndarray]) -> pd.DataFrame:
     """Curve of a statistic, as a table with its interval."""
-    score, low, high = bootstrap(statistic, tasks, replicates=_CURVE_REPLICATES)
+    score, low, high = statistics.bootstrap(statistic, tasks, replicates=_CURVE_REPLICATES)
     columns = {"score": score, "score_low": low, "score_high": high}
     return pd.DataFrame({"method": method, "step": steps, **columns})
 

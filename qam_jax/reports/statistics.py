@@ -1,8 +1,7 @@
 """Statistics over tasks and seeds, and tests between two groups of runs.
 
-Means, interquartile means, probabilities of improvement and performance profiles are those of
-rliable (Agarwal et al., arXiv 2108.13264). They are written out here because rliable takes the same
-number of seeds on every task, and because the intervals of one report shall be reproducible.
+Statistics are those of rliable (Agarwal et al., arXiv 2108.13264). They are written out here since
+rliable takes the same number of seeds on every task, and so that intervals are reproducible.
 
 Scores are a list of tasks, each an array [..., n] of the scores of its runs. The number of runs n
 may differ between tasks; every task has the same weight. Leading dimensions `...` are bootstrap
@@ -48,12 +47,12 @@ class Sample(NamedTuple):
 class TestResult(NamedTuple):
     """Result of a two-sided test at the 5% level between two samples."""
 
+    difference: float  # of the means
+    difference_low: float  # 95% interval of the difference; nan where the test has none
+    difference_high: float
     standing: str  # `within`, `above` or `below`; `untested` where no test is possible
     test: str  # name of the test
     p_value: float  # nan without a test
-    difference: float  # of the means
-    low: float = math.nan  # 95% interval of the difference; nan where the test has none
-    high: float = math.nan
 
 
 def mean_score(scores: Scores) -> np.ndarray:
@@ -93,12 +92,8 @@ def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
 
 
 def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """Fraction of runs with a score above each of the thresholds [P], as [..., P].
-
-    This is rliable's profile of the score distribution: the fraction on each task, averaged.
-    """
-    fractions = [(task[..., None] > thresholds).mean(axis=-2) for task in scores]
-    return np.mean(fractions, axis=0)
+    """Fraction of runs above each of the thresholds [P], averaged over tasks, [..., P]."""
+    return np.mean([(task[..., None] > thresholds).mean(axis=-2) for task in scores], axis=0)
 
 
 def bootstrap(
@@ -156,7 +151,7 @@ def compare_samples(ours: Sample, theirs: Sample) -> TestResult:
     difference = ours.mean - theirs.mean
     several = [sample for sample in (ours, theirs) if sample.num_runs > 1]
     if not several:
-        return TestResult("untested", UNTESTED, math.nan, difference)
+        return TestResult(difference, math.nan, math.nan, "untested", UNTESTED, math.nan)
     if not any(sample.std > 0 for sample in several):
         return _fisher(ours, theirs, difference)
     if len(several) == 1:
@@ -168,8 +163,8 @@ def compare_samples(ours: Sample, theirs: Sample) -> TestResult:
         test, (error, freedom) = STUDENT, _pooled(ours, theirs)
     p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
     margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
-    standing = _standing(p_value, difference)
-    return TestResult(standing, test, p_value, difference, difference - margin, difference + margin)
+    low, high = difference - margin, difference + margin
+    return TestResult(difference, low, high, _standing(p_value, difference), test, p_value)
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -196,14 +191,15 @@ def _pooled(ours: Sample, theirs: Sample) -> tuple[float, float]:
 
 
 def _fisher(ours: Sample, theirs: Sample, difference: float) -> TestResult:
+    nan = math.nan
     if not (ours.episodes and theirs.episodes):
         standing = "within" if difference == 0 else "untested"
-        return TestResult(standing, "not tested: no spread over runs", math.nan, difference)
+        return TestResult(difference, nan, nan, standing, "not tested: no spread over runs", nan)
     totals = np.array([sample.num_runs * sample.episodes for sample in (ours, theirs)])
     successes = np.round(np.array([ours.mean, theirs.mean]) / 100 * totals)
     table = np.stack([successes, totals - successes], axis=1).astype(int)
     p_value = float(stats.fisher_exact(table).pvalue)
-    return TestResult(_standing(p_value, difference), FISHER, p_value, difference)
+    return TestResult(difference, nan, nan, _standing(p_value, difference), FISHER, p_value)
 
 
 def _standing(p_value: float, difference: float) -> str:

@@ -21,7 +21,7 @@ from qam_jax.reports.results import (
     task_results,
 )
 
-_NOT_WRITTEN = ["domain", "task", "configs", "metadata", "run_scores"]
+_NOT_WRITTEN = "domain task configs metadata episodes other_episodes run_scores".split()
 _RUN_COLUMNS = ["folder", "env_name", "method", "seed", "step", "end", "score", "unit"]
 
 

@@ -49,7 +49,7 @@ def collect(
       apart: settings that tell configurations apart beside the settings that always do.
 
     Returns:
-      The table of runs, ordered by task, method and seed, and notes for the reader: a line for each
+      The table of runs, ordered by task, method and seed. Notes for the reader: a line for each
       such case, and for each folder that cannot be read.
     """
     paths, notes = find_runs(folders)
@@ -79,10 +79,7 @@ def latest(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Reads a run's folder.
-
-    Returns:
-      The columns of the table; `step` and `score` are lists, one entry for each evaluation.
+    """Reads a run's folder: the columns of the table, with lists as `step` and `score`.
 
     Raises:
       ValueError: if there is no run in the folder, or the run is damaged; says how.
@@ -111,12 +108,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def configuration(config: dict[str, Any], apart: Sequence[str] = ()) -> dict[str, str]:
-    """Settings that make a run's method on a task what it is, as JSON texts by name.
-
-    Args:
-      config: config.json of the run.
-      apart: settings that count beside the settings that change the result.
-    """
+    """Settings that change a run's result, and settings `apart`, as JSON texts by name."""
     left_out = names_with_role("run", "online", "free") - set(apart)
     flat = {name: value for name, value in config.items() if name not in left_out}
     flat |= flat.pop("agent")
@@ -142,16 +134,10 @@ def identities(
 
 
 def tell_apart(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Gives each configuration of a method on a task a label of its own.
+    """Gives each configuration (`identity`) of a method on a task a label as its `method`.
 
     The configuration of most runs keeps the method's label. The label of another configuration has
-    the two settings in which the configurations differ most.
-
-    Args:
-      runs: runs of one method on one task, with a column `identity`, see `identities`.
-
-    Returns:
-      The runs with their labels as `method`, and a note if there are several configurations.
+    the two settings in which the configurations differ most. Several are named in a note.
     """
     kinds = dict(list(runs.groupby("identity", sort=False)))
     if len(kinds) == 1:
@@ -197,10 +183,11 @@ def _most_common(kinds: dict[Any, pd.DataFrame], settings: dict[Any, dict[str, s
 
 def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keeps the run that has come furthest of each configuration and seed."""
-    kept, notes = [], []
-    for (_, seed), same in runs.groupby(["identity", "seed"], sort=False):
-        furthest = same["step"].map(lambda steps: max(steps, default=0)).idxmax()
-        kept.append(furthest)
+    last = runs["step"].map(lambda steps: max(steps, default=0))
+    notes = []
+    kept = last.groupby([runs["identity"], runs["seed"]], sort=False).idxmax()
+    for (identity, seed), furthest in kept.items():
+        same = runs[(runs["identity"] == identity) & (runs["seed"] == seed)]
         if len(same) > 1:
             best = same.loc[furthest]
             others = ", ".join(map(str, same["folder"].drop(furthest)))

@@ -22,7 +22,7 @@ from qam_jax.reports.collect import configuration
 from qam_jax.reports.labels import setting_words
 from qam_jax.reports.paper_settings import paper_differences
 from qam_jax.reports.published import base_method, ordered_methods, published_result, sort_key
-from qam_jax.reports.results import estimate_columns, task_results
+from qam_jax.reports.results import task_results
 from qam_jax.reports.statistics import FISHER, PREDICTION, STUDENT, WELCH, Sample
 
 _PAPER_EPISODES = 50
@@ -100,9 +100,8 @@ def compare_groups(
     rated = both[both["unit"] == "%"].groupby(["stage", "method", "partner"], sort=False)
     for (stage, method, partner), tasks in rated:
         sides = ([np.array(task) for task in tasks[side]] for side in ("scores", "scores_theirs"))
-        row = {"stage": stage, "method": method, "other": partner}
-        chance = statistics.estimate(statistics.probability_of_improvement, *sides)
-        chances.append(row | estimate_columns("probability", chance))
+        chance = statistics.estimate("probability", statistics.probability_of_improvement, *sides)
+        chances.append({"stage": stage, "method": method, "other": partner} | chance)
     return GroupComparison(name, other, _table(rows), pd.DataFrame(chances), notes)
 
 

@@ -30,21 +30,17 @@ Lines = Mapping[str, Mapping[str, Any]]
 _COLORS = "#2f6fdb #d9541e #14946a #b58900 #9b59c4 #d1407f #1697b7 #7a7f87 #8c6d46 #6b8e23".split()
 _DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))
 _INK = "#1d2733"  # of text and axes; the page replaces it by the colour of its text
+_INKED = "axes.edgecolor axes.labelcolor axes.titlecolor legend.labelcolor text.color xtick.color"
 _STYLE = {
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    **dict.fromkeys([*_INKED.split(), "ytick.color"], _INK),
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": _INK,
     "axes.titlesize": 10,
     "font.size": 9,
     "legend.frameon": False,
-    "legend.labelcolor": _INK,
+    "lines.linewidth": 1.7,
     "svg.fonttype": "path",
     "svg.hashsalt": "qam_jax",  # equal files for equal runs
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
 }
 _NO_METADATA = dict.fromkeys(["Creator", "Date", "Format", "Type"])
 
@@ -232,7 +228,7 @@ def _draw_sensitivity(axes: Any, table: pd.DataFrame, line_of: Lines) -> None:
     """
     first = table.iloc[0]
     for method, points in table.groupby("method", sort=False):
-        line = {"linewidth": 1.7, "marker": "o", "markersize": 3.5, **line_of[method]}
+        line = {"marker": "o", "markersize": 3.5, **line_of[method]}
         axes.plot(points["value"], points["mean"], **line)
         bars = points["value"], points["mean_low"], points["mean_high"]
         axes.vlines(*bars, color=line["color"], linewidth=4, alpha=0.35)
@@ -252,7 +248,7 @@ def _draw_line(
     axes: Any, curve: pd.DataFrame, line: Mapping[str, Any], step: str | None = None, **style: Any
 ) -> None:
     """Curve with the band of its interval; `style` is of the line, and `step` of the band."""
-    axes.plot(curve["step"], curve["score"], linewidth=1.7, **line, **style)
+    axes.plot(curve["step"], curve["score"], **line, **style)
     band = {"color": line["color"], "alpha": 0.16, "linewidth": 0, "step": step}
     axes.fill_between(curve["step"], curve["score_low"], curve["score_high"], **band)
 

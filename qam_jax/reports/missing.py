@@ -14,14 +14,9 @@ _COLUMNS = ["method", "env_name", "seed", "folder"]
 
 
 def expected_runs(study: Any) -> pd.DataFrame:
-    """All runs of a study.
+    """All runs of a `qam_jax.sweeps.studies.Study`, a row for each.
 
-    Args:
-      study: a `qam_jax.sweeps.studies.Study`.
-
-    Returns:
-      A row for each run: the label of its method, the full name of its task, its seed, and the name
-      that `experiments/sweep.py` gives its folder.
+    The columns are `method` (its label), `env_name`, `seed`, and `folder` as `sweep.py` names it.
     """
     rows = []
     for env_name, method, variant, seed in itertools.product(
@@ -92,10 +87,7 @@ def describe_missing(missing: pd.DataFrame) -> list[str]:
 
 
 def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[str, str, int, str]]:
-    """Method, task, seed and state of the expected runs that are not among these.
-
-    An absent run takes the label that other seeds have, whose folders are named alike.
-    """
+    """Expected runs that are not there, with the labels of other seeds in folders named alike."""
     labels, known = {}, set()
     for run in last.itertuples():
         name = run.folder.name
@@ -112,6 +104,5 @@ def _combinations(last: pd.DataFrame) -> pd.DataFrame:
     """Each combination of the methods, tasks and seeds of a domain."""
     rows = []
     for _, group in last.groupby("domain"):
-        values = (group[name].unique() for name in _COLUMNS[:3])
-        rows += [(*key, "") for key in itertools.product(*values)]
+        rows += itertools.product(*(group[name].unique() for name in _COLUMNS[:3]), [""])
     return pd.DataFrame(rows, columns=_COLUMNS)

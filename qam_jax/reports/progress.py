@@ -22,12 +22,11 @@ from qam_jax.runs.metrics import read_csv
 _PATIENCE = 3.0
 _MIN_PATIENCE = 300.0  # seconds; an evaluation may take longer than many updates
 
-_COLORS = {
+STATES = {
     "running": "green", "silent": "yellow", "failed": "red", "stopped": "yellow", "done": "dim",
     "damaged": "red",
 }  # fmt: skip
-STATES = tuple(_COLORS)
-"""States of a run, in the order of the table."""
+"""States of a run, in the order of the table, and their colours."""
 
 _WIDE = 120  # characters for all columns
 _COLUMNS = ("run", "state", "progress", "step", "stage", "speed/s", "last score", "left", "ends")
@@ -81,7 +80,7 @@ def progress_view(
     now: float,
     *,
     width: int,
-    show_done: bool = True,
+    show_done: bool,
 ) -> Group:
     """Table of runs, the running ones first, below a line that sums them up.
 
@@ -98,7 +97,8 @@ def progress_view(
         wraps = name in ("run", "state")
         table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=not wraps)
     names = Counter(run.name for run in runs)
-    for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.name)):
+    order = list(STATES)
+    for run in sorted(runs, key=lambda run: (order.index(run.state), run.name)):
         if names[run.name] > 1:
             run = run._replace(name=f"{run.name} ({run.folder.name})")
         if show_done or run.state != "done":
@@ -127,14 +127,12 @@ def duration(seconds: float) -> str:
     """Seconds in words: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if math.isnan(seconds):
         return "–"
-    minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _read(folder: Path, now: float, age: float) -> Progress:
@@ -158,7 +156,7 @@ def _read(folder: Path, now: float, age: float) -> Progress:
     if steps:
         value = f"{scores[-1]:.0f}%" if unit == "%" else f"return {scores[-1]:.1f}"
         score = f"{value} at {_short(steps[-1])}"
-    step = int(max([0, *(row["step"] for row in rows[-1:]), *steps[-1:]]))
+    step = max([int(rows[-1]["step"]) if rows else 0, *steps[-1:]])
     stage = next((stage for stage in ends if step < ends[stage]), "online")
     start = max((end for end in ends.values() if end < ends[stage]), default=0)
     speed = _speed(rows[-1]) if rows else math.nan
@@ -223,7 +221,7 @@ def _cells(run: Progress, now: float) -> dict[str, RenderableType]:
     state = f"silent for {duration(run.age)}" if run.state == "silent" else run.state
     if run.state in ("failed", "stopped"):
         state += f" {duration(run.age)} ago"
-    known = {"run": Text(run.name), "state": Text(state, style=_COLORS[run.state])}
+    known = {"run": Text(run.name), "state": Text(state, style=STATES[run.state])}
     if run.note and run.state != "failed":
         return {**known, "progress": "see above" if run.state == "damaged" else run.note}
     left = ends = "–"

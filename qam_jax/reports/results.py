@@ -17,20 +17,15 @@ from qam_jax.reports import statistics
 from qam_jax.reports.collect import identities, latest, tell_apart
 from qam_jax.reports.labels import method_name, ranges, seeds_words, setting_words
 from qam_jax.reports.published import ordered_methods, sort_key
-from qam_jax.reports.statistics import Estimate, estimate
+from qam_jax.reports.statistics import estimate
 
 OVERALL = "overall"
 _CURVE_REPLICATES = 1000
 _THRESHOLDS = np.linspace(0, 100, 101)
 _LISTS = {"seeds": "seed", "scores": "score", "configs": "config", "metadata": "metadata"}
+_PROBABILITY = ["probability", "probability_low", "probability_high"]
 _TASK = ["env_name", "domain", "task", "method", "stage", "step", "unit"]
 _BY_VALUE = ["setting", "value", "env_name", "domain", "task", "method", "stage", "unit"]
-
-
-def estimate_columns(name: str, value: Estimate | None) -> dict[str, float]:
-    """Columns of an estimate; nan where there is no estimate."""
-    low, high = f"{name}_low", f"{name}_high"
-    return dict(zip((name, low, high), value or (np.nan,) * 3, strict=True))
 
 
 def stage_scores(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
@@ -65,10 +60,10 @@ def mean_results(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     for key, group in runs.groupby(list(by), sort=False):
         group = group.sort_values(["seed", "score"])
         scores = [group["score"].to_numpy()]
-        mean = estimate_columns("mean", estimate(statistics.mean_score, scores))
+        mean = estimate("mean", statistics.mean_score, scores)
         lists = {name: tuple(group[column]) for name, column in _LISTS.items()}
         rows.append(dict(zip(by, key, strict=True)) | mean | {"num_seeds": len(group)} | lists)
-    names = [*by, *estimate_columns("mean", None), "num_seeds", *_LISTS]
+    names = [*by, "mean", "mean_low", "mean_high", "num_seeds", *_LISTS]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -92,10 +87,10 @@ def aggregates(results: pd.DataFrame, reference: str | None) -> pd.DataFrame:
             others = methods.get(reference, {}) if reference and method != reference else {}
             rows.append(
                 {"domain": domain, "method": method, "stage": stage, "unit": unit}
-                | estimate_columns("mean", estimate(statistics.mean_score, scores))
-                | estimate_columns("iqm", estimate(statistics.interquartile_mean, scores))
+                | estimate("mean", statistics.mean_score, scores)
+                | estimate("iqm", statistics.interquartile_mean, scores)
                 | {"reference": reference}
-                | estimate_columns("probability_of_improvement", _improvement(tasks, others))
+                | _improvement("probability_of_improvement", tasks, others)
                 | {"num_tasks": len(tasks), "of_tasks": group["env_name"].nunique()}
                 | {"min_seeds": min(sizes), "max_seeds": max(sizes)}
             )
@@ -112,13 +107,13 @@ def improvements(results: pd.DataFrame) -> pd.DataFrame:
     for stage, here in results[results["unit"] == "%"].groupby("stage", sort=False):
         pairs = itertools.combinations(_scores_by_method(here).items(), 2)
         for (method, tasks), (other, theirs) in pairs:
-            found = _improvement(tasks, theirs)
-            if found is not None:
-                swapped = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
-                for ours, others, chance in ((method, other, found), (other, method, swapped)):
-                    row = {"stage": stage, "method": ours, "other": others}
-                    rows.append(row | estimate_columns("probability", chance))
-    return pd.DataFrame(rows, columns=None if rows else ["stage", "method", "other"])
+            found = _improvement("probability", tasks, theirs)
+            value, low, high = found.values()
+            swapped = dict(zip(found, (1 - value, 1 - high, 1 - low), strict=True))
+            rows.append({"stage": stage, "method": method, "other": other} | found)
+            rows.append({"stage": stage, "method": other, "other": method} | swapped)
+    table = pd.DataFrame(rows, columns=["stage", "method", "other", *_PROBABILITY])
+    return table.dropna(subset="probability", ignore_index=True)
 
 
 def learning_curves(runs: pd.DataFrame) -> pd.DataFrame:
@@ -238,12 +233,13 @@ def _scores_by_method(results: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]
 
 
 def _improvement(
-    tasks: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]
-) -> Estimate | None:
-    """Probability of improvement on the shared tasks; None if there is no shared task."""
-    pairs = [(scores, others[name]) for name, scores in tasks.items() if name in others]
-    chance = statistics.probability_of_improvement
-    return estimate(chance, *zip(*pairs, strict=True)) if pairs else None
+    name: str, tasks: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Probability of improvement on the shared tasks; nan if there is no shared task."""
+    pairs = [(scores, others[task]) for task, scores in tasks.items() if task in others]
+    if not pairs:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+    return estimate(name, statistics.probability_of_improvement, *zip(*pairs, strict=True))
 
 
 def _curve(method: str, steps: Any, statistic: Any, tasks: list[np.ndarray]) -> pd.DataFrame:

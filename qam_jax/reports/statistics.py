@@ -27,14 +27,6 @@ FISHER = "Fisher's exact test over episodes"
 UNTESTED = "not tested: one run each"
 
 
-class Estimate(NamedTuple):
-    """A statistic with its 95% interval; the interval is nan where it cannot be known."""
-
-    value: float
-    low: float
-    high: float
-
-
 class Sample(NamedTuple):
     """Summary of the scores of several runs, as published tables give it."""
 
@@ -126,9 +118,10 @@ def bootstrap(
     return value, low, high
 
 
-def estimate(statistic: Callable[..., np.ndarray], *samples: Scores) -> Estimate:
-    """`bootstrap` of a statistic with a single value."""
-    return Estimate(*map(float, bootstrap(statistic, *samples)))
+def estimate(name: str, statistic: Callable[..., np.ndarray], *samples: Scores) -> dict[str, float]:
+    """`bootstrap` of a statistic with one value, as columns of a table: `x`, `x_low`, `x_high`."""
+    names = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(names, map(float, bootstrap(statistic, *samples)), strict=True))
 
 
 def summarize_runs(scores: Sequence[float], episodes: int = 0) -> Sample:
@@ -148,19 +141,24 @@ def compare_samples(ours: Sample, theirs: Sample) -> TestResult:
     - No variance on either side: Fisher's exact test over the episodes of all runs, if scores are
       success rates.
     """
-    difference = ours.mean - theirs.mean
+    difference, (n, m) = ours.mean - theirs.mean, (ours.num_runs, theirs.num_runs)
     several = [sample for sample in (ours, theirs) if sample.num_runs > 1]
     if not several:
         return TestResult(difference, math.nan, math.nan, "untested", UNTESTED, math.nan)
     if not any(sample.std > 0 for sample in several):
         return _fisher(ours, theirs, difference)
     if len(several) == 1:
-        std, num_runs = several[0].std, several[0].num_runs
-        test, error, freedom = PREDICTION, std * math.sqrt(1 + 1 / num_runs), num_runs - 1.0
-    elif min(ours.num_runs, theirs.num_runs) >= _ENOUGH:
-        test, (error, freedom) = WELCH, _welch(ours, theirs)
+        test, freedom = PREDICTION, several[0].num_runs - 1.0
+        variance = several[0].std ** 2 * (1 + 1 / several[0].num_runs)
+    elif min(n, m) >= _ENOUGH:
+        parts = ours.std**2 / n, theirs.std**2 / m
+        test, variance = WELCH, sum(parts)
+        freedom = variance**2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
     else:
-        test, (error, freedom) = STUDENT, _pooled(ours, theirs)
+        test, freedom = STUDENT, n + m - 2.0
+        pooled = (ours.std**2 * (n - 1) + theirs.std**2 * (m - 1)) / freedom
+        variance = pooled * (1 / n + 1 / m)
+    error = math.sqrt(variance)  # standard error of the difference
     p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
     margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
     low, high = difference - margin, difference + margin
@@ -174,20 +172,6 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     if known.any():
         values[known] = stats.false_discovery_control(values[known])
     return values.tolist()
-
-
-def _welch(ours: Sample, theirs: Sample) -> tuple[float, float]:
-    """Standard error of the difference of the means, and its degrees of freedom."""
-    parts = [(sample.std**2 / sample.num_runs, sample.num_runs - 1) for sample in (ours, theirs)]
-    total = sum(variance for variance, _ in parts)
-    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in parts)
-
-
-def _pooled(ours: Sample, theirs: Sample) -> tuple[float, float]:
-    """Standard error and degrees of freedom as `_welch`, with the same variance on both sides."""
-    freedom = ours.num_runs + theirs.num_runs - 2
-    squares = sum(sample.std**2 * (sample.num_runs - 1) for sample in (ours, theirs))
-    return math.sqrt(squares / freedom * (1 / ours.num_runs + 1 / theirs.num_runs)), freedom
 
 
 def _fisher(ours: Sample, theirs: Sample, difference: float) -> TestResult:

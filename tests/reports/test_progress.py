@@ -39,7 +39,7 @@ def _set_times(folder, *, started, written, checkpoints=()):
 
 def _shown(runs, notes=(), **options):
     console = Console(file=io.StringIO(), width=170)
-    console.print(progress_view(runs, notes, _NOW, **{"width": 170, **options}))
+    console.print(progress_view(runs, notes, _NOW, **{"width": 170, "show_done": True, **options}))
     return console.file.getvalue()
 
 

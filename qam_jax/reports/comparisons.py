@@ -66,17 +66,11 @@ def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
 def compare_groups(
     runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str, at: int | None = None
 ) -> GroupComparison:
-    """Compares two groups of runs, method by method and task by task.
+    """Compares two groups of runs (tables of `collect`), method by method and task by task.
 
     Methods with the same label are compared. If no label is shared and the second group has a
-    single method, all methods of the first group are compared with it.
-
-    Args:
-      runs: table of the first group, see `collect`.
-      others: table of the second group.
-      name: name of the first group.
-      other: name of the second group.
-      at: the step to compare at, in place of the ends of the stages.
+    single method, all methods of the first group are compared with it. Results are compared at step
+    `at`, or else at the ends of the stages.
     """
     pairs, notes = _pairs(runs, others, name, other)
     ours, theirs = task_results(runs, at), task_results(others, at)
@@ -106,10 +100,7 @@ def compare_groups(
 
 
 def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
-    """Contents of a comparison for its reader.
-
-    Args:
-      table: the table of a comparison, with at least one row.
+    """Contents of a comparison with at least one row, for its reader.
 
     Returns:
       `domains`: rows by domain, each with its `letter` and `short_test`; `letters`: a letter for
@@ -145,14 +136,15 @@ def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
 def _pairs(
     runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Method of the second group for each method of the first, and notes on the others."""
+    """Method of the second group for each method of the first, and a note on the others."""
     ours, theirs = ordered_methods(runs["method"]), ordered_methods(others["method"])
-    if not set(ours) & set(theirs) and len(theirs) == 1:
+    shared = [method for method in ours if method in theirs]
+    if not shared and len(theirs) == 1:
         return dict.fromkeys(ours, theirs[0]), []
-    alone = [f"{method} (only in {name})" for method in ours if method not in theirs]
-    alone += [f"{method} (only in {other})" for method in theirs if method not in ours]
+    sides = ((name, ours), (other, theirs))
+    alone = [f"{m} (only in {side})" for side, methods in sides for m in methods if m not in shared]
     notes = [f"Not compared: {', '.join(alone)}."] if alone else []
-    return {method: method for method in ours if method in theirs}, notes
+    return dict(zip(shared, shared, strict=True)), notes
 
 
 def _row(result: Any, theirs: Sample, other: str, differences: Iterable[str]) -> dict[str, Any]:

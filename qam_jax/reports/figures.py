@@ -69,14 +69,18 @@ def report_lines(report: Report) -> Lines:
 def report_figures(report: Report) -> dict[str, Figure]:
     """Figures of a report, by name; one that shows nothing is left out."""
     line_of, overall = report_lines(report), report.overall
-    methods = ordered_methods(overall["method"])
     labels = {_label(row) for row in overall.itertuples()}
     height = 0.9 + 0.24 * max(2, sum(label.count("\n") + 1 for label in labels))
     figures = {
         f"curves_{domain}": _curve_figure(runs, line_of)
         for domain, runs in report.runs[report.runs["step"] > 0].groupby("domain")
     }
-    figures["profiles"] = Figure(_profile_panels(report, line_of), methods, size=(4.4, 3.0))
+    rated = report.results[report.results["unit"] == "%"]
+    profiles = [
+        partial(_draw_profiles, results=results, line_of=line_of, stage=stage)
+        for stage, results in rated.groupby("stage")
+    ]
+    figures["profiles"] = Figure(profiles, ordered_methods(overall["method"]), size=(4.4, 3.0))
     intervals = [
         partial(_draw_intervals, rows=rows, line_of=line_of, name=name, title=f"{words}, {stage}")
         for stage, rows in overall.groupby("stage")
@@ -108,13 +112,7 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
 
 
 def inline_svg(panel: Panel, name: str, size: tuple[float, float] = (3.5, 2.7)) -> str:
-    """Draws a panel as an SVG element for a page, in the colour of the page's text.
-
-    Args:
-      panel: draws on the axes that it is given.
-      name: prefix of the ids in the element, different for each panel of a page.
-      size: size in inches.
-    """
+    """Draws a panel as an SVG element in the colour of a page's text; ids begin with `name`."""
     buffer = io.StringIO()
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
@@ -140,15 +138,6 @@ def _curve_figure(runs: pd.DataFrame, line_of: Lines) -> Figure:
         for unit, same in group.groupby("unit")
     ]
     return Figure(panels, ordered_methods(runs["method"]))
-
-
-def _profile_panels(report: Report, line_of: Lines) -> Sequence[Panel]:
-    """Performance profiles, one panel for each stage with success rates."""
-    rated = report.results[report.results["unit"] == "%"]
-    return [
-        partial(_draw_profiles, results=results, line_of=line_of, stage=stage)
-        for stage, results in rated.groupby("stage")
-    ]
 
 
 def _draw(figure: Figure, line_of: Lines) -> Any:

@@ -48,11 +48,8 @@ def missing_runs(
 
     An expected run is known by the name of its folder, or by its method, task and seed.
 
-    Args:
-      runs: the table of `collect`.
-      expected: the table of `expected_runs` or `published_runs`. By default each combination of the
-        methods, tasks and seeds that a domain has runs of is expected.
-      at: the step that runs have to reach, in place of their end.
+    By default each combination of the methods, tasks and seeds that a domain has runs of is
+    expected. Runs have to reach step `at`, or else their end.
 
     Returns:
       A row for each such run: `method`, `env_name`, `seed`, and `state`, how far the run is.
@@ -75,15 +72,19 @@ def describe_missing(missing: pd.DataFrame) -> list[str]:
     for (method, env_name, state), seeds in tasks.items():
         domain, task = task_label(env_name)
         groups.setdefault((method, domain, seeds, state), []).append(task)
-    lines = []
-    for (method, domain, seeds, state), labels in groups.items():
-        numbers = [label.removeprefix("task ") for label in labels]
-        if all(number.isdigit() for number in numbers):
-            numbers = [ranges(map(int, numbers))]
-        words = f" {labels[0]}" if len(labels) == 1 else f" tasks {', '.join(numbers)}"
-        words = "" if labels == [domain] else words
-        lines.append(f"{method} on {domain}{words}, {seeds}: {state}")
-    return lines
+    return [
+        f"{method} on {domain}{_task_words(domain, labels)}, {seeds}: {state}"
+        for (method, domain, seeds, state), labels in groups.items()
+    ]
+
+
+def _task_words(domain: str, labels: list[str]) -> str:
+    """Tasks of a domain in short: ` task 2`, ` tasks 1–3`; empty where the domain is the task."""
+    if len(labels) == 1:
+        return f" {labels[0]}" if labels != [domain] else ""
+    numbers = [label.removeprefix("task ") for label in labels]
+    known = all(map(str.isdigit, numbers))
+    return f" tasks {ranges(map(int, numbers)) if known else ', '.join(numbers)}"
 
 
 def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[str, str, int, str]]:
@@ -102,7 +103,7 @@ def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[s
 
 def _combinations(last: pd.DataFrame) -> pd.DataFrame:
     """Each combination of the methods, tasks and seeds of a domain."""
-    rows = []
+    rows: list[tuple] = []
     for _, group in last.groupby("domain"):
         rows += itertools.product(*(group[name].unique() for name in _COLUMNS[:3]), [""])
     return pd.DataFrame(rows, columns=_COLUMNS)

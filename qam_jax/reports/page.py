@@ -18,13 +18,7 @@ _LIBRARIES = ("jax", "ogbench", "mujoco")  # whose versions the page names
 
 
 def render_page(report: Report, title: str, command: str = "") -> str:
-    """Renders the page.
-
-    Args:
-      report: the contents.
-      title: heading of the page.
-      command: the command that made the report, to be shown; empty for none.
-    """
+    """Renders a report under a title, with the command that made it if one is given."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qam_jax.reports", "."),
         autoescape=True,
@@ -97,7 +91,7 @@ def _provenance(report: Report) -> dict[str, str]:
     versions = [start.get("versions", {}) for start in starts]
     libraries = [(name, each.get(name)) for each in versions for name in _LIBRARIES]
     changes = {True: " with local changes", False: ""}
-    found = {
+    found: dict[str, Any] = {
         "Folders": report.folders,
         "Code": [
             (start.get("git_revision") or "unknown")[:12] + changes[bool(start.get("git_changes"))]

@@ -54,12 +54,7 @@ class Progress(NamedTuple):
 
 
 def watch_folders(folders: Sequence[str | Path], now: float) -> tuple[list[Progress], list[str]]:
-    """Progress of each run in and below these folders, and a note on each folder without runs.
-
-    Args:
-      folders: folders of runs, or folders above them.
-      now: seconds since the epoch.
-    """
+    """Progress of the runs in and below these folders, and a note on each folder without runs."""
     paths, notes = find_runs(folders)
     return [read_progress(path, now) for path in paths], notes
 
@@ -82,14 +77,9 @@ def progress_view(
     width: int,
     show_done: bool,
 ) -> Group:
-    """Table of runs, the running ones first, below a line that sums them up.
+    """Table of runs, the running ones first, below the notes and a line that sums the runs up.
 
-    Args:
-      runs: progress of each run.
-      notes: lines above the table.
-      now: seconds since the epoch.
-      width: width of the terminal; a narrow one gets fewer columns.
-      show_done: whether the table has the runs that are done.
+    A narrow terminal gets fewer columns. `now` is in seconds since the epoch.
     """
     table = Table(pad_edge=False)
     kept = [name for name in _COLUMNS if width >= _WIDE or name not in _ONLY_WIDE]

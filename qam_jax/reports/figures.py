@@ -101,13 +101,14 @@ def report_figures(report: Report) -> dict[str, Figure]:
 def write_figures(report: Report, folder: Path) -> list[Path]:
     """Draws all figures as PNG and SVG; returns the files."""
     line_of, files = report_lines(report), []
-    for name, figure in report_figures(report).items():
-        drawn = _draw(figure, line_of)
-        for suffix, metadata in (("png", None), ("svg", {"Date": None})):
-            files.append(folder / f"{re.sub('[/.]', '_', name)}.{suffix}")
-            with atomic_write(files[-1]) as temporary:
-                drawn.savefig(temporary, dpi=150, metadata=metadata)
-        plt.close(drawn)
+    with plt.rc_context(_STYLE):
+        for name, figure in report_figures(report).items():
+            drawn = _draw(figure, line_of)
+            for suffix, metadata in (("png", None), ("svg", {"Date": None})):
+                files.append(folder / f"{re.sub('[/.]', '_', name)}.{suffix}")
+                with atomic_write(files[-1]) as temporary:
+                    drawn.savefig(temporary, dpi=150, metadata=metadata)
+            plt.close(drawn)
     return files
 
 
@@ -145,20 +146,19 @@ def _draw(figure: Figure, line_of: Lines) -> Any:
     panels, legend, columns, (width, height) = figure
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    with plt.rc_context(_STYLE):
-        per_row = max(1, int(columns * width // (0.5 + 0.085 * max(map(len, legend), default=1))))
-        extra = 0.24 * -(-len(legend) // per_row) + 0.1 if legend else 0
-        drawn, axes = plt.subplots(
-            rows, columns, squeeze=False, layout="constrained",
-            figsize=(columns * width, rows * height + extra),
-        )  # fmt: skip
-        for panel, ax in zip(panels, axes.flat, strict=False):
-            panel(ax)
-        for ax in axes.flat[len(panels) :]:
-            ax.set_axis_off()
-        if legend:
-            handles = [plt.Line2D([], [], label=method, **line_of[method]) for method in legend]
-            drawn.legend(handles=handles, loc="outside lower center", ncols=per_row)
+    per_row = max(1, int(columns * width // (0.5 + 0.085 * max(map(len, legend), default=1))))
+    extra = 0.24 * -(-len(legend) // per_row) + 0.1 if legend else 0
+    drawn, axes = plt.subplots(
+        rows, columns, squeeze=False, layout="constrained",
+        figsize=(columns * width, rows * height + extra),
+    )  # fmt: skip
+    for panel, ax in zip(panels, axes.flat, strict=False):
+        panel(ax)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    if legend:
+        handles = [plt.Line2D([], [], label=method, **line_of[method]) for method in legend]
+        drawn.legend(handles=handles, loc="outside lower center", ncols=per_row)
     return drawn
 
 

@@ -52,10 +52,11 @@ def main(argv: list[str]) -> None:
     start_logging()
     with plain_errors():
         from qam_jax.files import atomic_write
+        from qam_jax.reports.console import make_console
         from qam_jax.reports.figures import write_figures
         from qam_jax.reports.page import render_page
         from qam_jax.reports.summary import make_report, write_tables
-        from qam_jax.reports.terminal import make_console, print_report
+        from qam_jax.reports.terminal import print_report
 
         report = make_report(
             folders,

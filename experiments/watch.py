@@ -23,8 +23,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
     from rich.live import Live
 
+    from qam_jax.reports.console import make_console
     from qam_jax.reports.progress import progress_view, watch_folders
-    from qam_jax.reports.terminal import make_console
 
     console = make_console()
 

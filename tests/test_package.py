@@ -29,6 +29,7 @@ def test_the_files_for_people_state_the_version_of_the_package():
         ("qam_jax.flow, qam_jax.adjoint, qam_jax.critic", ["flax", "ml_collections", "ogbench"]),
         ("qam_jax.agents", ["gymnasium", "ogbench"]),
         ("qam_jax.runs.presets, qam_jax.sweeps.worker", ["jax", "ml_collections"]),
+        ("qam_jax.runs.command_line, qam_jax.reports.progress", ["jax", "pandas", "scipy"]),
     ],
 )
 def test_layers_import_only_what_they_may(module, unwanted):

@@ -7,6 +7,8 @@ name is the `agent_name`. It may also say:
 - `RANGES`: lowest and highest value of its own config fields, `{field: (low, high)}`.
 - `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
 - `VARIANTS`: other configs under names of their own, `{agent_name: (display name, get_config)}`.
+- `VARIANT_FIELDS`: fields that make the algorithm a variant where they are above 0,
+  `{field: agent_name of the variant}`.
 """
 
 import difflib
@@ -37,6 +39,8 @@ __all__ = [
     "get_config",
     "make_agent",
     "parameter_count",
+    "variant_fields",
+    "variant_name",
 ]
 
 
@@ -83,6 +87,22 @@ def display_name(agent_name: str) -> str:
     return _ALGORITHMS[agent_name].display_name if agent_name in _ALGORITHMS else agent_name
 
 
+def variant_name(fields: Mapping[str, Any]) -> str:
+    """Name of the variant that a config describes by its fields; else its `agent_name`.
+
+    Args:
+      fields: of the config, with `agent_name`.
+    """
+    name = fields["agent_name"]
+    variants = variant_fields(name).items()
+    return next((variant for field, variant in variants if fields.get(field, 0) > 0), name)
+
+
+def variant_fields(agent_name: str) -> Mapping[str, str]:
+    """Fields that make an algorithm a variant where they are above 0, with the variant's name."""
+    return _ALGORITHMS[agent_name].variant_fields if agent_name in _ALGORITHMS else {}
+
+
 def acts_by_behavior(agent_name: str) -> bool:
     """Whether the behaviour flow of an algorithm is its policy.
 
@@ -110,6 +130,7 @@ class _Algorithm(NamedTuple):
     make_agent: Callable[[ConfigDict], Agent]
     ranges: Mapping[str, tuple[float, float]]
     acts_by_behavior: bool
+    variant_fields: Mapping[str, str]
 
 
 def _from_module(module: ModuleType, name: str) -> _Algorithm:
@@ -119,6 +140,7 @@ def _from_module(module: ModuleType, name: str) -> _Algorithm:
         module.make_agent,
         getattr(module, "RANGES", {}),
         getattr(module, "ACTS_BY_BEHAVIOR", False),
+        getattr(module, "VARIANT_FIELDS", {}),
     )
 
 

@@ -56,6 +56,7 @@ def get_one_step_config() -> ConfigDict:
 
 
 VARIANTS = {"qam_e": ("QAM-E", get_edit_config), "qam_f": ("QAM-F", get_one_step_config)}
+VARIANT_FIELDS = {"edit_scale": "qam_e", "fql_alpha": "qam_f"}
 
 
 MatchingLoss = Callable[[AgentState, MemorylessPath, Array, Array], Loss]

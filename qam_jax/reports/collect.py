@@ -12,7 +12,6 @@ one row, with step 0 and score nan. Its columns:
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,14 +20,16 @@ from typing import Any
 import pandas as pd
 
 from qam_jax.files import read_json
-from qam_jax.reports.labels import full_env_name, method_name, ranges, setting_words, task_label
+from qam_jax.reports.folders import find_runs, read_evaluations
+from qam_jax.reports.labels import (
+    full_env_name,
+    method_name,
+    seeds_words,
+    setting_words,
+    task_label,
+)
 from qam_jax.reports.paper_settings import paper_differences, sensitivity_variant
-from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import names_with_role
-
-# Files that a run's folder holds from its first moments on, and folders that never hold a run.
-_MARKS = frozenset({"config.json", "metadata.json", "train.csv", "eval.csv", "lock"})
-_INNER = frozenset({"checkpoints", "videos"})
 
 _COLUMNS = (
     "folder env_name domain task method seed unit border end config metadata step score"
@@ -48,30 +49,25 @@ def collect(
       apart: settings that tell configurations apart beside the settings that always do.
 
     Returns:
-      The table of runs, ordered by task, method and seed, and notes for the reader: a line for each
+      The table of runs, ordered by task, method and seed. Notes for the reader: a line for each
       such case, and for each folder that cannot be read.
     """
-    records, notes = [], []
-    for folder in map(lambda name: Path(name).expanduser(), folders):
-        found = list(find_run_folders(folder))
-        if not found:
-            notes.append(f"{folder}: {why_empty(folder)}.")
-        for path in found:
-            try:
-                records.append(read_run(path))
-            except ValueError as error:
-                notes.append(f"{path}: left out, {error}")
+    paths, notes = find_runs(folders)
+    records = []
+    for path in paths:
+        try:
+            records.append(read_run(path))
+        except ValueError as error:
+            notes.append(f"{path}: left out, {error}")
     runs = pd.DataFrame(records, columns=_COLUMNS)
-    runs = runs[~runs["folder"].map(lambda folder: folder.resolve()).duplicated()]
-    parts = []
+    parts = [runs.iloc[:0]]
     for _, group in runs.groupby(["env_name", "method"], sort=False):
         group = group.assign(identity=identities(group["config"], apart))
         group, duplicates = _without_duplicates(group)
         group, variants = tell_apart(group)
-        parts.append(group)
+        parts.append(group[_COLUMNS])
         notes += duplicates + variants
-    runs = pd.concat([runs.iloc[:0], *parts])[_COLUMNS]
-    runs = runs.sort_values(["env_name", "method", "seed"], kind="stable")
+    runs = pd.concat(parts).sort_values(["env_name", "method", "seed"], kind="stable")
     runs = runs.explode(["step", "score"], ignore_index=True)
     numbers = {"step": int, "score": float, "seed": int, "border": int, "end": int}
     return runs.fillna({"step": 0}).astype(numbers), notes
@@ -82,27 +78,8 @@ def latest(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.drop_duplicates("folder", keep="last")
 
 
-def find_run_folders(folder: Path) -> Iterable[Path]:
-    """Folders of runs in and below a folder, in order, with the empty folders at its ends."""
-    for path, inner, files in os.walk(folder):
-        inner[:] = sorted(name for name in inner if name not in _INNER and name[0] != ".")
-        if _MARKS & set(files) or (not inner and not files and Path(path) != folder):
-            inner.clear()
-            yield Path(path)
-
-
-def why_empty(folder: Path) -> str:
-    """Reason why there are no runs in a folder, in words."""
-    if not folder.exists():
-        return "there is no such folder"
-    return "no runs yet" if folder.is_dir() else "a file, not a folder of runs"
-
-
 def read_run(folder: Path) -> dict[str, Any]:
-    """Reads a run's folder.
-
-    Returns:
-      The columns of the table; `step` and `score` are lists, one entry for each evaluation.
+    """Reads a run's folder: the columns of the table, with lists as `step` and `score`.
 
     Raises:
       ValueError: if there is no run in the folder, or the run is damaged; says how.
@@ -123,7 +100,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     metadata = read_json(folder / "metadata.json") if "metadata.json" in names else {}
     if not env_name:
         raise ValueError("it was trained without an environment, so there are no evaluations.")
-    steps, scores, unit = _read_evaluations(folder / "eval.csv")
+    steps, scores, unit = read_evaluations(folder)
     if steps and steps[-1] > end:
         raise ValueError(f"its eval.csv goes to step {steps[-1]}, beyond the run's end, {end}.")
     values = (folder, env_name, *task_label(env_name), method, seed, unit, border, end)
@@ -131,12 +108,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def configuration(config: dict[str, Any], apart: Sequence[str] = ()) -> dict[str, str]:
-    """Settings that make a run's method on a task what it is, as JSON texts by name.
-
-    Args:
-      config: config.json of the run.
-      apart: settings that count beside the settings that change the result.
-    """
+    """Settings that change a run's result, and settings `apart`, as JSON texts by name."""
     left_out = names_with_role("run", "online", "free") - set(apart)
     flat = {name: value for name, value in config.items() if name not in left_out}
     flat |= flat.pop("agent")
@@ -154,12 +126,7 @@ def identities(
 ) -> list[str]:
     """Configuration of each run as one text, equal for runs of one configuration.
 
-    Settings that a run lacks do not count for any run: earlier versions had fewer settings.
-
-    Args:
-      configs: config.json of each run.
-      apart: see `configuration`.
-      without: a setting that does not count.
+    A setting counts if all runs have it: earlier versions had fewer. `without` never counts.
     """
     settings = [configuration(config, apart) for config in configs]
     common = sorted(set.intersection(*map(set, settings)) - {without})
@@ -167,29 +134,23 @@ def identities(
 
 
 def tell_apart(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Gives each configuration of a method on a task a label of its own.
+    """Gives each configuration (`identity`) of a method on a task a label as its `method`.
 
     The configuration of most runs keeps the method's label. The label of another configuration has
-    the two settings in which the configurations differ most.
-
-    Args:
-      runs: runs of one method on one task, with a column `identity`, see `identities`.
-
-    Returns:
-      The runs with their labels as `method`, and a note if there are several configurations.
+    the two settings in which the configurations differ most. Several are named in a note.
     """
-    kinds = {identity: group for identity, group in runs.groupby("identity", sort=False)}
+    kinds = dict(list(runs.groupby("identity", sort=False)))
     if len(kinds) == 1:
         return runs, []
     settings = {identity: json.loads(identity) for identity in kinds}
     reference = settings[_most_common(kinds, settings)]
-    values = {name: {each[name] for each in settings.values()} for name in reference}
+    num_values = pd.DataFrame(settings.values()).nunique()
     method, env_name = runs[["method", "env_name"]].iloc[0]
     labels: dict[Any, str] = {}
     shown = []
     for identity, group in kinds.items():
         names = [name for name in reference if settings[identity][name] != reference[name]]
-        names.sort(key=lambda name: (-len(values[name]), name))
+        names.sort(key=lambda name: (-num_values[name], name))
         changes = [
             f"{name}={setting_words(json.loads(settings[identity][name]))}" for name in names
         ]
@@ -198,8 +159,7 @@ def tell_apart(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if label in labels.values():
             label += f" #{sum(other.startswith(label) for other in labels.values()) + 1}"
         labels[identity] = label
-        seeds = f"seed{'s' * (len(group) > 1)} {ranges(group['seed'])}"
-        shown.append(f"{label} ({'; '.join([seeds, *changes])})")
+        shown.append(f"{label} ({'; '.join([seeds_words(group['seed']), *changes])})")
     note = (
         f"{method} on {env_name}: runs of {len(kinds)} configurations, shown apart as "
         f"{', '.join(shown)}."
@@ -207,12 +167,9 @@ def tell_apart(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return runs.assign(method=runs["identity"].map(labels)), [note]
 
 
-def _most_common(kinds: dict[str, pd.DataFrame], settings: dict[str, dict[str, str]]) -> str:
-    """Identity of the configuration that most runs have.
-
-    Among equally common configurations, the one that the others differ least from is taken, then
-    the one with the fewest differences from the paper.
-    """
+def _most_common(kinds: dict[Any, pd.DataFrame], settings: dict[Any, dict[str, str]]) -> str:
+    """Configuration of most runs; if there are several, the one that the others differ least from,
+    then the one with the fewest differences from the paper."""
 
     def preference(identity: str) -> tuple:
         items = set(settings[identity].items())
@@ -226,10 +183,11 @@ def _most_common(kinds: dict[str, pd.DataFrame], settings: dict[str, dict[str, s
 
 def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keeps the run that has come furthest of each configuration and seed."""
-    kept, notes = [], []
-    for (_, seed), same in runs.groupby(["identity", "seed"], sort=False):
-        furthest = same["step"].map(lambda steps: max(steps, default=0)).idxmax()
-        kept.append(furthest)
+    last = runs["step"].map(lambda steps: max(steps, default=0))
+    notes = []
+    kept = last.groupby([runs["identity"], runs["seed"]], sort=False).idxmax()
+    for (identity, seed), furthest in kept.items():
+        same = runs[(runs["identity"] == identity) & (runs["seed"] == seed)]
         if len(same) > 1:
             best = same.loc[furthest]
             others = ", ".join(map(str, same["folder"].drop(furthest)))
@@ -238,15 +196,3 @@ def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 f"of these {best['folder']} counts, not {others}."
             )
     return runs.loc[kept], notes
-
-
-def _read_evaluations(path: Path) -> tuple[list[int], list[float], str]:
-    """Steps and scores of a run's evaluations, and the unit of the scores."""
-    try:
-        by_step = {int(row["step"]): (row["success"], row["return"]) for row in read_csv(path)}
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"its {path.name} is damaged ({error}).") from None
-    steps = sorted(by_step)
-    if steps and all(math.isnan(success) for success, _ in by_step.values()):
-        return steps, [by_step[step][1] for step in steps], "return"
-    return steps, [100 * by_step[step][0] for step in steps], "%"

@@ -1,62 +1,47 @@
 """Comparisons of results, task by task: with the paper's figures, or with another group of runs.
 
-A comparison is a table with a row for each result that both sides have: `env_name`, `domain`,
-`task`, `method`, `other` (the other side's method), `stage` and `unit`; `mean`, `std` and
-`num_runs` of either side (the other side's as `other_mean` and so on); `difference` of the means
-with its interval; `standing`, `test` and `p_value`, see `statistics.TestResult`, and
-`adjusted_p_value` for the number of tests; `differences`, the settings of these runs that are not
-the other side's, in words; and `run_scores`, the scores of these runs.
+A comparison is a table with a row for each result that both sides have. Its columns:
+
+- `env_name`, `domain`, `task`, `method`, `other` (the other side's method), `stage` and `unit`;
+- `mean`, `std` and `num_runs` of these runs, and `other_mean` and so on of the other side;
+- `difference` of the means, with its interval;
+- `standing`, `test` and `p_value`, see `statistics.TestResult`, and `adjusted_p_value`;
+- `differences`: settings of these runs that are not the other side's, in words;
+- `run_scores`: the scores of these runs.
 """
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from qam_jax.reports import statistics
 from qam_jax.reports.collect import configuration
-from qam_jax.reports.labels import base_method, ordered_methods, setting_words
+from qam_jax.reports.labels import setting_words
 from qam_jax.reports.paper_settings import paper_differences
-from qam_jax.reports.published import published_result
-from qam_jax.reports.results import estimate_columns, sort_key, task_results
-from qam_jax.reports.statistics import (
-    FISHER,
-    PREDICTION,
-    STUDENT,
-    WELCH,
-    Estimate,
-    Sample,
-    adjusted,
-    compare_samples,
-    estimate,
-    probability_of_improvement,
-    summarize_runs,
-)
+from qam_jax.reports.published import base_method, ordered_methods, published_result, sort_key
+from qam_jax.reports.results import task_results
+from qam_jax.reports.statistics import FISHER, PREDICTION, STUDENT, WELCH, Sample
 
 _PAPER_EPISODES = 50
 _TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+STANDINGS = {"within": "●", "above": "▲", "below": "▼", "untested": "○"}
+"""Standings of a result, and their marks."""
 
 
 class GroupComparison(NamedTuple):
-    """Comparison of two groups of runs.
+    """Comparison of two groups of runs."""
 
-    Attributes:
-      name: name of the first group.
-      other: name of the second group.
-      table: the comparison, see above.
-      improvements: probability that a run of the first group is better than a run of the second,
-        over the tasks with success rates of both: a row for each `stage`, `method` and `other`.
-      notes: what could not be compared.
-    """
-
-    name: str
-    other: str
-    table: pd.DataFrame
+    name: str  # of the first group
+    other: str  # name of the second group
+    table: pd.DataFrame  # the comparison, see above
     improvements: pd.DataFrame
-    notes: list[str]
+    """Probability that a run of the first group is better than a run of the second: a row for each
+    `stage`, `method` and `other` with success rates of both on some task."""
+    notes: list[str]  # what could not be compared
 
 
 def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
@@ -70,10 +55,9 @@ def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
         if paper is not None and not np.isnan(mean):
             theirs = Sample(mean, std, paper.num_seeds, _PAPER_EPISODES)
             texts = [
-                difference.text
+                text
                 for run in zip(result.configs, result.metadata, strict=True)
-                for difference in paper_differences(*run)
-                if result.stage == "online" or not difference.only_online
+                for text in paper_differences(*run, result.stage).values()
             ]
             rows.append(_row(result, theirs, paper.method, dict.fromkeys(texts)))
     return _table(rows)
@@ -82,124 +66,109 @@ def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
 def compare_groups(
     runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str, at: int | None = None
 ) -> GroupComparison:
-    """Compares two groups of runs, method by method and task by task.
+    """Compares two groups of runs (tables of `collect`), method by method and task by task.
 
     Methods with the same label are compared. If no label is shared and the second group has a
-    single method, all methods of the first group are compared with it.
-
-    Args:
-      runs: table of the first group, see `collect`.
-      others: table of the second group.
-      name: name of the first group.
-      other: name of the second group.
-      at: the step to compare at, in place of the ends of the stages.
+    single method, all methods of the first group are compared with it. Results are compared at step
+    `at`, or else at the ends of the stages.
     """
     pairs, notes = _pairs(runs, others, name, other)
-    theirs = {
-        (row.env_name, row.method, row.stage, row.unit): row
-        for row in task_results(others, at).itertuples()
-    }
-    rows: list[dict[str, Any]] = []
-    scores: dict[tuple[str, ...], list[tuple]] = {}
-    for result in task_results(runs, at).itertuples():
-        method = pairs.get(result.method, "")
-        partner = theirs.get((result.env_name, method, result.stage, result.unit))
-        if partner is not None:
-            differences = _setting_differences(result.configs[0], partner.configs[0])
-            rows.append(_row(result, _sample(partner), method, differences))
-            pair = np.array(result.scores), np.array(partner.scores)
-            scores.setdefault((result.stage, result.method, method, result.unit), []).append(pair)
+    ours, theirs = task_results(runs, at), task_results(others, at)
+    ours["partner"] = [pairs.get(method, "") for method in ours["method"]]
+    theirs["partner"] = theirs["method"]
+    by = ["env_name", "partner", "stage", "unit"]
+    theirs = theirs.drop_duplicates(by, keep="last")
+    both = ours.merge(theirs, on=by, suffixes=("", "_theirs"))
+    rows = [
+        _row(
+            result,
+            _sample(result.scores_theirs, result.configs_theirs, result.unit),
+            result.partner,
+            _setting_differences(result.configs[0], result.configs_theirs[0]),
+        )
+        for result in both.itertuples()
+    ]
     if pairs and not rows:
         notes.append(f"{name} and {other} share no task with results of both yet.")
     chances = []
-    for (stage, method, partner, unit), tasks in scores.items():
-        if unit == "%":
-            chance = estimate(probability_of_improvement, *zip(*tasks, strict=True))
-            row = {"stage": stage, "method": method, "other": partner}
-            chances.append(row | estimate_columns("probability", chance))
+    rated = both[both["unit"] == "%"].groupby(["stage", "method", "partner"], sort=False)
+    for (stage, method, partner), tasks in rated:
+        sides = ([np.array(task) for task in tasks[side]] for side in ("scores", "scores_theirs"))
+        chance = statistics.estimate("probability", statistics.probability_of_improvement, *sides)
+        chances.append({"stage": stage, "method": method, "other": partner} | chance)
     return GroupComparison(name, other, _table(rows), pd.DataFrame(chances), notes)
 
 
 def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
-    """Contents of a comparison for its reader.
-
-    Args:
-      table: the table of a comparison.
+    """Contents of a comparison with at least one row, for its reader.
 
     Returns:
-      `domains`: rows by domain, each with its `letter`, `bar` and `short_test`; `letters`: a letter
-      for each set of settings that differ; `counts` of rows by standing; `summary`: the same counts
-      by method and domain; and numbers for the sentence above the table.
+      `domains`: rows by domain, each with its `letter` and `short_test`; `letters`: a letter for
+      each set of settings that differ; `counts` of rows by standing; `summary`: the same counts by
+      method and domain; and numbers for the sentence above the table.
     """
-    names = ("within", "above", "below", "untested")
-    if table.empty:
-        return {"total": 0, "counts": dict.fromkeys(names, 0), "domains": {}, "letters": {}}
-    different = [texts for texts in dict.fromkeys(table["differences"]) if texts]
+    different = [texts for texts in table["differences"].unique() if texts]
     letters = {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
     table = table.sort_values(["env_name", "method", "stage"], key=sort_key)
-    rows = [
-        row | {"letter": letters.get(row["differences"], ""), "bar": _bar(row)}
-        | {"short_test": _TESTS.get(row["test"], "none")}
-        for row in table.to_dict("records")
-    ]  # fmt: skip
-    domains: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        domains.setdefault(row["domain"], []).append(row)
-    counts = {name: int((table["standing"] == name).sum()) for name in names}
-    tested = len(table) - counts["untested"]
+    table = table.assign(
+        letter=[letters.get(texts, "") for texts in table["differences"]],
+        short_test=table["test"].map(_TESTS).fillna("none"),
+    )
+    summary = pd.crosstab([table["method"], table["domain"]], table["standing"])
+    counts = summary.reindex(columns=list(STANDINGS), fill_value=0)
+    tested = len(table) - int(counts["untested"].sum())
     return {
-        "domains": domains,
-        "summary": pd.crosstab([table["method"], table["domain"]], table["standing"])
-        .reindex(columns=names, fill_value=0).to_dict("index"),
+        "domains": {
+            domain: rows.to_dict("records") for domain, rows in table.groupby("domain", sort=False)
+        },
+        "summary": counts.to_dict("index"),
         "methods": ordered_methods(table["method"]),
-        "counts": counts,
+        "counts": counts.sum().to_dict(),
         "total": len(table),
         "tested": tested,
         "by_chance": 0.05 * tested,
         "adjusted": int((table["adjusted_p_value"] < 0.05).sum()),
-        "differing": int(table["differences"].map(bool).sum()),
+        "same_settings": int((table["letter"] == "").sum()),
         "letters": {letter: texts for texts, letter in letters.items()},
-    }  # fmt: skip
+    }
 
 
 def _pairs(
     runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Method of the second group for each method of the first, and notes on the others."""
+    """Method of the second group for each method of the first, and a note on the others."""
     ours, theirs = ordered_methods(runs["method"]), ordered_methods(others["method"])
-    if not set(ours) & set(theirs) and len(theirs) == 1:
+    shared = [method for method in ours if method in theirs]
+    if not shared and len(theirs) == 1:
         return dict.fromkeys(ours, theirs[0]), []
-    alone = [f"{method} (only in {name})" for method in ours if method not in theirs]
-    alone += [f"{method} (only in {other})" for method in theirs if method not in ours]
+    sides = ((name, ours), (other, theirs))
+    alone = [f"{m} (only in {side})" for side, methods in sides for m in methods if m not in shared]
     notes = [f"Not compared: {', '.join(alone)}."] if alone else []
-    return {method: method for method in ours if method in theirs}, notes
+    return dict(zip(shared, shared, strict=True)), notes
 
 
 def _row(result: Any, theirs: Sample, other: str, differences: Iterable[str]) -> dict[str, Any]:
     """Row of a comparison, without its adjusted p-value."""
-    ours = _sample(result)
-    test = compare_samples(ours, theirs)
+    ours = _sample(result.scores, result.configs, result.unit)
+    test = statistics.compare_samples(ours, theirs)
     return {
         "env_name": result.env_name, "domain": result.domain, "task": result.task,
         "method": result.method, "other": other, "stage": result.stage, "unit": result.unit,
-        "mean": ours.mean, "std": ours.std, "num_runs": ours.num_runs,
-        "other_mean": theirs.mean, "other_std": theirs.std, "other_num_runs": theirs.num_runs,
-        **estimate_columns("difference", Estimate(test.difference, test.low, test.high)),
-        "standing": test.standing, "test": test.test, "p_value": test.p_value,
-        "adjusted_p_value": np.nan, "differences": tuple(differences),
+        **ours._asdict(), **{f"other_{name}": value for name, value in theirs._asdict().items()},
+        **test._asdict(), "adjusted_p_value": np.nan, "differences": tuple(differences),
         "run_scores": result.scores,
     }  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
-    return table.assign(adjusted_p_value=adjusted(table["p_value"])) if rows else table
+    return table.assign(adjusted_p_value=statistics.adjusted(table["p_value"])) if rows else table
 
 
-def _sample(result: Any) -> Sample:
+def _sample(scores: tuple, configs: tuple, unit: str) -> Sample:
     """Sample of a result's runs, with their episodes where scores are success rates."""
-    episodes = min(config["eval_episodes"] for config in result.configs)
-    return summarize_runs(result.scores, episodes if result.unit == "%" else 0)
+    episodes = min(config["eval_episodes"] for config in configs)
+    return statistics.summarize_runs(scores, episodes if unit == "%" else 0)
 
 
 def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -210,19 +179,3 @@ def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> list[
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name] != theirs[name]
     ]
-
-
-def _bar(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Places of both sides on a scale from 0 to 100; None for returns."""
-    if row["unit"] != "%":
-        return None
-    mean = row["other_mean"]
-    std = 0.0 if math.isnan(row["other_std"]) else row["other_std"]
-    low, high = max(0.0, mean - std), min(100.0, mean + std)
-    return {
-        "low": round(low, 2),
-        "width": round(max(high - low, 0.6), 2),
-        "mean": round(mean, 2),
-        "ours": round(row["mean"], 2),
-        "runs": [round(score, 2) for score in row["run_scores"]],
-    }

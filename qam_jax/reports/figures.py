@@ -1,9 +1,11 @@
 """Figures of a report: learning curves, performance profiles, intervals, effects of a setting."""
 
+import html
 import io
+import itertools
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,14 +15,8 @@ import numpy as np
 import pandas as pd
 
 from qam_jax.files import atomic_write
-from qam_jax.reports.labels import ordered_methods
-from qam_jax.reports.results import (
-    OVERALL,
-    estimate_of,
-    learning_curves,
-    online_borders,
-    performance_profiles,
-)
+from qam_jax.reports.published import ordered_methods
+from qam_jax.reports.results import learning_curves, online_borders, performance_profiles
 from qam_jax.reports.summary import Report
 
 matplotlib.use("Agg")
@@ -28,222 +24,145 @@ from matplotlib import pyplot as plt
 
 Panel = Callable[[Any], None]
 """Function that draws on the axes that it is given."""
-
-_SIZE = (3.5, 2.7)  # of a panel, in inches
+Lines = Mapping[str, Mapping[str, Any]]
+"""Colour and line style of each method, as matplotlib takes them."""
 
 _COLORS = "#2f6fdb #d9541e #14946a #b58900 #9b59c4 #d1407f #1697b7 #7a7f87 #8c6d46 #6b8e23".split()
 _DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))
 _INK = "#1d2733"  # of text and axes; the page replaces it by the colour of its text
+_INKED = "axes.edgecolor axes.labelcolor axes.titlecolor legend.labelcolor text.color xtick.color"
 _STYLE = {
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    **dict.fromkeys([*_INKED.split(), "ytick.color"], _INK),
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": _INK,
     "axes.titlesize": 10,
     "font.size": 9,
     "legend.frameon": False,
-    "legend.labelcolor": _INK,
+    "lines.linewidth": 1.7,
     "svg.fonttype": "path",
     "svg.hashsalt": "qam_jax",  # equal files for equal runs
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
 }
+_NO_METADATA = dict.fromkeys(["Creator", "Date", "Format", "Type"])
 
 
-class Line(NamedTuple):
-    """Style of a method's line."""
+class Figure(NamedTuple):
+    """Panels side by side."""
 
-    color: str
-    dash: Any
-
-
-def lines(methods: Sequence[str]) -> dict[str, Line]:
-    """Line of each method, different from all others."""
-    count = len(_COLORS)
-    return {
-        method: Line(_COLORS[i % count], _DASHES[i // count % len(_DASHES)])
-        for i, method in enumerate(methods)
-    }
+    panels: Sequence[Panel]
+    legend: Sequence[str] = ()  # methods in the legend
+    columns: int = 3  # largest number of panels in a row
+    size: tuple[float, float] = (3.5, 2.7)  # of a panel, in inches
 
 
-def report_lines(report: Report) -> dict[str, Line]:
+def lines(methods: Iterable[str]) -> Lines:
+    """Line of each method; the first forty differ."""
+    styles = plt.cycler(linestyle=_DASHES) * plt.cycler(color=_COLORS)
+    return dict(zip(methods, itertools.cycle(styles), strict=False))
+
+
+def report_lines(report: Report) -> Lines:
     """Line of each method, the same in all figures of a report."""
-    others = report.sensitivity["method"] if len(report.sensitivity) else []
-    return lines(list(dict.fromkeys([*report.methods, *others])))
+    others = [method for table in report.sensitivity.values() for method in table["method"]]
+    return lines(dict.fromkeys([*ordered_methods(report.runs["method"]), *others]))
 
 
-def curve_panels(report: Report, domain: str) -> list[Panel]:
-    """Learning curves on each task of a domain, and their mean over its tasks."""
-    runs = report.runs[report.runs["domain"] == domain]
-    groups = [(group["task"].iloc[0], group) for _, group in runs.groupby("env_name")]
-    evaluated = runs[runs["step"] > 0]
-    if len(groups) > 1:
-        num_tasks = evaluated.groupby("method")["env_name"].transform("nunique")
-        groups.append((f"mean of {len(groups)} tasks", evaluated[num_tasks == len(groups)]))
-    line_of = report_lines(report)
-    return [
-        partial(_draw_curves, runs=same, line_of=line_of, title=title, unit=unit)
-        for title, group in groups
-        for unit, same in group[group["step"] > 0].groupby("unit")
-    ]
-
-
-def profile_panels(report: Report) -> list[Panel]:
-    """Performance profiles, one panel for each stage with success rates."""
-    line_of = report_lines(report)
-    tables = {
-        stage: performance_profiles(report.results[report.results["stage"] == stage])
-        for stage in report.stages
+def report_figures(report: Report) -> dict[str, Figure]:
+    """Figures of a report, by name; one that shows nothing is left out."""
+    line_of, overall = report_lines(report), report.overall
+    labels = {_label(row) for row in overall.itertuples()}
+    height = 0.9 + 0.24 * max(2, sum(label.count("\n") + 1 for label in labels))
+    figures = {
+        f"curves_{domain}": _curve_figure(runs, line_of)
+        for domain, runs in report.runs[report.runs["step"] > 0].groupby("domain")
     }
-    return [
-        partial(_draw_profiles, table=table, line_of=line_of, title=f"performance profile, {stage}")
-        for stage, table in tables.items()
-        if len(table)
+    rated = report.results[report.results["unit"] == "%"]
+    profiles = [
+        partial(_draw_profiles, results=results, line_of=line_of, stage=stage)
+        for stage, results in rated.groupby("stage")
     ]
-
-
-def interval_panels(report: Report) -> list[Panel]:
-    """Means and interquartile means over all tasks, one panel of each for each stage."""
-    line_of, rows = report_lines(report), overall_aggregates(report)
-    return [
-        partial(_draw_intervals, rows=here, line_of=line_of, name=name, title=f"{words}, {stage}")
-        for stage, here in rows.groupby("stage")
+    figures["profiles"] = Figure(profiles, ordered_methods(overall["method"]), size=(4.4, 3.0))
+    intervals = [
+        partial(_draw_intervals, rows=rows, line_of=line_of, name=name, title=f"{words}, {stage}")
+        for stage, rows in overall.groupby("stage")
         for name, words in (("mean", "mean"), ("iqm", "interquartile mean"))
     ]
-
-
-def interval_size(report: Report) -> tuple[float, float]:
-    """Size of a panel of intervals, in inches."""
-    labels = {_label(row) for row in overall_aggregates(report).itertuples()}
-    return 4.4, 0.9 + 0.24 * max(2, sum(label.count("\n") + 1 for label in labels))
-
-
-def sensitivity_panels(report: Report, setting: str) -> list[Panel]:
-    """Results against the values of a setting, one panel for each task and stage."""
-    line_of = report_lines(report)
-    table = report.sensitivity[report.sensitivity["setting"] == setting]
-    return [
-        partial(_draw_sensitivity, table=group, line_of=line_of)
-        for _, group in table.groupby(["env_name", "stage", "unit"], sort=False)
-    ]
-
-
-def overall_aggregates(report: Report) -> pd.DataFrame:
-    """Aggregates over all tasks, or over the tasks of the only domain."""
-    rows = report.aggregates[report.aggregates["unit"] == "%"]
-    overall = rows[rows["domain"] == OVERALL]
-    return overall if len(overall) else rows
+    figures["intervals"] = Figure(intervals, columns=2, size=(4.4, height))
+    columns = 4 if report.results["stage"].nunique() == 2 else 3  # a task's panels are in one row
+    for setting, table in report.sensitivity.items():
+        panels = [
+            partial(_draw_sensitivity, table=group, line_of=line_of)
+            for _, group in table.groupby(["env_name", "stage", "unit"], sort=False)
+        ]
+        legend = ordered_methods(table["method"])
+        figures[f"sensitivity_{setting}"] = Figure(panels, legend, columns)
+    return {name: figure for name, figure in figures.items() if figure.panels}
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
     """Draws all figures as PNG and SVG; returns the files."""
-    figures: list[tuple[str, list[Panel], dict[str, Any]]] = []
-    for domain in report.domains:
-        here = report.runs[(report.runs["domain"] == domain) & (report.runs["step"] > 0)]
-        legend = ordered_methods(here["method"])
-        name = f"curves_{domain.replace('/', '_')}"
-        figures.append((name, curve_panels(report, domain), {"legend": legend}))
-    legend = ordered_methods(overall_aggregates(report)["method"])
-    figures.append(("profiles", profile_panels(report), {"legend": legend}))
-    size = interval_size(report)
-    figures.append(("intervals", interval_panels(report), {"columns": 2, "size": size}))
-    columns = 4 if len(report.stages) == 2 else 3  # the panels of a task are in one row
-    for setting in report.settings:
-        table = report.sensitivity[report.sensitivity["setting"] == setting]
-        options = {"legend": ordered_methods(table["method"]), "columns": columns}
-        name = f"sensitivity_{setting.replace('.', '_')}"
-        figures.append((name, sensitivity_panels(report, setting), options))
-    line_of = report_lines(report)
-    return [
-        path
-        for name, panels, options in figures
-        if panels
-        for path in _save_panels(folder / name, panels, line_of, **options)
-    ]
-
-
-def inline_svg(panel: Panel, name: str, *, size: tuple[float, float] = _SIZE) -> str:
-    """Draws a panel as an SVG element for a page, in the colour of the page's text.
-
-    Args:
-      panel: draws on the axes that it is given.
-      name: prefix of the ids in the element, different for each panel of a page.
-      size: size in inches.
-    """
+    line_of, files = report_lines(report), []
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=size, layout="constrained")
-        panel(axes)
-        title = axes.get_title().replace("\n", ", ") or name
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
-    svg = svg.replace(_INK, "currentColor")
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-
-
-def _save_panels(
-    path: Path,
-    panels: Sequence[Panel],
-    line_of: Mapping[str, Line],
-    *,
-    legend: Sequence[str] = (),
-    columns: int = 3,
-    size: tuple[float, float] = _SIZE,
-) -> list[Path]:
-    """Draws panels side by side into `<path>.png` and `<path>.svg`.
-
-    Args:
-      path: path without suffix.
-      panels: each draws on the axes that it is given.
-      line_of: line of each method.
-      legend: methods in the legend below the panels.
-      columns: largest number of panels in a row.
-      size: size of a panel in inches.
-
-    Returns:
-      The paths of both files.
-    """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    with plt.rc_context(_STYLE):
-        per_row = max(1, int(columns * size[0] // (0.5 + 0.085 * max(map(len, legend), default=1))))
-        extra = 0.24 * -(-len(legend) // per_row) + 0.1 if legend else 0
-        figure, axes = plt.subplots(
-            rows, columns, squeeze=False, layout="constrained",
-            figsize=(columns * size[0], rows * size[1] + extra),
-        )  # fmt: skip
-        for panel, ax in zip(panels, axes.flat, strict=False):
-            panel(ax)
-        for ax in axes.flat[len(panels) :]:
-            ax.set_axis_off()
-        if legend:
-            handles = [
-                plt.Line2D([], [], color=line_of[m].color, linestyle=line_of[m].dash, label=m)
-                for m in legend
-            ]
-            figure.legend(handles=handles, loc="outside lower center", ncols=per_row)
-        files = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
-        for file in files:
-            with atomic_write(file) as temporary:
-                metadata = {"Date": None} if file.suffix == ".svg" else None
-                figure.savefig(temporary, dpi=150, metadata=metadata)
-        plt.close(figure)
+        for name, figure in report_figures(report).items():
+            drawn = _draw(figure, line_of)
+            for suffix, metadata in (("png", None), ("svg", {"Date": None})):
+                files.append(folder / f"{re.sub('[/.]', '_', name)}.{suffix}")
+                with atomic_write(files[-1]) as temporary:
+                    drawn.savefig(temporary, dpi=150, metadata=metadata)
+            plt.close(drawn)
     return files
 
 
-def _draw_curves(
-    axes: Any, runs: pd.DataFrame, line_of: Mapping[str, Line], title: str, unit: str
-) -> None:
+def inline_svg(panel: Panel, name: str, size: tuple[float, float] = (3.5, 2.7)) -> str:
+    """Draws a panel as an SVG element in the colour of a page's text; ids begin with `name`."""
+    buffer = io.StringIO()
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        panel(axes)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+        plt.close(figure)
+    label = html.escape(axes.get_title().replace("\n", ", ") or name)
+    _, _, svg = buffer.getvalue().partition("<svg ")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
+    return f'<svg role="img" aria-label="{label}" {svg.replace(_INK, "currentColor")}'
+
+
+def _curve_figure(runs: pd.DataFrame, line_of: Lines) -> Figure:
+    """Learning curves on each task of a domain, and their mean over its tasks."""
+    groups = [(group["task"].iloc[0], group) for _, group in runs.groupby("env_name")]
+    if len(groups) > 1:
+        num_tasks = runs.groupby("method")["env_name"].transform("nunique")
+        groups.append((f"mean of {len(groups)} tasks", runs[num_tasks == len(groups)]))
+    panels = [
+        partial(_draw_curves, runs=same, line_of=line_of, title=title, unit=unit)
+        for title, group in groups
+        for unit, same in group.groupby("unit")
+    ]
+    return Figure(panels, ordered_methods(runs["method"]))
+
+
+def _draw(figure: Figure, line_of: Lines) -> Any:
+    """Draws panels side by side, with the legend below them."""
+    panels, legend, columns, (width, height) = figure
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    per_row = max(1, int(columns * width // (0.5 + 0.085 * max(map(len, legend), default=1))))
+    extra = 0.24 * -(-len(legend) // per_row) + 0.1 if legend else 0
+    drawn, axes = plt.subplots(
+        rows, columns, squeeze=False, layout="constrained",
+        figsize=(columns * width, rows * height + extra),
+    )  # fmt: skip
+    for panel, ax in zip(panels, axes.flat, strict=False):
+        panel(ax)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    if legend:
+        handles = [plt.Line2D([], [], label=method, **line_of[method]) for method in legend]
+        drawn.legend(handles=handles, loc="outside lower center", ncols=per_row)
+    return drawn
+
+
+def _draw_curves(axes: Any, runs: pd.DataFrame, line_of: Lines, title: str, unit: str) -> None:
     """Learning curves with their intervals, and the borders between offline and online.
 
     The curve of a method without an offline stage begins at the border of the others.
@@ -253,7 +172,7 @@ def _draw_curves(
     for method, curve in table.groupby("method", sort=False):
         shift = borders[0] if len(borders) == 1 and method in only_online else 0
         marker = "." if len(curve) < 3 else None
-        _draw_line(axes, curve.assign(step=curve["step"] + shift), line_of[method], marker)
+        _draw_line(axes, curve.assign(step=curve["step"] + shift), line_of[method], marker=marker)
     for border in borders:
         axes.axvline(border, color=_INK, linestyle=(0, (3, 3)), linewidth=0.9, alpha=0.7)
     if len(borders) == 1:
@@ -266,48 +185,42 @@ def _draw_curves(
     axes.set_xlim(left=0)
     axes.set_xlabel("updates, then environment steps" if borders else "updates")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
 
 
-def _draw_profiles(axes: Any, table: pd.DataFrame, line_of: Mapping[str, Line], title: str) -> None:
-    for method, curve in table.groupby("method", sort=False):
-        _draw_line(axes, curve, line_of[method], None, drawstyle="steps-post", step="post")
-    axes.set(xlabel="success rate τ (%)", ylabel="fraction of runs above τ", title=title)
-    axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
+def _draw_profiles(axes: Any, results: pd.DataFrame, line_of: Lines, stage: str) -> None:
+    for method, curve in performance_profiles(results).groupby("method", sort=False):
+        _draw_line(axes, curve, line_of[method], drawstyle="steps-post", step="post")
+    axes.set(xlabel="success rate τ (%)", ylabel="fraction of runs above τ")
+    axes.set(title=f"performance profile, {stage}", xlim=(0, 100), ylim=(-0.02, 1.02))
     axes.grid(color="#808080", alpha=0.2)
 
 
-def _draw_intervals(
-    axes: Any, rows: pd.DataFrame, line_of: Mapping[str, Line], name: str, title: str
-) -> None:
+def _draw_intervals(axes: Any, rows: pd.DataFrame, line_of: Lines, name: str, title: str) -> None:
     """Estimate `name` of each method with its interval, from top to bottom."""
-    for place, row in enumerate(rows.to_dict("records")):
-        estimate, color = estimate_of(row, name), line_of[row["method"]].color
-        if not np.isnan(estimate.low):
-            bar = {"linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
-            axes.plot(estimate[1:], [place, place], color=color, **bar)
-        axes.plot([estimate.value], [place], "|", color=color, markersize=13, markeredgewidth=2.2)
+    estimates = rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+    for place, (method, (value, *ends)) in enumerate(zip(rows["method"], estimates, strict=True)):
+        color = line_of[method]["color"]
+        bar = {"linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
+        axes.plot(ends, [place, place], color=color, **bar)
+        axes.plot([value], [place], "|", color=color, markersize=13, markeredgewidth=2.2)
     axes.set(title=title, ylim=(len(rows) - 0.5, -0.5), xlabel="success rate (%)")
-    axes.set_xlim(*_range(rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()))
+    axes.set_xlim(*_range(estimates))
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows.itertuples()])
     axes.grid(color="#808080", alpha=0.2, axis="x")
 
 
-def _draw_sensitivity(axes: Any, table: pd.DataFrame, line_of: Mapping[str, Line]) -> None:
+def _draw_sensitivity(axes: Any, table: pd.DataFrame, line_of: Lines) -> None:
     """Result of each method against the values of a setting, with intervals.
 
     The axis is logarithmic if the values, all above 0, span more than a factor of 10.
     """
     first = table.iloc[0]
     for method, points in table.groupby("method", sort=False):
-        line = line_of[method]
-        axes.plot(
-            points["value"], points["mean"], color=line.color, linestyle=line.dash, linewidth=1.7,
-            marker="o", markersize=3.5,
-        )  # fmt: skip
-        known = points.dropna(subset="mean_low")
-        bars = known["value"], known["mean_low"], known["mean_high"]
-        axes.vlines(*bars, color=line.color, linewidth=4, alpha=0.35)
+        line = {"marker": "o", "markersize": 3.5, **line_of[method]}
+        axes.plot(points["value"], points["mean"], **line)
+        bars = points["value"], points["mean_low"], points["mean_high"]
+        axes.vlines(*bars, color=line["color"], linewidth=4, alpha=0.35)
     values = sorted(table["value"].unique())
     if values[0] > 0 and values[-1] > 10 * values[0]:
         axes.set_xscale("log")
@@ -321,19 +234,12 @@ def _draw_sensitivity(axes: Any, table: pd.DataFrame, line_of: Mapping[str, Line
 
 
 def _draw_line(
-    axes: Any,
-    curve: pd.DataFrame,
-    line: Line,
-    marker: str | None,
-    drawstyle: str = "default",
-    step: str | None = None,
+    axes: Any, curve: pd.DataFrame, line: Mapping[str, Any], step: str | None = None, **style: Any
 ) -> None:
-    """Curve with the band of its interval; `drawstyle` and `step` as matplotlib takes them."""
-    style = {"color": line.color, "linestyle": line.dash, "linewidth": 1.7}
-    axes.plot(curve["step"], curve["score"], marker=marker, drawstyle=drawstyle, **style)
-    if curve["score_low"].notna().any():
-        band = {"color": line.color, "alpha": 0.16, "linewidth": 0, "step": step}
-        axes.fill_between(curve["step"], curve["score_low"], curve["score_high"], **band)
+    """Curve with the band of its interval; `style` is of the line, and `step` of the band."""
+    axes.plot(curve["step"], curve["score"], **line, **style)
+    band = {"color": line["color"], "alpha": 0.16, "linewidth": 0, "step": step}
+    axes.fill_between(curve["step"], curve["score_low"], curve["score_high"], **band)
 
 
 def _set_score_axis(axes: Any, unit: str) -> None:
@@ -346,10 +252,8 @@ def _set_score_axis(axes: Any, unit: str) -> None:
 
 def _label(row: Any) -> str:
     """Label of a method's interval, in lines that fit beside a panel."""
-    label = row.method
-    if row.num_tasks < row.of_tasks:
-        label += f", {row.num_tasks} of {row.of_tasks} tasks"
-    return textwrap.fill(label, 28)
+    partly = f", {row.num_tasks} of {row.of_tasks} tasks" if row.num_tasks < row.of_tasks else ""
+    return textwrap.fill(row.method + partly, 28)
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
@@ -359,11 +263,3 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     high = max(high, min(100.0, low + 30))
     low = min(low, high - 30)
     return max(low - 2, -1), min(high + 2, 101)
-
-
-def _short(value: float) -> str:
-    """Number of steps in short: 50k, 1.5M."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"

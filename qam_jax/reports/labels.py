@@ -4,49 +4,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qam_jax.agents import algorithm_names, display_name
 from qam_jax.data.tasks import find_task
-from qam_jax.reports.published import published_methods
-from qam_jax.reports.statistics import Estimate
 
 
 def method_name(agent_config: Mapping[str, Any]) -> str:
-    """Label of the method that an agent's config describes, as the paper writes it.
+    """Label of the method that an agent's config describes, as the paper writes it."""
+    from qam_jax.agents import display_name, variant_name  # here: it imports JAX, which takes long
 
-    QAM with an edit policy is QAM-E, and QAM with a one-step actor is QAM-F, whether the config
-    says so by its name or by its fields. An algorithm outside the package keeps its own name.
-    """
-    name = agent_config["agent_name"]
-    if name == "qam" and agent_config.get("edit_scale", 0) > 0:
-        name = "qam_e"
-    elif name == "qam" and agent_config.get("fql_alpha", 0) > 0:
-        name = "qam_f"
-    return display_name(name)
-
-
-def agent_name(method: str) -> str | None:
-    """Name of the algorithm with this label; None if no algorithm has it."""
-    return next((name for name in algorithm_names() if display_name(name) == method), None)
-
-
-def method_order(label: str) -> str:
-    """Sorting key of a method's label: the paper's methods in its order, then all others.
-
-    The variants of a method follow it.
-    """
-    methods, method = published_methods(), base_method(label)
-    place = methods.index(method) if method in methods else len(methods)
-    return f"{place:02d} {label}"
-
-
-def ordered_methods(labels: Iterable[str]) -> list[str]:
-    """Different labels in the order of tables, see `method_order`."""
-    return sorted(set(labels), key=method_order)
-
-
-def base_method(label: str) -> str:
-    """Method of a variant's label, such as `QAM-E` of `QAM-E (T=3)`."""
-    return label.split(" (")[0].removesuffix("-NOCLIP")
+    return display_name(variant_name(agent_config))
 
 
 def task_label(env_name: str) -> tuple[str, str]:
@@ -70,9 +35,13 @@ def setting_words(value: Any) -> str:
         return f"{len(value)} × {value[0]}" if same else " × ".join(map(str, value)) or "none"
     if value is None or isinstance(value, bool | str):
         return "none" if value in (None, "") else str(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
+
+
+def seeds_words(seeds: Iterable[int]) -> str:
+    """Seeds in short: `seed 3`, `seeds 0–3, 5`."""
+    text = ranges(seeds)
+    return f"seed {text}" if text.isdigit() else f"seeds {text}"
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -88,16 +57,13 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def number(value: float, digits: int = 1) -> str:
     """Number as a reader sees it; a dash for nan."""
-    if math.isnan(value):
-        return "–"
-    text = f"{value:,.{digits}f}"
-    if float(text.replace(",", "")) == 0:
-        text = text.removeprefix("-")
-    return text.replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:z,.{digits}f}".replace("-", "−")
 
 
-def interval(estimate: Estimate, digits: int = 1) -> str:
-    """Interval of an estimate; empty if there is none."""
-    if math.isnan(estimate.low):
-        return ""
-    return f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
+def estimate_words(
+    row: Mapping[str, Any], name: str, scale: float = 1, digits: int = 1
+) -> tuple[str, str]:
+    """Statistic `name` of a row, times `scale`, and its interval; empty where there is none."""
+    value, low, high = (scale * row[column] for column in (name, f"{name}_low", f"{name}_high"))
+    span = "" if math.isnan(low) else f"{number(low, digits)} to {number(high, digits)}"
+    return number(value, digits), span

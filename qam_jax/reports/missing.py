@@ -7,22 +7,16 @@ from typing import Any
 import pandas as pd
 
 from qam_jax.reports.collect import latest
-from qam_jax.reports.labels import full_env_name, method_name, ranges, task_label
-from qam_jax.reports.published import published_results
-from qam_jax.reports.results import sort_key
+from qam_jax.reports.labels import full_env_name, method_name, ranges, seeds_words, task_label
+from qam_jax.reports.published import published_results, sort_key
 
 _COLUMNS = ["method", "env_name", "seed", "folder"]
 
 
 def expected_runs(study: Any) -> pd.DataFrame:
-    """All runs of a study.
+    """All runs of a `qam_jax.sweeps.studies.Study`, a row for each.
 
-    Args:
-      study: a `qam_jax.sweeps.studies.Study`.
-
-    Returns:
-      A row for each run: the label of its method, the full name of its task, its seed, and the name
-      that `experiments/sweep.py` gives its folder.
+    The columns are `method` (its label), `env_name`, `seed`, and `folder` as `sweep.py` names it.
     """
     rows = []
     for env_name, method, variant, seed in itertools.product(
@@ -54,18 +48,14 @@ def missing_runs(
 
     An expected run is known by the name of its folder, or by its method, task and seed.
 
-    Args:
-      runs: the table of `collect`.
-      expected: the table of `expected_runs` or `published_runs`. By default each combination of the
-        methods, tasks and seeds that a domain has runs of is expected.
-      at: the step that runs have to reach, in place of their end.
+    By default each combination of the methods, tasks and seeds that a domain has runs of is
+    expected. Runs have to reach step `at`, or else their end.
 
     Returns:
       A row for each such run: `method`, `env_name`, `seed`, and `state`, how far the run is.
     """
     last = latest(runs)
-    expected = _combinations(last) if expected is None else expected
-    found = list(_absent_runs(last, expected))
+    found = list(_absent_runs(last, _combinations(last) if expected is None else expected))
     for run in last.itertuples():
         goal = run.end if at is None else at
         if run.step < goal:
@@ -77,33 +67,28 @@ def missing_runs(
 
 def describe_missing(missing: pd.DataFrame) -> list[str]:
     """Lines on missing runs, one for all seeds and tasks of a domain that are in one state."""
-    tasks = missing.groupby(["method", "env_name", "state"], sort=False)["seed"].agg(ranges)
+    tasks = missing.groupby(["method", "env_name", "state"], sort=False)["seed"].agg(seeds_words)
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for (method, env_name, state), seeds in tasks.items():
         domain, task = task_label(env_name)
-        groups.setdefault((method, domain, state, seeds), []).append(task)
-    lines = []
-    for (method, domain, state, seeds), labels in groups.items():
-        numbers = [label.removeprefix("task ") for label in labels]
-        if all(number.isdigit() for number in numbers):
-            numbers = [ranges(map(int, numbers))]
-        words = f" {labels[0]}" if len(labels) == 1 else f" tasks {', '.join(numbers)}"
-        words = "" if labels == [domain] else words
-        plural = "" if seeds.isdigit() else "s"
-        lines.append(f"{method} on {domain}{words}, seed{plural} {seeds}: {state}")
-    return lines
+        groups.setdefault((method, domain, seeds, state), []).append(task)
+    return [
+        f"{method} on {domain}{_task_words(domain, labels)}, {seeds}: {state}"
+        for (method, domain, seeds, state), labels in groups.items()
+    ]
+
+
+def _task_words(domain: str, labels: list[str]) -> str:
+    """Tasks of a domain in short: ` task 2`, ` tasks 1–3`; empty where the domain is the task."""
+    if len(labels) == 1:
+        return f" {labels[0]}" if labels != [domain] else ""
+    numbers = [label.removeprefix("task ") for label in labels]
+    known = all(map(str.isdigit, numbers))
+    return f" tasks {ranges(map(int, numbers)) if known else ', '.join(numbers)}"
 
 
 def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[str, str, int, str]]:
-    """Method, task, seed and state of the expected runs that are not there.
-
-    A missing run takes the label of its configuration's other seeds, which their folders' names
-    tell.
-
-    Args:
-      last: one row for each run.
-      expected: see `missing_runs`.
-    """
+    """Expected runs that are not there, with the labels of other seeds in folders named alike."""
     labels, known = {}, set()
     for run in last.itertuples():
         name = run.folder.name
@@ -118,8 +103,7 @@ def _absent_runs(last: pd.DataFrame, expected: pd.DataFrame) -> Iterable[tuple[s
 
 def _combinations(last: pd.DataFrame) -> pd.DataFrame:
     """Each combination of the methods, tasks and seeds of a domain."""
-    rows = []
+    rows: list[tuple] = []
     for _, group in last.groupby("domain"):
-        values = (group[name].unique() for name in ("method", "env_name", "seed"))
-        rows += [(*key, "") for key in itertools.product(*values)]
+        rows += itertools.product(*(group[name].unique() for name in _COLUMNS[:3]), [""])
     return pd.DataFrame(rows, columns=_COLUMNS)

@@ -1,32 +1,24 @@
 """A report as one page of HTML that needs neither other files nor a network."""
 
 import datetime
-from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from qam_jax.reports import figures
 from qam_jax.reports.collect import latest
-from qam_jax.reports.comparisons import comparison_view
-from qam_jax.reports.figures import Panel, inline_svg, overall_aggregates
-from qam_jax.reports.labels import interval, number, ordered_methods
+from qam_jax.reports.comparisons import STANDINGS, comparison_view
+from qam_jax.reports.figures import inline_svg, report_figures, report_lines
+from qam_jax.reports.labels import estimate_words, number
 from qam_jax.reports.missing import describe_missing
-from qam_jax.reports.results import OVERALL, estimate_of
-from qam_jax.reports.summary import Report, sensitivity_views
+from qam_jax.reports.published import ordered_methods
+from qam_jax.reports.summary import Report
 
-_MAX_LINES = 40  # of missing runs; missing.csv has all of them
+_LIBRARIES = ("jax", "ogbench", "mujoco")  # whose versions the page names
 
 
 def render_page(report: Report, title: str, command: str = "") -> str:
-    """Renders the page.
-
-    Args:
-      report: the contents.
-      title: heading of the page.
-      command: the command that made the report, to be shown; empty for none.
-    """
+    """Renders a report under a title, with the command that made it if one is given."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qam_jax.reports", "."),
         autoescape=True,
@@ -34,146 +26,79 @@ def render_page(report: Report, title: str, command: str = "") -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "interval": interval, "percent": _percent}
-    missing = describe_missing(report.missing)
+    environment.filters["number"] = number
+    figures = report_figures(report)
+    compared = report.comparison.table if report.comparison else pd.DataFrame()
     return environment.get_template("report.html.j2").render(
         title=title,
         command=command,
         made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         report=report,
-        estimate_of=estimate_of,
-        facts=_facts(report),
-        line_of=figures.report_lines(report),
-        overall=_aggregate_table(report, overall_aggregates(report)),
-        overall_name=_overall_name(report),
-        intervals=_draw("i", figures.interval_panels(report), figures.interval_size(report)),
-        profiles=_draw("p", figures.profile_panels(report), (4.4, 3.0)),
-        matrices=_matrices(report.improvements),
-        sensitivities=[
-            view | {"figures": _draw(f"s{i}-", figures.sensitivity_panels(report, view["field"]))}
-            for i, view in enumerate(sensitivity_views(report))
-        ],
-        domains=[_domain(report, name, f"d{i}-") for i, name in enumerate(report.domains)],
-        published=comparison_view(report.published),
-        comparison=report.comparison and comparison_view(report.comparison.table),
-        missing=missing[:_MAX_LINES],
-        more_missing=max(0, len(missing) - _MAX_LINES),
+        last=latest(report.runs),
+        standings=STANDINGS,
+        words=estimate_words,
+        line_of=report_lines(report),
+        figures=figures,
+        pictures={
+            name: [inline_svg(each, f"f{i}-{j}", figure.size) for j, each in enumerate(figure[0])]
+            for i, (name, figure) in enumerate(figures.items())
+        },
+        overall=_grid(report.overall, "stage"),
+        matrices=_grids(report.improvements, "stage", "other"),
+        domains=[_domain(report, name) for name in sorted(report.runs["domain"].unique())],
+        sensitivities={
+            setting: _grids(table, ["domain", "task", "stage"], "value")
+            for setting, table in report.sensitivity.items()
+        },
+        published=comparison_view(report.published) if len(report.published) else None,
+        comparison=comparison_view(compared) if len(compared) else None,
+        missing=describe_missing(report.missing),
         provenance=_provenance(report),
     )
 
 
-def _draw(
-    prefix: str, panels: Sequence[Panel], size: tuple[float, float] = (3.5, 2.7)
-) -> list[str]:
-    """Panels as SVG elements, each with ids of its own."""
-    return [inline_svg(panel, f"{prefix}{i}", size=size) for i, panel in enumerate(panels)]
-
-
-def _facts(report: Report) -> list[tuple[str, str]]:
-    """Numbers at the head of the page."""
-    last = latest(report.runs)
-    few, many = report.results["num_seeds"].min(), report.results["num_seeds"].max()
-    seeds = f"{few}" if few == many else f"{few} to {many}"
-    return [
-        ("runs", f"{len(last):,}"),
-        ("at their end", f"{(last['step'] >= last['end']).sum():,}"),
-        ("tasks", f"{last['env_name'].nunique()}"),
-        ("methods", f"{len(report.methods)}"),
-        ("seeds per result", seeds if len(report.results) else "–"),
-        ("missing or not done", f"{len(report.missing):,}"),
-    ]
-
-
-def _overall_name(report: Report) -> str:
-    rows = overall_aggregates(report)
-    if rows.empty:
-        return ""
-    domain = rows["domain"].iloc[0]
-    return f"Over all {rows['of_tasks'].max()} tasks" if domain == OVERALL else f"Over {domain}"
-
-
-def _aggregate_table(report: Report, rows: pd.DataFrame) -> dict[str, Any]:
-    """Aggregates by method and stage, with the best mean of each stage."""
+def _grid(rows: pd.DataFrame, column: str) -> dict[str, Any]:
+    """Rows as cells by method and by the value of a column, with the best mean of each value."""
     return {
-        "stages": [stage for stage in report.stages if stage in set(rows["stage"])],
+        "rows": rows,
         "methods": ordered_methods(rows["method"]),
-        "cells": {(row["method"], row["stage"]): row for row in rows.to_dict("records")},
-        "best": dict(rows.groupby("stage")["mean"].max()) if len(rows) else {},
-        "partial": any(row.num_tasks < row.of_tasks for row in rows.itertuples()),
+        "columns": sorted(rows[column].unique()),
+        "cells": {(row["method"], row[column]): row for row in rows.to_dict("records")},
+        "best": rows.groupby(column)["mean"].max().to_dict() if "mean" in rows else {},
     }
 
 
-def _matrices(improvements: pd.DataFrame) -> list[dict[str, Any]]:
-    """Probability of improvement of each method over each other, by stage."""
-    if improvements.empty:
-        return []
-    return [
-        {
-            "stage": stage,
-            "methods": ordered_methods(rows["method"]),
-            "pairs": {
-                (row["method"], row["other"]): estimate_of(row, "probability")
-                for row in rows.to_dict("records")
-            },
-        }
-        for stage, rows in improvements.groupby("stage", sort=False)
-    ]
+def _grids(rows: pd.DataFrame, by: str | list[str], column: str) -> dict[Any, dict[str, Any]]:
+    """A grid for each group of rows."""
+    return {key: _grid(group, column) for key, group in rows.groupby(by, sort=False)}
 
 
-def _domain(report: Report, domain: str, prefix: str) -> dict[str, Any]:
-    """Results of a domain; `prefix` is for the ids in its figures."""
+def _domain(report: Report, domain: str) -> dict[str, Any]:
     results = report.results[report.results["domain"] == domain]
-    runs = report.runs[report.runs["domain"] == domain]
     returns = (results["unit"] == "return").any()
     return {
         "name": domain,
-        "table": _aggregate_table(report, report.aggregates[report.aggregates["domain"] == domain]),
-        "tasks": [
-            _task_table(stage, results[results["stage"] == stage])
-            for stage in report.stages
-            if stage in set(results["stage"])
-        ],
-        "curves": _draw(prefix, figures.curve_panels(report, domain)),
-        "methods": ordered_methods(runs["method"]),
         "unit": "mean return" if returns else "success rate (%)",
+        "table": _grid(report.aggregates[report.aggregates["domain"] == domain], "stage"),
+        "stages": _grids(results.sort_values("stage", kind="stable"), "stage", "task"),
     }
 
 
-def _task_table(stage: str, results: pd.DataFrame) -> dict[str, Any]:
-    """Results of each method on each task of a domain, with the best mean on each task."""
-    return {
-        "stage": stage,
-        "cells": {(row["method"], row["task"]): row for row in results.to_dict("records")},
-        "tasks": sorted(results["task"].unique()),
-        "methods": ordered_methods(results["method"]),
-        "best": dict(results.groupby("task")["mean"].max()),
-        "steps": ", ".join(f"{step:,}" for step in sorted(results["step"].unique())),
-    }
-
-
-def _provenance(report: Report) -> list[tuple[str, str]]:
+def _provenance(report: Report) -> dict[str, str]:
     """Origin of the runs: folders, code, machines, libraries and data."""
     metadata = list(latest(report.runs)["metadata"])
     starts = [each["starts"][-1] for each in metadata if each.get("starts")]
-    changed = {True: " with local changes", False: ""}
-    found = {
-        "Folders": set(report.folders),
-        "Code": {
-            f"{(start.get('git_revision') or 'unknown')[:12]}"
-            f"{changed[bool(start.get('git_changes'))]}"
+    versions = [start.get("versions", {}) for start in starts]
+    libraries = [(name, each.get(name)) for each in versions for name in _LIBRARIES]
+    changes = {True: " with local changes", False: ""}
+    found: dict[str, Any] = {
+        "Folders": report.folders,
+        "Code": [
+            (start.get("git_revision") or "unknown")[:12] + changes[bool(start.get("git_changes"))]
             for start in starts
-        },
-        "Devices": {start["device"] for start in starts if start.get("device")},
-        "Libraries": {
-            f"{name} {start['versions'][name]}"
-            for start in starts
-            for name in ("jax", "ogbench", "mujoco")
-            if start.get("versions", {}).get(name)
-        },
-        "Data": {each.get("dataset_source", "") for each in metadata} - {""},
+        ],
+        "Devices": [start.get("device") for start in starts],
+        "Libraries": [f"{name} {version}" for name, version in libraries if version],
+        "Data": [each.get("dataset_source") for each in metadata],
     }
-    return [(name, "; ".join(sorted(values))) for name, values in found.items() if values]
-
-
-def _percent(value: float) -> str:
-    return number(100 * value, 0)
+    return {name: "; ".join(sorted(set(filter(None, texts)))) for name, texts in found.items()}

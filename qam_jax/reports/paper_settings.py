@@ -6,18 +6,17 @@ the default of the algorithm's config and of `RunSettings`.
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from qam_jax.agents import algorithm_names, get_config
-from qam_jax.reports.labels import agent_name, method_name, setting_words, task_label
+from qam_jax.agents import algorithm_names, get_config, variant_fields, variant_name
+from qam_jax.reports.labels import method_name, setting_words, task_label
 from qam_jax.reports.published import published_results
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings, names_with_role
-
-_SIMULATED = re.compile(r"\(simulated: (\d+) episodes")
 
 # Settings of the sensitivity study, one at a time, by the method's label in its table.
 _VARIANTS = {
@@ -25,74 +24,54 @@ _VARIANTS = {
     "QAM-E (K=2)": ("num_qs", 2),
     **{f"QAM-E (T={steps})": ("flow_steps", steps) for steps in (1, 3, 20, 30)},
 }
-_TEMPERATURE_VARIANTS = {f"QAM-E ({factor}x tau)": factor for factor in (0.1, 0.3, 3, 10)}
 
 
-class Difference(NamedTuple):
-    """A setting of a run that is not the paper's.
-
-    Attributes:
-      name: the setting.
-      text: its value in the run and in the paper, in words.
-    """
-
-    name: str
-    text: str
-
-    @property
-    def only_online(self) -> bool:
-        """Whether the setting leaves the results of the offline stage as they are."""
-        return self.name == "online_steps" or self.name in names_with_role("online")
-
-
-def paper_differences(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Difference]:
+def paper_differences(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], stage: str = "online"
+) -> dict[str, str]:
     """Settings of a run that differ from the paper's run of this method on this task.
 
     Args:
       config: config.json of the run.
       metadata: metadata.json of the run.
+      stage: `offline` leaves out the settings of fine-tuning.
+
+    Returns:
+      By the name of the setting, its value in the run and in the paper, in words.
     """
-    paper = paper_settings(method_name(config["agent"]), config["env_name"])
+    paper = dict(paper_settings(variant_name(config["agent"]), config["env_name"]))
     variant = sensitivity_variant(config)
     if variant:
         paper |= dict([_variant_settings(paper)[variant]])
     large = bool(paper.pop("ogbench_dataset_dir", ""))
     flat = {**config, **config["agent"]}
-    found = []
-    for name, expected in paper.items():
-        given = flat.get(name, expected)
-        if not _same(given, expected):
-            text = f"{name} = {setting_words(given)} (paper: {setting_words(expected)})"
-            found.append(Difference(name, text))
-    return [*found, *_data_differences(config, metadata, large)]
-
-
-def paper_settings(method: str, env_name: str) -> dict[str, Any]:
-    """Settings of the paper for a method on a task, without the interval of evaluations.
-
-    Args:
-      method: published label of the method, such as `QAM-E`.
-      env_name: name of the task.
-
-    Returns:
-      The settings by name: the defaults on a task that the paper does not have, and nothing for a
-      method that is no algorithm of this package.
-    """
-    return dict(_paper_settings(agent_name(method), env_name))
+    texts = {
+        name: f"{name} = {setting_words(flat[name])} (paper: {setting_words(expected)})"
+        for name, expected in paper.items()
+        if name in flat and not _same(flat[name], expected)
+    }
+    texts |= _data_differences(config, metadata, large)
+    left_out = names_with_role("online") | {"online_steps"} if stage == "offline" else set()
+    return {name: text for name, text in texts.items() if name not in left_out}
 
 
 @functools.cache
-def _paper_settings(name: str | None, env_name: str) -> dict[str, Any]:
-    if name is None or name not in algorithm_names():
+def paper_settings(agent_name: str, env_name: str) -> Mapping[str, Any]:
+    """Settings of the paper for an algorithm on a task, without the interval of evaluations.
+
+    Returns:
+      The settings by name: the defaults on a task that the paper does not have, and nothing for an
+      algorithm that is not in this package.
+    """
+    if agent_name not in algorithm_names():
         return {}
-    agent = get_config(name).to_dict()
+    # A variant is told by one of these fields; the other fields are at 0.
+    agent = dict.fromkeys(variant_fields(agent_name), 0.0) | get_config(agent_name).to_dict()
     agent.pop("agent_name")
-    if name in ("qam_e", "qam_f"):  # plain QAM becomes one of them by one field, the other at 0
-        agent = {"edit_scale": 0.0, "fql_alpha": 0.0} | agent
     counted = names_with_role("result", "schedule", "online") - {"env_name"}
     run = {f.name: f.default for f in dataclasses.fields(RunSettings) if f.name in counted}
     try:
-        settings, fields = presets.paper(name, env_name)
+        settings, fields = presets.paper(agent_name, env_name)
     except ValueError:
         return agent | run
     agent |= fields
@@ -103,15 +82,11 @@ def _paper_settings(name: str | None, env_name: str) -> dict[str, Any]:
 
 
 def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
-    """Label in the sensitivity study of a run of QAM-E with one setting changed; None otherwise.
-
-    Args:
-      config: config.json of the run.
-    """
+    """Label in the sensitivity study of a run of QAM-E with one setting changed; None otherwise."""
     agent, domain = config["agent"], task_label(config["env_name"])[0]
     if method_name(agent) != "QAM-E" or domain not in _sensitivity_domains():
         return None
-    paper = paper_settings("QAM-E", config["env_name"])
+    paper = paper_settings("qam_e", config["env_name"])
     variants = _variant_settings(paper)
     names = {name for name, _ in variants.values()}
     changed = {name for name in names if not _same(agent.get(name, paper[name]), paper[name])}
@@ -123,10 +98,7 @@ def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
 
 def _variant_settings(paper: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Changed setting and its value of each variant of the sensitivity study, by label."""
-    scaled = {
-        label: ("inv_temp", factor * paper["inv_temp"])
-        for label, factor in _TEMPERATURE_VARIANTS.items()
-    }
+    scaled = {f"QAM-E ({x}x tau)": ("inv_temp", x * paper["inv_temp"]) for x in (0.1, 0.3, 3, 10)}
     return _VARIANTS | scaled
 
 
@@ -138,34 +110,26 @@ def _sensitivity_domains() -> frozenset[str]:
 
 def _data_differences(
     config: Mapping[str, Any], metadata: Mapping[str, Any], large: bool
-) -> list[Difference]:
-    """Differences of the data, which the settings alone do not tell.
-
-    Args:
-      config: config.json of the run.
-      metadata: metadata.json of the run.
-      large: whether the paper trains on a folder of files.
-    """
-    found = []
-    simulated = _SIMULATED.search(metadata.get("dataset_source") or "")
-    if simulated:
-        text = f"data simulated here ({simulated[1]} episodes), not OGBench's file"
-        found.append(Difference("dataset_source", text))
-    if large and not config.get("ogbench_dataset_dir"):
-        text = "one file of data (paper: 100 files of a million transitions)"
-        found.append(Difference("ogbench_dataset_dir", text))
-    elif config.get("ogbench_dataset_dir") and not large:
-        text = "a folder of files (paper: one file of data)"
-        found.append(Difference("ogbench_dataset_dir", text))
+) -> dict[str, str]:
+    """Differences of the data; `large` says whether the paper trains on a folder of files."""
+    texts = {}
+    shards = bool(config.get("ogbench_dataset_dir"))
+    source = metadata.get("dataset_source") or ""
+    if simulated := re.search(r"\(simulated: (\d+ episodes)", source):
+        texts["dataset_source"] = f"data simulated here ({simulated[1]}), not OGBench's file"
+    if large and not shards:
+        texts["ogbench_dataset_dir"] = (
+            "one file of data (paper: 100 files of a million transitions)"
+        )
+    elif shards and not large:
+        texts["ogbench_dataset_dir"] = "a folder of files (paper: one file of data)"
     if config.get("run"):
-        found.append(Difference("run", "started from another run's checkpoint"))
-    return found
+        texts["run"] = "started from another run's checkpoint"
+    return texts
 
 
 def _same(value: Any, other: Any) -> bool:
     """Whether two settings are equal, up to the rounding of a product."""
     if isinstance(value, float) or isinstance(other, float):
         return math.isclose(value, other, rel_tol=1e-9)
-    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
-        return list(value) == list(other)
-    return value == other
+    return json.loads(json.dumps(value)) == json.loads(json.dumps(other))  # tuples become lists

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 
 from qam_jax.envs import make_env
 from qam_jax.files import atomic_write
@@ -29,24 +30,16 @@ def show_result(result: Any, settings: RunSettings, agent_name: str) -> None:
       agent_name: the name of the algorithm, for the line of its score.
     """
     prefix = f"seed {result.seed}: " if settings.num_seeds > 1 else ""
-    episodes = {
-        agent_name: result.episodes,
-        "behaviour cloning alone": result.behavior_episodes,
-    }
+    episodes = {agent_name: result.episodes, "behaviour cloning alone": result.behavior_episodes}
     episodes = {policy: runs for policy, runs in episodes.items() if runs}
     for policy, runs in episodes.items():
         print(f"{prefix}{policy}: {describe(runs)}")
     pictures = plot_run(result.folder, settings, episodes)
     if settings.video_episodes:
         pictures += film_episodes(
-            result.agent,
-            result.state,
-            settings.env_name,
-            result.folder / "videos",
-            num_episodes=settings.video_episodes,
-            seed=result.seed,
-            env_module=settings.env_module,
-        )
+            result.agent, result.state, settings.env_name, result.folder / "videos",
+            num_episodes=settings.video_episodes, seed=result.seed, env_module=settings.env_module,
+        )  # fmt: skip
     print(f"{prefix}Run: {result.folder}")
     if pictures:
         print("Pictures:", *pictures, sep="\n  ")
@@ -59,8 +52,8 @@ def plot_run(
 
     Args:
       folder: the run's folder.
-      settings: the run's.
-      episodes: of the last evaluation, by the name of the policy.
+      settings: the settings of the run.
+      episodes: episodes of the last evaluation, by the name of the policy.
     """
     if not settings.env_name:
         return []
@@ -75,36 +68,33 @@ def plot_run(
 
 
 def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> Path:
-    """Draws success rate against steps, with its 95% interval, from a run's eval.csv.
+    """Draws success rates with their 95% intervals, from eval.csv of a run's folder.
 
     Where the environment does not report success, it draws the mean return instead.
 
     Args:
       folder: the run's folder.
-      title: above the curve.
+      title: heading of the picture.
       border: the step at which fine-tuning online begins; None if it does not.
 
     Returns:
       The picture's path, `learning_curve.png` in the run's folder.
     """
-    rows = read_csv(folder / "eval.csv")
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    steps = columns["step"]
+    rows = pd.DataFrame(read_csv(folder / "eval.csv"))
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    if np.isnan(columns["success"]).all():
-        axes.plot(steps, columns["return"], "o-", color=_COLOR, label="mean return")
+    if rows["success"].isna().all():
+        axes.plot(rows["step"], rows["return"], "o-", color=_COLOR, label="mean return")
         axes.set(ylabel="return")
     else:
-        low, high = 100 * columns["success_low"], 100 * columns["success_high"]
+        low, high = 100 * rows["success_low"], 100 * rows["success_high"]
         band = {"color": _COLOR, "alpha": 0.2, "linewidth": 0, "label": "95% interval"}
-        axes.fill_between(steps, low, high, **band)
-        axes.plot(steps, 100 * columns["success"], "o-", color=_COLOR, label="success rate")
+        axes.fill_between(rows["step"], low, high, **band)
+        axes.plot(rows["step"], 100 * rows["success"], "o-", color=_COLOR, label="success rate")
         axes.set(ylabel="success rate (%)", ylim=(-3, 103))
-    if border is None:
-        axes.set(xlabel="updates", title=title)
-    else:
+    if border is not None:
         axes.axvline(border, color="0.4", linestyle="--", linewidth=1, label="fine-tuning begins")
-        axes.set(xlabel="offline updates, then environment steps", title=title)
+    axes.set_xlabel("updates" if border is None else "offline updates, then environment steps")
+    axes.set_title(title)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
@@ -117,11 +107,8 @@ def plot_maze_paths(env: Any, episodes: Mapping[str, Sequence[Episode]], path: P
 
     Args:
       env: the maze, unwrapped and reset to its task.
-      episodes: with their planar positions [steps, 2], by the name of the policy.
-      path: the picture's path.
-
-    Returns:
-      `path`.
+      episodes: episodes with their planar positions [steps, 2], by the name of the policy.
+      path: the picture's path, which is returned.
     """
     rows, columns = env.maze_map.shape
     left, bottom = np.subtract(env.ij_to_xy((0, 0)), env._maze_unit / 2)

@@ -2,19 +2,18 @@
 
 import datetime
 import math
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from qam_jax.files import read_json
-from qam_jax.reports.collect import find_run_folders, why_empty
+from qam_jax.reports.folders import find_runs, read_evaluations
 from qam_jax.reports.labels import method_name, task_label
 from qam_jax.runs.lock import FAILED, FINISHED, LOCK, RUNNING, STOPPED, UNKNOWN, read_status
 from qam_jax.runs.metrics import read_csv
@@ -23,12 +22,11 @@ from qam_jax.runs.metrics import read_csv
 _PATIENCE = 3.0
 _MIN_PATIENCE = 300.0  # seconds; an evaluation may take longer than many updates
 
-_COLORS = {
+STATES = {
     "running": "green", "silent": "yellow", "failed": "red", "stopped": "yellow", "done": "dim",
     "damaged": "red",
 }  # fmt: skip
-STATES = tuple(_COLORS)
-"""States of a run, in the order of the table."""
+"""States of a run, in the order of the table, and their colours."""
 
 _WIDE = 120  # characters for all columns
 _COLUMNS = ("run", "state", "progress", "step", "stage", "speed/s", "last score", "left", "ends")
@@ -37,70 +35,36 @@ _ONLY_WIDE = ("step", "stage", "speed/s", "ends")
 
 
 class Progress(NamedTuple):
-    """Progress of a run.
-
-    Attributes:
-      folder: the run's folder.
-      name: method, task and seed; the folder's name if these cannot be read.
-      state: one of `STATES`. A `silent` run has written nothing for long: it hangs, evaluates, or
-        was killed on another machine.
-      step: step of the last row of metrics.
-      end: last step of the run.
-      stage: `cloning`, `offline` or `online`; empty before the first row.
-      speed: steps per second without evaluations, from the last row; nan if unknown.
-      score: last success rate in percent, or mean return; nan if there is none.
-      score_step: step of the score.
-      unit: `%` or `return`.
-      age: seconds since the run last wrote.
-      remaining: seconds until its end, evaluations included; nan if unknown.
-      open_ended: whether a later stage may be slower than the present one.
-      note: what is wrong with the folder, or why the run failed.
-    """
+    """Progress of a run. Numbers are nan where they are unknown."""
 
     folder: Path
-    name: str
+    name: str  # method, task and seed; the folder's name if these cannot be read
     state: str
-    step: int = 0
-    end: int = 0
-    stage: str = ""
-    speed: float = math.nan
-    score: float = math.nan
-    score_step: int = 0
-    unit: str = "%"
-    age: float = math.nan
-    remaining: float = math.nan
-    open_ended: bool = False
-    note: str = ""
+    """One of `STATES`. A `silent` run has written nothing for long: it hangs, evaluates, or was
+    killed on another machine."""
+    step: int = 0  # of the last row of metrics
+    end: int = 0  # last step of the run
+    stage: str = ""  # `cloning`, `offline` or `online`; empty before the first row
+    speed: float = math.nan  # steps per second without evaluations, from the last row
+    score: str = "–"  # last success rate or mean return, with its step
+    age: float = math.nan  # seconds since the run last wrote
+    remaining: float = math.nan  # seconds until its end, evaluations included
+    open_ended: bool = False  # whether a later stage may be slower than the present one
+    note: str = ""  # what is wrong with the folder, or why the run failed
 
 
-def watch_folders(
-    folders: Sequence[str | Path], now: float | None = None
-) -> tuple[list[Progress], list[str]]:
-    """Reads the progress of all runs in and below these folders.
-
-    Args:
-      folders: folders of runs, or folders above them.
-      now: seconds since the epoch; by default the clock's.
-
-    Returns:
-      The progress of each run, and a note for each folder without runs.
-    """
-    now = time.time() if now is None else now
-    found, notes = [], []
-    for folder in map(lambda name: Path(name).expanduser(), folders):
-        runs = list(find_run_folders(folder))
-        if not runs:
-            notes.append(f"{folder}: {why_empty(folder)}.")
-        found += [read_progress(path, now) for path in runs]
-    return found, notes
+def watch_folders(folders: Sequence[str | Path], now: float) -> tuple[list[Progress], list[str]]:
+    """Progress of the runs in and below these folders, and a note on each folder without runs."""
+    paths, notes = find_runs(folders)
+    return [read_progress(path, now) for path in paths], notes
 
 
 def read_progress(folder: Path, now: float) -> Progress:
     """Reads the progress of the run in a folder; never raises for the contents of the folder."""
+    age = now - _last_written(folder)
     try:
-        return _read(folder, now)
+        return _read(folder, now, max(0.0, age))
     except (ValueError, KeyError, TypeError, OSError) as error:
-        age = now - _last_written(folder)
         text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         return Progress(folder, folder.name, "damaged", age=age, note=text)
 
@@ -111,16 +75,11 @@ def progress_view(
     now: float,
     *,
     width: int,
-    show_done: bool = True,
+    show_done: bool,
 ) -> Group:
-    """Table of runs, the running ones first, below a line that sums them up.
+    """Table of runs, the running ones first, below the notes and a line that sums the runs up.
 
-    Args:
-      runs: progress of each run.
-      notes: lines above the table.
-      now: seconds since the epoch.
-      width: width of the terminal; a narrow one gets fewer columns.
-      show_done: whether the table has the runs that are done.
+    A narrow terminal gets fewer columns. `now` is in seconds since the epoch.
     """
     table = Table(pad_edge=False)
     kept = [name for name in _COLUMNS if width >= _WIDE or name not in _ONLY_WIDE]
@@ -128,7 +87,8 @@ def progress_view(
         wraps = name in ("run", "state")
         table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=not wraps)
     names = Counter(run.name for run in runs)
-    for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.name)):
+    order = list(STATES)
+    for run in sorted(runs, key=lambda run: (order.index(run.state), run.name)):
         if names[run.name] > 1:
             run = run._replace(name=f"{run.name} ({run.folder.name})")
         if show_done or run.state != "done":
@@ -157,36 +117,40 @@ def duration(seconds: float) -> str:
     """Seconds in words: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if math.isnan(seconds):
         return "–"
-    minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
-def _read(folder: Path, now: float) -> Progress:
-    age = max(0.0, now - _last_written(folder))
+def _read(folder: Path, now: float, age: float) -> Progress:
     status, why = read_status(folder)
     if not (folder / "config.json").exists():
         recent = status == UNKNOWN and age < _MIN_PATIENCE and (folder / LOCK).exists()
-        state = "running" if status == RUNNING or recent else "damaged"
-        note = "starting: no config.json yet" if state == "running" else "no config.json"
-        return Progress(folder, folder.name, state, age=age, note=note)
-    config = read_json(folder / "config.json")
+        if status == RUNNING or recent:
+            note = "starting: no config.json yet"
+            return Progress(folder, folder.name, "running", age=age, note=note)
+        return Progress(folder, folder.name, "damaged", age=age, note="no config.json")
+    config, path = read_json(folder / "config.json"), folder / "metadata.json"
+    metadata = read_json(path) if path.exists() else {}
     ends = {"cloning": config["bc_steps"]}
     ends["offline"] = ends["cloning"] + config["offline_steps"]
     ends["online"] = end = ends["offline"] + config["online_steps"]
-    task = " ".join(dict.fromkeys(task_label(config["env_name"])))
-    name = f"{method_name(config['agent'])} {task} seed {config['seed']}"
+    method = metadata.get("method") or method_name(config["agent"])
+    name = " ".join(dict.fromkeys([method, *task_label(config["env_name"])]))
     rows = read_csv(folder / "train.csv")
-    score, score_step, unit = _last_score(folder / "eval.csv")
-    step = max(int(rows[-1]["step"]) if rows else 0, score_step)
+    steps, scores, unit = read_evaluations(folder)
+    score = "–"
+    if steps:
+        value = f"{scores[-1]:.0f}%" if unit == "%" else f"return {scores[-1]:.1f}"
+        score = f"{value} at {_short(steps[-1])}"
+    step = max([int(rows[-1]["step"]) if rows else 0, *steps[-1:]])
     stage = next((stage for stage in ends if step < ends[stage]), "online")
+    start = max((end for end in ends.values() if end < ends[stage]), default=0)
     speed = _speed(rows[-1]) if rows else math.nan
-    rate = _overall_rate(folder, step, now - age, ends, stage)
+    rate = _overall_rate(folder, metadata.get("starts", []), step, now - age, start)
     rate = speed if math.isnan(rate) else rate
     pause = config["log_interval"] / speed if speed > 0 else 0.0
     if status != RUNNING and (step >= end or status == FINISHED):
@@ -201,34 +165,28 @@ def _read(folder: Path, now: float) -> Progress:
     if state == "running" and rate > 0:
         remaining = max(0.0, (end - step) / rate - age)
     return Progress(
-        folder, name, state, step, end, stage if rows else "", speed, score, score_step, unit,
-        age, remaining, ends[stage] < end and state == "running", why if state == FAILED else "",
+        folder, f"{name} seed {config['seed']}", state, step, end, stage if rows else "", speed,
+        score, age, remaining, ends[stage] < end and state == "running",
+        why if state == FAILED else "",
     )  # fmt: skip
 
 
-def _speed(row: dict[str, float]) -> float:
+def _speed(row: Mapping[str, float]) -> float:
     """Steps per second of a row; online and offline rows have different columns."""
-    values = [
-        value
-        for name, value in row.items()
-        if name.endswith("s_per_second") and not math.isnan(value)
-    ]
-    return values[-1] if values else math.nan
+    speeds = [value for name, value in row.items() if name.endswith("s_per_second")]
+    return next((speed for speed in reversed(speeds) if not math.isnan(speed)), math.nan)
 
 
 def _overall_rate(
-    folder: Path, step: int, written: float, ends: dict[str, int], stage: str
+    folder: Path, starts: Sequence[Mapping[str, Any]], step: int, written: float, stage_start: int
 ) -> float:
     """Steps per second with evaluations, since a moment of this stage whose step is known.
 
     Such moments are the start of a run that was never continued, and the checkpoints that are kept.
     """
-    metadata = read_json(folder / "metadata.json") if (folder / "metadata.json").exists() else {}
-    starts = metadata.get("starts", [])
     if not starts:
         return math.nan
     started = datetime.datetime.fromisoformat(starts[-1]["time"]).timestamp()
-    stage_start = max((end for end in ends.values() if end < ends[stage]), default=0)
     moments = [(0, started)] if len(starts) == 1 and stage_start == 0 else []
     for entry in folder.glob("checkpoints/*"):
         if entry.name.isdigit() and entry.stat().st_mtime > started:
@@ -240,17 +198,6 @@ def _overall_rate(
     return (step - at) / (written - when)
 
 
-def _last_score(path: Path) -> tuple[float, int, str]:
-    """Score, step and unit of the last evaluation."""
-    rows = read_csv(path)
-    if not rows:
-        return math.nan, 0, "%"
-    row = rows[-1]
-    if math.isnan(row["success"]):
-        return row["return"], int(row["step"]), "return"
-    return 100 * row["success"], int(row["step"]), "%"
-
-
 def _last_written(folder: Path) -> float:
     """Time at which the run last wrote one of its files."""
     names = "train.csv eval.csv env.csv config.json metadata.json checkpoints".split()
@@ -259,34 +206,29 @@ def _last_written(folder: Path) -> float:
     return max(times, default=folder.stat().st_mtime)
 
 
-def _cells(run: Progress, now: float) -> dict[str, Text | ProgressBar]:
+def _cells(run: Progress, now: float) -> dict[str, RenderableType]:
     """Cells of a run's row, by column."""
     state = f"silent for {duration(run.age)}" if run.state == "silent" else run.state
     if run.state in ("failed", "stopped"):
         state += f" {duration(run.age)} ago"
-    known: dict[str, Text | ProgressBar] = {"run": Text(run.name)}
-    known["state"] = Text(state, style=_COLORS[run.state])
+    known = {"run": Text(run.name), "state": Text(state, style=STATES[run.state])}
     if run.note and run.state != "failed":
-        return known | {"progress": Text("see above" if run.state == "damaged" else run.note)}
-    score = "–"
-    if not math.isnan(run.score):
-        score = f"{run.score:.0f}%" if run.unit == "%" else f"return {run.score:.1f}"
-        score += f" at {_short(run.score_step)}"
-    after = "≥ " if run.open_ended and not math.isnan(run.remaining) else ""
-    ends = "–"
+        return {**known, "progress": "see above" if run.state == "damaged" else run.note}
+    left = ends = "–"
     if not math.isnan(run.remaining):
+        after = "≥ " if run.open_ended else ""
         moment = datetime.datetime.fromtimestamp(now + run.remaining)
+        left = after + duration(run.remaining)
         ends = after + moment.strftime("%H:%M" if run.remaining < 72_000 else "%a %d %H:%M")
-    return known | {
-        "progress": ProgressBar(
-            total=1.0, completed=run.step / run.end if run.end else 0.0, width=16
-        ),
-        "step": Text(f"{_short(run.step)} of {_short(run.end)}"),
-        "stage": Text(run.stage if run.state != "done" else ""),
-        "speed/s": Text("–" if math.isnan(run.speed) else f"{run.speed:,.1f}"),
-        "last score": Text(score),
-        "left": Text(after + duration(run.remaining) if run.state == "running" else "–"),
-        "ends": Text(ends),
+    return {
+        **known,
+        "progress": ProgressBar(run.end or 1, run.step, width=16),
+        "step": f"{_short(run.step)} of {_short(run.end)}",
+        "stage": run.stage if run.state != "done" else "",
+        "speed/s": "–" if math.isnan(run.speed) else f"{run.speed:,.1f}",
+        "last score": run.score,
+        "left": left,
+        "ends": ends,
     }
 
 

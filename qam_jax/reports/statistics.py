@@ -1,8 +1,7 @@
 """Statistics over tasks and seeds, and tests between two groups of runs.
 
-Means, interquartile means, probabilities of improvement and performance profiles are those of
-rliable (Agarwal et al., arXiv 2108.13264). They are written out here because rliable takes the same
-number of seeds on every task, and because the intervals of one report shall be reproducible.
+Statistics are those of rliable (Agarwal et al., arXiv 2108.13264). They are written out here since
+rliable takes the same number of seeds on every task, and so that intervals are reproducible.
 
 Scores are a list of tasks, each an array [..., n] of the scores of its runs. The number of runs n
 may differ between tasks; every task has the same weight. Leading dimensions `...` are bootstrap
@@ -28,48 +27,24 @@ FISHER = "Fisher's exact test over episodes"
 UNTESTED = "not tested: one run each"
 
 
-class Estimate(NamedTuple):
-    """A statistic with its 95% interval; the interval is nan where it cannot be known."""
-
-    value: float
-    low: float
-    high: float
-
-
 class Sample(NamedTuple):
-    """Summary of the scores of several runs, as published tables give it.
-
-    Attributes:
-      mean: mean over runs.
-      std: sample standard deviation over runs (`ddof=1`); nan for a single run.
-      num_runs: number of runs.
-      episodes: episodes in the evaluation of a run if scores are success rates in percent; else 0.
-    """
+    """Summary of the scores of several runs, as published tables give it."""
 
     mean: float
-    std: float
+    std: float  # sample standard deviation over runs (`ddof=1`); nan for a single run
     num_runs: int
-    episodes: int = 0
+    episodes: int = 0  # in the evaluation of a run if scores are success rates in percent; else 0
 
 
 class TestResult(NamedTuple):
-    """Result of a two-sided test at the 5% level between two samples.
+    """Result of a two-sided test at the 5% level between two samples."""
 
-    Attributes:
-      standing: `within`, `above` or `below`; `untested` where no test is possible.
-      test: name of the test.
-      p_value: p-value of the test; nan without one.
-      difference: difference of the means.
-      low: lower end of the 95% interval of the difference; nan where the test has none.
-      high: upper end of the interval.
-    """
-
-    standing: str
-    test: str
-    p_value: float
-    difference: float
-    low: float = math.nan
-    high: float = math.nan
+    difference: float  # of the means
+    difference_low: float  # 95% interval of the difference; nan where the test has none
+    difference_high: float
+    standing: str  # `within`, `above` or `below`; `untested` where no test is possible
+    test: str  # name of the test
+    p_value: float  # nan without a test
 
 
 def mean_score(scores: Scores) -> np.ndarray:
@@ -99,11 +74,7 @@ def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
     """Probability that a run is better than a run of another method on the same task, [...].
 
     The Mann-Whitney statistic of each task, divided by the number of pairs, is averaged over tasks;
-    a tie counts one half.
-
-    Args:
-      scores: scores of one method.
-      others: scores of the other method, on the same tasks in the same order.
+    a tie counts one half. Both sides have the same tasks in the same order.
     """
     chances = []
     for task, other in zip(scores, others, strict=True):
@@ -113,19 +84,12 @@ def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
 
 
 def performance_profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """Fraction of runs with a score above each of the thresholds [P], as [..., P].
-
-    This is rliable's profile of the score distribution: the fraction on each task, averaged.
-    """
-    fractions = [(task[..., None] > thresholds).mean(axis=-2) for task in scores]
-    return np.mean(fractions, axis=0)
+    """Fraction of runs above each of the thresholds [P], averaged over tasks, [..., P]."""
+    return np.mean([(task[..., None] > thresholds).mean(axis=-2) for task in scores], axis=0)
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray],
-    *samples: Scores,
-    replicates: int = 2000,
-    seed: int = 0,
+    statistic: Callable[..., np.ndarray], *samples: Scores, replicates: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Statistic with its 95% percentile interval from a stratified bootstrap.
 
@@ -154,9 +118,10 @@ def bootstrap(
     return value, low, high
 
 
-def estimate(statistic: Callable[..., np.ndarray], *samples: Scores, seed: int = 0) -> Estimate:
-    """`bootstrap` of a statistic with a single value."""
-    return Estimate(*(float(part) for part in bootstrap(statistic, *samples, seed=seed)))
+def estimate(name: str, statistic: Callable[..., np.ndarray], *samples: Scores) -> dict[str, float]:
+    """`bootstrap` of a statistic with one value, as columns of a table: `x`, `x_low`, `x_high`."""
+    names = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(names, map(float, bootstrap(statistic, *samples)), strict=True))
 
 
 def summarize_runs(scores: Sequence[float], episodes: int = 0) -> Sample:
@@ -176,21 +141,28 @@ def compare_samples(ours: Sample, theirs: Sample) -> TestResult:
     - No variance on either side: Fisher's exact test over the episodes of all runs, if scores are
       success rates.
     """
-    difference = ours.mean - theirs.mean
-    deviations = [sample.std for sample in (ours, theirs) if sample.num_runs > 1]
-    if not deviations:
-        return TestResult("untested", UNTESTED, math.nan, difference)
-    if not any(deviation > 0 for deviation in deviations):
+    difference, (n, m) = ours.mean - theirs.mean, (ours.num_runs, theirs.num_runs)
+    several = [sample for sample in (ours, theirs) if sample.num_runs > 1]
+    if not several:
+        return TestResult(difference, math.nan, math.nan, "untested", UNTESTED, math.nan)
+    if not any(sample.std > 0 for sample in several):
         return _fisher(ours, theirs, difference)
-    if len(deviations) == 2:
-        enough = min(ours.num_runs, theirs.num_runs) >= _ENOUGH
-        result = stats.ttest_ind_from_stats(*ours[:3], *theirs[:3], equal_var=not enough)
-        error, freedom = (_welch if enough else _pooled)(ours, theirs)
-        return _t_result(WELCH if enough else STUDENT, result.pvalue, difference, error, freedom)
-    many = ours if ours.num_runs > 1 else theirs
-    error = many.std * math.sqrt(1 + 1 / many.num_runs)
-    p_value = 2 * stats.t.sf(abs(difference) / error, many.num_runs - 1)
-    return _t_result(PREDICTION, p_value, difference, error, many.num_runs - 1)
+    if len(several) == 1:
+        test, freedom = PREDICTION, several[0].num_runs - 1.0
+        variance = several[0].std ** 2 * (1 + 1 / several[0].num_runs)
+    elif min(n, m) >= _ENOUGH:
+        parts = ours.std**2 / n, theirs.std**2 / m
+        test, variance = WELCH, sum(parts)
+        freedom = variance**2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
+    else:
+        test, freedom = STUDENT, n + m - 2.0
+        pooled = (ours.std**2 * (n - 1) + theirs.std**2 * (m - 1)) / freedom
+        variance = pooled * (1 / n + 1 / m)
+    error = math.sqrt(variance)  # standard error of the difference
+    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
+    margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
+    low, high = difference - margin, difference + margin
+    return TestResult(difference, low, high, _standing(p_value, difference), test, p_value)
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -202,40 +174,16 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return values.tolist()
 
 
-def _welch(ours: Sample, theirs: Sample) -> tuple[float, float]:
-    """Standard error of the difference of the means, and its degrees of freedom."""
-    parts = [(sample.std**2 / sample.num_runs, sample.num_runs - 1) for sample in (ours, theirs)]
-    total = sum(variance for variance, _ in parts)
-    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in parts)
-
-
-def _pooled(ours: Sample, theirs: Sample) -> tuple[float, float]:
-    """Standard error and degrees of freedom as `_welch`, with the same variance on both sides."""
-    freedom = ours.num_runs + theirs.num_runs - 2
-    squares = sum(sample.std**2 * (sample.num_runs - 1) for sample in (ours, theirs))
-    return math.sqrt(squares / freedom * (1 / ours.num_runs + 1 / theirs.num_runs)), freedom
-
-
-def _t_result(
-    test: str, p_value: float, difference: float, error: float, freedom: float
-) -> TestResult:
-    margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
-    standing = _standing(p_value, difference)
-    low, high = difference - margin, difference + margin
-    return TestResult(standing, test, float(p_value), difference, low, high)
-
-
 def _fisher(ours: Sample, theirs: Sample, difference: float) -> TestResult:
+    nan = math.nan
     if not (ours.episodes and theirs.episodes):
         standing = "within" if difference == 0 else "untested"
-        return TestResult(standing, "not tested: no spread over runs", math.nan, difference)
-    table = []
-    for sample in (ours, theirs):
-        total = sample.num_runs * sample.episodes
-        successes = round(sample.mean / 100 * total)
-        table.append([successes, total - successes])
+        return TestResult(difference, nan, nan, standing, "not tested: no spread over runs", nan)
+    totals = np.array([sample.num_runs * sample.episodes for sample in (ours, theirs)])
+    successes = np.round(np.array([ours.mean, theirs.mean]) / 100 * totals)
+    table = np.stack([successes, totals - successes], axis=1).astype(int)
     p_value = float(stats.fisher_exact(table).pvalue)
-    return TestResult(_standing(p_value, difference), FISHER, p_value, difference)
+    return TestResult(difference, nan, nan, _standing(p_value, difference), FISHER, p_value)
 
 
 def _standing(p_value: float, difference: float) -> str:

@@ -9,75 +9,43 @@ import pandas as pd
 from qam_jax.files import atomic_write
 from qam_jax.reports.collect import collect, latest
 from qam_jax.reports.comparisons import GroupComparison, compare_groups, compare_with_published
-from qam_jax.reports.labels import ordered_methods
 from qam_jax.reports.missing import missing_runs
+from qam_jax.reports.published import ordered_methods
 from qam_jax.reports.results import (
+    OVERALL,
     aggregates,
     curve_notes,
-    default_reference,
     improvements,
     seed_notes,
     sensitivity,
     task_results,
 )
 
-_NOT_WRITTEN = ["domain", "task", "configs", "metadata", "run_scores"]
-_RUN_COLUMNS = {name: name for name in ("folder", "env_name", "method", "seed")} | {
-    "step": "last_evaluation",
-    "end": "end",
-    "score": "last_score",
-    "unit": "unit",
-}
+_NOT_WRITTEN = "domain task configs metadata episodes other_episodes run_scores".split()
+_RUN_COLUMNS = ["folder", "env_name", "method", "seed", "step", "end", "score", "unit"]
 
 
 class Report(NamedTuple):
-    """Contents of a report.
+    """Contents of a report: tables, each as the function of its name makes it, and notes."""
 
-    Attributes:
-      folders: the folders that runs were looked for in.
-      runs: the table of `collect`.
-      notes: lines that a reader has to know first.
-      results: the table of `task_results`.
-      aggregates: the table of `aggregates`.
-      improvements: the table of `improvements`.
-      reference: the method that the probability of improvement in `aggregates` is over.
-      published: comparison with the paper's figures.
-      comparison: comparison with another group of runs; None without one.
-      missing: the table of `missing_runs`.
-      sensitivity: results by the values of the settings that were asked for.
-    """
-
-    folders: tuple[str, ...]
-    runs: pd.DataFrame
-    notes: list[str]
-    results: pd.DataFrame
+    folders: tuple[str, ...]  # that runs were looked for in
+    runs: pd.DataFrame  # the table of `collect`
+    notes: list[str]  # lines that a reader has to know first
+    results: pd.DataFrame  # the table of `task_results`
     aggregates: pd.DataFrame
     improvements: pd.DataFrame
-    reference: str | None
-    published: pd.DataFrame
-    comparison: GroupComparison | None
+    reference: str | None  # method that the probability of improvement in `aggregates` is over
+    published: pd.DataFrame  # comparison with the paper's figures
+    comparison: GroupComparison | None  # with another group of runs
     missing: pd.DataFrame
-    sensitivity: pd.DataFrame
+    sensitivity: dict[str, pd.DataFrame]  # by the setting that results are shown against
 
     @property
-    def stages(self) -> list[str]:
-        """Stages with results, in order: `offline` and `online`, or `step <N>`."""
-        return sorted(self.results["stage"].unique())
-
-    @property
-    def methods(self) -> list[str]:
-        """Methods of the runs, in the order of tables."""
-        return ordered_methods(self.runs["method"])
-
-    @property
-    def domains(self) -> list[str]:
-        """Domains of the runs."""
-        return sorted(self.runs["domain"].unique())
-
-    @property
-    def settings(self) -> list[str]:
-        """Settings that results are shown against."""
-        return list(dict.fromkeys(self.sensitivity.get("setting", ())))
+    def overall(self) -> pd.DataFrame:
+        """Aggregates of success rates over all tasks, or over the tasks of the only domain."""
+        rows = self.aggregates[self.aggregates["unit"] == "%"]
+        overall = rows[rows["domain"] == OVERALL]
+        return overall if len(overall) else rows
 
 
 def make_report(
@@ -102,8 +70,7 @@ def make_report(
     Raises:
       ValueError: if `compare` or `reference` was not found; says what there is.
     """
-    apart = [setting for setting in settings if setting != "seed"]
-    runs, notes = collect(folders, apart)
+    runs, notes = collect(folders, apart=[setting for setting in settings if setting != "seed"])
     results = task_results(runs, at)
     methods = ordered_methods(runs["method"])
     if reference and reference not in methods:
@@ -111,12 +78,9 @@ def make_report(
             f"--reference: there are no runs of {reference!r}; the methods found are "
             f"{', '.join(methods) or 'none'}."
         )
-    against = reference or default_reference(results)
-    tables = []
-    for setting in dict.fromkeys(settings):
-        table, lines = sensitivity(runs, setting, at)
-        tables += [table] if len(table) else []
-        notes += lines
+    against = reference or next(iter(ordered_methods(results["method"])), None)
+    by_setting = {setting: sensitivity(runs, setting, at) for setting in settings}
+    notes += [line for _, lines in by_setting.values() for line in lines]
     return Report(
         folders=tuple(map(str, folders)),
         runs=runs,
@@ -128,29 +92,8 @@ def make_report(
         published=compare_with_published(results if at is None else results.iloc[:0]),
         comparison=_compare(folders, runs, compare, at) if compare else None,
         missing=missing_runs(runs, expected, at),
-        sensitivity=pd.concat(tables) if tables else pd.DataFrame(),
+        sensitivity={name: table for name, (table, _) in by_setting.items() if len(table)},
     )
-
-
-def sensitivity_views(report: Report) -> list[dict[str, Any]]:
-    """Results against each setting for their reader.
-
-    Returns:
-      For each setting its name as `field`; its values as `numbers`; the `methods`; and `tasks`: by
-      the task's name the rows, each with `method`, `stage` and `points`, the result for each value.
-    """
-    views = []
-    by = ["domain", "task", "method", "stage", "unit"]
-    for setting in report.settings:
-        table = report.sensitivity[report.sensitivity["setting"] == setting]
-        tasks: dict[str, list[dict[str, Any]]] = {}
-        for (domain, task, method, stage, _), group in table.groupby(by, sort=False):
-            points = {row["value"]: row for row in group.to_dict("records")}
-            row = {"method": method, "stage": stage, "points": points}
-            tasks.setdefault(" ".join(dict.fromkeys([domain, task])), []).append(row)
-        numbers, methods = sorted(table["value"].unique()), ordered_methods(table["method"])
-        views.append({"field": setting, "numbers": numbers, "methods": methods, "tasks": tasks})
-    return views
 
 
 def write_tables(report: Report, folder: Path) -> list[Path]:
@@ -158,13 +101,14 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
 
     A table without rows has no file; the file of an earlier report is removed.
     """
-    last = latest(report.runs)
+    runs = latest(report.runs)[_RUN_COLUMNS]
+    by_setting = list(report.sensitivity.values())
     tables = {
-        "runs": last[list(_RUN_COLUMNS)].rename(columns=_RUN_COLUMNS),
+        "runs": runs.rename(columns={"step": "last_evaluation", "score": "last_score"}),
         "results": report.results,
         "aggregates": report.aggregates,
         "improvements": report.improvements,
-        "sensitivity": report.sensitivity,
+        "sensitivity": pd.concat(by_setting) if by_setting else pd.DataFrame(),
         "missing": report.missing,
         "published": report.published,
         "comparison": report.comparison.table if report.comparison else pd.DataFrame(),
@@ -194,6 +138,7 @@ def _cell(value: Any) -> Any:
 def _compare(
     folders: Sequence[str], runs: pd.DataFrame, compare: str, at: int | None
 ) -> GroupComparison:
+    """Comparison with a folder of other runs, or with one of the methods."""
     if Path(compare).expanduser().exists():
         others, notes = collect([compare])
         name = ", ".join(_short(folder) for folder in folders)

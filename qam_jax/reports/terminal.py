@@ -1,7 +1,6 @@
 """A report in the terminal."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -10,46 +9,30 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qam_jax.reports.comparisons import GroupComparison, comparison_view
-from qam_jax.reports.labels import interval, number
+from qam_jax.reports.comparisons import STANDINGS, GroupComparison, comparison_view
+from qam_jax.reports.labels import estimate_words, number
 from qam_jax.reports.missing import describe_missing
-from qam_jax.reports.results import OVERALL, estimate_of
-from qam_jax.reports.statistics import Estimate
-from qam_jax.reports.summary import Report, sensitivity_views
+from qam_jax.reports.results import OVERALL
+from qam_jax.reports.summary import Report
 
-_WIDTH = 140  # where the output is no terminal
 _MAX_LINES = 20  # of missing runs
 _MAX_ROWS = 40  # of a comparison, above which rows that are `within` are not shown
-_MARKS = {"within": "● within", "above": "▲ above", "below": "▼ below", "untested": "○ untested"}
-
-
-def make_console() -> Console:
-    """Makes a console that is wide enough for tables where the output is no terminal.
-
-    It raises BrokenPipeError where nobody reads what it prints, see `until_closed`.
-    """
-    return _Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:  # rich would end the process with status 1
-        raise BrokenPipeError
 
 
 def print_report(report: Report, console: Console) -> None:
     """Prints a table for each domain and overall, the comparisons, and the missing runs."""
     _print_notes(report.notes, console)
-    names = report.aggregates["domain"].unique()
-    for domain in sorted(names, key=lambda name: (name == OVERALL, name)):
+    order = {name: (name == OVERALL, name) for name in report.aggregates["domain"]}
+    for domain in sorted(order, key=order.__getitem__):
         rows = report.aggregates[report.aggregates["domain"] == domain]
-        console.print(_aggregate_table(domain, rows, report))
+        console.print(_aggregate_table(domain, rows, report.reference))
     if len(report.published):
         title = "Against the published figures"
         _print_comparison(title, "published", report.published, console)
     if report.comparison:
         _print_group_comparison(report.comparison, console)
-    for view in sensitivity_views(report):
-        console.print(_sensitivity_table(view))
+    for setting, table in report.sensitivity.items():
+        console.print(_sensitivity_table(setting, table))
     lines = describe_missing(report.missing)
     if lines:
         count = len(report.missing)
@@ -60,20 +43,19 @@ def print_report(report: Report, console: Console) -> None:
             console.print(f"  … and {len(lines) - _MAX_LINES} lines more, in missing.csv")
 
 
-def _print_notes(notes: Sequence[str], console: Console) -> None:
+def _print_notes(notes: Iterable[str], console: Console) -> None:
     for note in notes:
         console.print(f"[yellow]Note:[/] {escape(note)}")
 
 
-def _aggregate_table(domain: str, rows: pd.DataFrame, report: Report) -> Table:
-    is_return = rows["unit"].iloc[0] == "return"
-    unit = "mean return" if is_return else "success rate in %"
+def _aggregate_table(domain: str, rows: pd.DataFrame, reference: str | None) -> Table:
+    unit = {"return": "mean return", "%": "success rate in %"}[rows["unit"].iloc[0]]
     several = rows["method"].nunique() > 1
-    chance = [f"P(> {report.reference}) in %"] if several else []
+    chance = [f"P(> {reference}) in %"] if several else []
     headings = ["method", "stage", "mean", "IQM", *chance, "seeds", "tasks"]
     table = _table(f"{domain}: {unit}, with 95% intervals", headings)
-    for stage in report.stages:
-        for row in rows[rows["stage"] == stage].to_dict("records"):
+    for stage, here in rows.groupby("stage"):
+        for row in here.to_dict("records"):
             few, many = row["min_seeds"], row["max_seeds"]
             cells = [row["method"], stage, _estimate(row, "mean"), _estimate(row, "iqm")]
             cells += [_chance(row, "probability_of_improvement")] if several else []
@@ -83,14 +65,15 @@ def _aggregate_table(domain: str, rows: pd.DataFrame, report: Report) -> Table:
     return table
 
 
-def _sensitivity_table(view: dict[str, Any]) -> Table:
-    headings = ["task", "method", "stage", *(f"{value:g}" for value in view["numbers"])]
-    table = _table(f"Sensitivity to {view['field']}, with 95% intervals", headings)
-    for task, rows in view["tasks"].items():
-        for row in rows:
-            points = (row["points"].get(value) for value in view["numbers"])
-            cells = [_estimate(point, "mean") if point else "–" for point in points]
-            table.add_row(*map(escape, [task, row["method"], row["stage"], *cells]))
+def _sensitivity_table(setting: str, rows: pd.DataFrame) -> Table:
+    values = sorted(rows["value"].unique())
+    headings = ["task", "method", "stage", *(f"{value:g}" for value in values)]
+    table = _table(f"Sensitivity to {setting}, with 95% intervals", headings)
+    by = ["domain", "task", "method", "stage"]
+    for (domain, task, method, stage), group in rows.groupby(by, sort=False):
+        points = {row["value"]: _estimate(row, "mean") for row in group.to_dict("records")}
+        cells = [" ".join(dict.fromkeys([domain, task])), method, stage]
+        table.add_row(*map(escape, cells), *(points.get(value, "–") for value in values))
     return table
 
 
@@ -130,11 +113,12 @@ def _comparison_cells(row: dict[str, Any]) -> list[str]:
         runs = row[f"{side}num_runs"]
         spread = f" ± {number(row[f'{side}std'])}" if runs > 1 else ""
         sides.append(f"{number(row[f'{side}mean'])}{spread} ({runs})")
+    standing = f"{STANDINGS[row['standing']]} {row['standing']}"
     p_value = "–" if pd.isna(row["p_value"]) else f"{row['p_value']:.2g}"
     settings = f"≠ {row['letter']}" if row["letter"] else "same"
     return [
         f"  {row['task']}", method, row["stage"], *sides, _estimate(row, "difference"),
-        _MARKS[row["standing"]], row["short_test"], p_value, settings,
+        standing, row["short_test"], p_value, settings,
     ]  # fmt: skip
 
 
@@ -144,26 +128,22 @@ def _print_group_comparison(comparison: GroupComparison, console: Console) -> No
         title = f"{comparison.name} against {comparison.other}"
         _print_comparison(title, "theirs", comparison.table, console)
     for row in comparison.improvements.to_dict("records"):
-        ours, theirs = (
-            f"{row['method']} in {comparison.name}",
-            f"{row['other']} in {comparison.other}",
-        )
+        ours = f"{row['method']} in {comparison.name}"
+        theirs = f"{row['other']} in {comparison.other}"
         chance = _chance(row, "probability")
         console.print(escape(f"{row['stage']}: P({ours} > {theirs}) = {chance} %"))
 
 
-def _table(title: str, headings: Sequence[str]) -> Table:
-    names = map(escape, headings)
-    return Table(
-        *names, title=escape(title), title_justify="left", title_style="bold", pad_edge=False
-    )
+def _table(title: str, headings: Iterable[str]) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(escape(heading))
+    return table
 
 
 def _estimate(row: dict[str, Any], name: str, scale: float = 1, digits: int = 1) -> str:
-    """Estimate with its interval, times `scale`."""
-    estimate = Estimate(*(scale * part for part in estimate_of(row, name)))
-    span = interval(estimate, digits)
-    return number(estimate.value, digits) + (f" ({span})" if span else "")
+    value, span = estimate_words(row, name, scale, digits)
+    return f"{value} ({span})" if span else value
 
 
 def _chance(row: dict[str, Any], name: str) -> str:

@@ -15,7 +15,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import LATER_FIELDS, complete_config, get_config
+from qam_jax.agents import (
+    LATER_FIELDS,
+    complete_config,
+    display_name,
+    get_config,
+    variant_name,
+)
 from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
 from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 
@@ -92,7 +98,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 def record_start(
     folder: Path, settings: RunSettings, agent_config: ConfigDict, **facts: Any
 ) -> None:
-    """Writes config.json and metadata.json: `facts`, versions, device and git revision.
+    """Writes config.json and metadata.json: `facts`, method, versions, device and git revision.
 
     Raises:
       ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
@@ -115,7 +121,8 @@ def record_start(
         "git_revision": _git("rev-parse", "HEAD"),
         "git_changes": bool(_git("status", "--porcelain")),
     }
-    write_json(path, {**facts, "starts": [*earlier["starts"], start]})
+    method = display_name(variant_name(agent_config))
+    write_json(path, {**facts, "method": method, "starts": [*earlier["starts"], start]})
     write_json(folder / "config.json", resolved(settings, agent_config))
 
 

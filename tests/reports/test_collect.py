@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from qam_jax.reports.collect import collect, find_run_folders, latest, read_run
+from qam_jax.reports.collect import collect, latest, read_run
+from qam_jax.reports.folders import find_run_folders
 from qam_jax.reports.labels import ranges
 
 _TASK = "cube-double-play-singletask-task2-v0"

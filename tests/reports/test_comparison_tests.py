@@ -28,7 +28,9 @@ def test_it_agrees_with_scipy_on_the_runs_themselves(num_runs, test):
     interval = expected.confidence_interval()
     assert result.test == test
     assert result.p_value == pytest.approx(expected.pvalue)
-    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert (result.difference_low, result.difference_high) == pytest.approx(
+        (interval.low, interval.high)
+    )
     other_way = compare_samples(summarize_runs(theirs), summarize_runs(ours))
     assert other_way.p_value == pytest.approx(result.p_value)
     assert other_way.difference == -result.difference
@@ -51,7 +53,7 @@ def test_some_seeds_against_published_figures(scores, standing):
     result = compare_samples(summarize_runs(scores, 50), _PUBLISHED)
     assert result.standing == standing
     assert result.difference == pytest.approx(np.mean(scores) - 50)
-    assert (result.low <= 0 <= result.high) == (standing == "within")
+    assert (result.difference_low <= 0 <= result.difference_high) == (standing == "within")
 
 
 def test_a_single_run_is_held_against_the_prediction_interval():

@@ -2,16 +2,21 @@ import gymnasium
 import ogbench  # noqa: F401 - registers the environments
 import pytest
 
-from qam_jax.agents import algorithm_names
+from qam_jax.agents import algorithm_names, display_name, get_config, variant_name
 from qam_jax.reports.labels import (
-    agent_name,
-    base_method,
+    estimate_words,
     full_env_name,
     method_name,
-    method_order,
+    number,
+    seeds_words,
     task_label,
 )
-from qam_jax.reports.published import published_methods, published_results
+from qam_jax.reports.published import (
+    base_method,
+    method_order,
+    published_methods,
+    published_results,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,12 +36,13 @@ def test_methods_have_their_published_names(config, name):
 
 
 def test_every_algorithm_and_every_published_method_has_a_name():
-    for name in algorithm_names():
-        assert agent_name(method_name({"agent_name": name})) == name
-    assert all(map(agent_name, published_methods()))
+    labels = [method_name({"agent_name": name}) for name in algorithm_names()]
+    assert len(set(labels)) == len(labels)
+    assert set(published_methods()) <= set(labels)
     assert set(published_results("sensitivity")["method"].map(base_method)) == {"QAM-E"}
-    assert agent_name("CGQL-L") == "cgql_l"
-    assert agent_name("mine") is None
+    assert display_name("cgql_l") == "CGQL-L"
+    for name in algorithm_names():  # a default config describes the algorithm that it names
+        assert variant_name(get_config(name)) == name
 
 
 def test_methods_come_in_the_papers_order_with_their_variants():
@@ -49,6 +55,18 @@ def test_tasks():
     assert task_label("Pendulum-v1") == ("Pendulum-v1", "Pendulum-v1")
     assert full_env_name("Pendulum-v1") == "Pendulum-v1"
     assert full_env_name("soccer-play-singletask-v0") == "soccer-play-singletask-v0"
+
+
+def test_numbers_as_the_page_shows_them():
+    assert [number(x) for x in (1234.56, -0.04, -3.25, float("nan"))] == [
+        "1,234.6", "0.0", "−3.2", "–",
+    ]  # fmt: skip
+    row = {"x": 1.0, "x_low": 0.25, "x_high": 2.0}
+    assert estimate_words(row, "x") == ("1.0", "0.2 to 2.0")
+    assert estimate_words(row, "x", 100, 0) == ("100", "25 to 200")
+    nan = float("nan")
+    assert estimate_words({"x": 1.0, "x_low": nan, "x_high": nan}, "x") == ("1.0", "")
+    assert (seeds_words([2]), seeds_words([2, 0, 1])) == ("seed 2", "seeds 0–2")
 
 
 @pytest.mark.slow

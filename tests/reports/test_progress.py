@@ -39,7 +39,7 @@ def _set_times(folder, *, started, written, checkpoints=()):
 
 def _shown(runs, notes=(), **options):
     console = Console(file=io.StringIO(), width=170)
-    console.print(progress_view(runs, notes, _NOW, **{"width": 170, **options}))
+    console.print(progress_view(runs, notes, _NOW, **{"width": 170, "show_done": True, **options}))
     return console.file.getvalue()
 
 
@@ -50,7 +50,7 @@ def test_a_run_at_work(make_run):
     assert (run.name, run.state, run.stage) == (
         "QAM cube-double-play task 2 seed 0", "running", "offline",
     )  # fmt: skip
-    assert (run.step, run.end, run.score, run.score_step) == (1000, 2000, 40, 1000)
+    assert (run.step, run.end, run.score) == (1000, 2000, "40% at 1k")
     assert run.speed == 25
     # 1,000 steps took 100 seconds, evaluations included; 20 of the next 100 have passed.
     assert run.remaining == pytest.approx(80)
@@ -162,7 +162,7 @@ def test_before_the_first_row_nothing_is_known(make_run):
     _set_times(folder, started=10, written=5)
     run = read_progress(folder, _NOW)
     assert (run.state, run.step, run.stage) == ("running", 0, "")
-    assert math.isnan(run.speed) and math.isnan(run.remaining) and math.isnan(run.score)
+    assert math.isnan(run.speed) and math.isnan(run.remaining) and run.score == "–"
     assert "not known yet" in finish_line([run], _NOW)
 
 

@@ -11,10 +11,8 @@ import pytest
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from qam_jax.reports.figures import curve_panels, inline_svg, lines, write_figures
-from qam_jax.reports.labels import interval, number
+from qam_jax.reports.figures import inline_svg, lines, report_figures, write_figures
 from qam_jax.reports.page import render_page
-from qam_jax.reports.statistics import Estimate
 from qam_jax.reports.summary import make_report, write_tables
 from qam_jax.reports.terminal import print_report
 
@@ -22,15 +20,25 @@ _TASK = "cube-double-play-singletask-task2-v0"
 _VOID = {"meta", "br", "img", "line", "rect", "circle", "path", "use", "link", "input"}
 
 
-@pytest.fixture(name="study")
-def _study(make_run, tmp_path):
+@pytest.fixture(scope="module", name="study")
+def _study(make_shared_run):
     """Two methods with two seeds on a published task, one run on a second domain, one at work."""
     for seed in (0, 1):
-        make_run((0.2, 0.7, 0.9), seed=seed, offline_steps=1000, online_steps=500)
-        make_run((0.1, 0.3, 0.4), seed=seed, online_steps=500, agent_name="fql")
-    make_run((0.5, 1.0), env_name="cube-single-play-singletask-task1-v0")
-    make_run((0.2,), env_name="cube-single-play-singletask-task1-v0", seed=1)
-    return str(tmp_path / "exp" / "study")
+        make_shared_run((0.2, 0.7, 0.9), seed=seed, online_steps=500)
+        make_shared_run((0.1, 0.3, 0.4), seed=seed, online_steps=500, agent_name="fql")
+    make_shared_run((0.5, 1.0), env_name="cube-single-play-singletask-task1-v0")
+    make_shared_run((0.2,), env_name="cube-single-play-singletask-task1-v0", seed=1)
+    return str(make_shared_run.args[0] / "study")
+
+
+@pytest.fixture(scope="module", name="report")
+def _report(study):
+    return make_report([study])
+
+
+@pytest.fixture(scope="module", name="page")
+def _page(report):
+    return render_page(report, "A <study> & more", "python experiments/report.py x")
 
 
 def _printed(report):
@@ -73,9 +81,8 @@ class _Page(HTMLParser):
         return words in re.sub(r"\s+", " ", " ".join(self.text))
 
 
-def test_the_page_says_it_all_and_needs_no_network(study):
-    report = make_report([study])
-    page = _Page(render_page(report, "A <study> & more", "python experiments/report.py x"))
+def test_the_page_says_it_all_and_needs_no_network(page):
+    raw, page = page, _Page(page)
     assert page.says("A <study> & more")
     assert page.says("Over all 2 tasks")
     assert page.says("Against the published figures")
@@ -89,22 +96,19 @@ def test_the_page_says_it_all_and_needs_no_network(study):
     assert {tag for tag, link in page.links if not link.startswith("#")} <= {"a"}
     for _, link in page.links:
         assert not link.startswith("#") or link[1:] in page.ids
-    raw = render_page(report, "again")
     assert "<script" not in raw and "@import" not in raw
     assert not re.search(r"url\((?!#)", raw)
     assert "None" not in re.sub("None of", "", " ".join(page.text))
     assert not re.search(r"\bnan\b", " ".join(page.text))
 
 
-def test_the_best_method_is_marked_and_numbers_are_right(study):
-    page = render_page(make_report([study]), "title")
+def test_the_best_method_is_marked_and_numbers_are_right(page):
     best = re.findall(r'<td class="first best">\s*<span class="value">([^<]*)', page)
     assert "85.0" in best  # QAM offline, over 70% and 100% on the two tasks
     assert re.search(r'<td class="best">\s*<span class="value">70.0</span>', page)
 
 
-def test_tables_can_be_read_back(study, tmp_path):
-    report = make_report([study])
+def test_tables_can_be_read_back(report, tmp_path):
     files = {path.name: path for path in write_tables(report, tmp_path / "out")}
     assert set(files) == {
         "runs.csv", "results.csv", "aggregates.csv", "improvements.csv", "missing.csv",
@@ -132,8 +136,8 @@ def test_a_table_without_rows_leaves_none_of_an_earlier_report(make_run, tmp_pat
 
 
 @pytest.mark.slow
-def test_figures_are_drawn_in_both_formats(study, tmp_path):
-    files = write_figures(make_report([study]), tmp_path)
+def test_figures_are_drawn_in_both_formats(study, report, tmp_path):
+    files = write_figures(report, tmp_path)
     names = {path.name for path in files}
     stems = ("curves_cube-double-play", "curves_cube-single-play", "profiles", "intervals")
     assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
@@ -153,7 +157,8 @@ def test_figures_are_drawn_in_both_formats(study, tmp_path):
 def test_a_method_without_an_offline_stage_begins_at_the_border(make_run, tmp_path):
     make_run((0.1, 0.2, 0.3), online_steps=500)
     make_run((0.5,), offline_steps=0, online_steps=500, agent_name="rlpd")
-    (draw,) = curve_panels(make_report([str(tmp_path / "exp")]), "cube-double-play")
+    figures = report_figures(make_report([str(tmp_path / "exp")]))
+    (draw,) = figures["curves_cube-double-play"].panels
     figure, axes = plt.subplots()
     draw(axes)
     qam, rlpd, border = axes.lines
@@ -167,7 +172,7 @@ def test_an_inline_picture_takes_the_colour_of_the_text():
     svg = inline_svg(lambda axes: axes.set_title('a "b" <c>'), "f7")
     root = ElementTree.fromstring(svg)
     assert root.get("aria-label") == 'a "b" <c>'
-    assert root.get("width") is None and root.get("viewBox")
+    assert root.get("viewBox")
     assert "currentColor" in svg and "#1d2733" not in svg
     assert all(value.startswith("f7-") for value in re.findall(r'\bid="([^"]*)', svg))
 
@@ -177,8 +182,8 @@ def test_no_two_methods_share_a_line():
     assert len(set(map(str, lines(methods).values()))) == 30
 
 
-def test_the_terminal_has_the_same_numbers(study):
-    text = _printed(make_report([study]))
+def test_the_terminal_has_the_same_numbers(report):
+    text = _printed(report)
     assert "overall: success rate in %" in text
     assert re.search(r"QAM +│ offline │ 70.0 \(70.0 to 70.0\)", text)
     assert "≠ A" in text and "(paper: 1,000,000)" in text
@@ -186,10 +191,10 @@ def test_the_terminal_has_the_same_numbers(study):
 
 
 @pytest.mark.slow
-def test_comparing_with_a_folder_and_with_a_method(make_run, study, tmp_path):
+def test_comparing_with_a_folder_and_with_a_method(make_shared_run, study):
     for seed in (0, 1):
-        make_run((0.2, 0.1, 0.1 + 0.1 * seed), seed=seed, online_steps=500, group="old")
-    report = make_report([study], compare=str(tmp_path / "exp" / "old"))
+        make_shared_run((0.2, 0.1, 0.1 + 0.1 * seed), seed=seed, online_steps=500, group="old")
+    report = make_report([study], compare=str(make_shared_run.args[0] / "old"))
     assert "exp/study against exp/old: 2 results" in _printed(report)
     page = _Page(render_page(report, "title"))
     assert page.says("exp/study against exp/old")
@@ -200,7 +205,8 @@ def test_comparing_with_a_folder_and_with_a_method(make_run, study, tmp_path):
         make_report([study], compare="FQ")
 
 
-def test_a_reference_of_ones_own(study):
+def test_a_reference_of_ones_own(study, report):
+    assert report.reference == "QAM"
     rows = make_report([study], reference="FQL").aggregates
     (row,) = [
         r
@@ -214,7 +220,7 @@ def test_a_reference_of_ones_own(study):
 
 def test_results_at_an_earlier_step(study):
     report = make_report([study], at=500)
-    assert report.stages == ["step 500"]
+    assert set(report.results["stage"]) == {"step 500"}
     assert len(report.results) == 3
     assert report.published.empty  # the paper has none at this step
     assert _Page(render_page(report, "title")).says("Step 500")
@@ -224,6 +230,7 @@ def test_runs_without_any_evaluation_make_a_page_all_the_same(make_run, tmp_path
     make_run(())
     report = make_report([str(tmp_path / "exp")])
     page = _Page(render_page(report, "title"))
+    assert report.reference is None
     assert page.says("No evaluations yet.")
     assert page.says("QAM on cube-double-play task 2, seed 0: at 0 of 1,000 steps")
     assert write_figures(report, tmp_path / "out") == []
@@ -240,11 +247,3 @@ def test_returns_have_a_table_of_their_own(make_run, tmp_path):
     assert "Pendulum-v1: mean return" in _printed(report)
     names = {path.name for path in write_figures(report, tmp_path)}
     assert names == {"curves_Pendulum-v1.png", "curves_Pendulum-v1.svg"}
-
-
-def test_numbers_as_the_page_shows_them():
-    assert [number(x) for x in (1234.56, -0.04, -3.25, float("nan"))] == [
-        "1,234.6", "0.0", "−3.2", "–",
-    ]  # fmt: skip
-    assert interval(Estimate(1.0, 0.25, 2.0)) == "0.2 to 2.0"
-    assert interval(Estimate(1.0, float("nan"), float("nan"))) == ""

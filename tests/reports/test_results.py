@@ -7,7 +7,6 @@ from qam_jax.reports.results import (
     OVERALL,
     aggregates,
     curve_notes,
-    default_reference,
     improvements,
     learning_curves,
     online_borders,
@@ -20,18 +19,18 @@ _CUBE = "cube-double-play-singletask-task{}-v0"
 _MAZE = "antmaze-large-navigate-singletask-task1-v0"
 
 
-@pytest.fixture(name="runs")
-def _runs(make_run, tmp_path):
+@pytest.fixture(scope="module", name="runs")
+def _runs(make_shared_run):
     """QAM and FQL on two tasks of a domain with two seeds, and QAM on a third in another."""
     for seed in (0, 1):
         for number in (1, 2):
             qam = (0.2, 0.4 + 0.1 * seed, 0.5, 0.8)
             fql = (0.1, 0.2 + 0.1 * number, 0.3, 0.4)
             name = _CUBE.format(number)
-            make_run(qam, seed=seed, env_name=name, online_steps=1000)
-            make_run(fql, seed=seed, env_name=name, online_steps=1000, agent_name="fql")
-        make_run((0.9, 1.0), seed=seed, env_name=_MAZE)
-    return collect([tmp_path])[0]
+            make_shared_run(qam, seed=seed, env_name=name, online_steps=1000)
+            make_shared_run(fql, seed=seed, env_name=name, online_steps=1000, agent_name="fql")
+        make_shared_run((0.9, 1.0), seed=seed, env_name=_MAZE)
+    return collect(make_shared_run.args)[0]
 
 
 def test_results_are_taken_at_the_border_and_at_the_end(runs):
@@ -66,8 +65,6 @@ def test_improvements_are_over_shared_tasks_and_complementary(runs):
     pairs = improvements(task_results(runs)).set_index(["stage", "method", "other"])
     chances = pairs["probability"]["offline"]
     assert chances["QAM", "FQL"] + chances["FQL", "QAM"] == pytest.approx(1)
-    assert default_reference(task_results(runs)) == "QAM"
-    assert default_reference(task_results(runs[:0])) is None
 
 
 def test_runs_that_are_missing_or_not_done_are_named(make_run, tmp_path):

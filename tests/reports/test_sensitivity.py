@@ -5,29 +5,29 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from qam_jax.reports.figures import sensitivity_panels, write_figures
+from qam_jax.reports.figures import report_figures, write_figures
 from qam_jax.reports.page import render_page
 from qam_jax.reports.summary import make_report, write_tables
 
 _TASK = "cube-double-play-singletask-task2-v0"
 
 
-@pytest.fixture(name="study")
-def _study(make_run, tmp_path):
+@pytest.fixture(scope="module", name="study")
+def _study(make_shared_run):
     """QAM and FEdit with three and two temperatures, two seeds each; FQL with one setting."""
     for seed in (0, 1):
         for place, value in enumerate((0.3, 1.0, 10.0)):
             rates = (0.0, 0.2 * place + 0.1 * seed)
-            make_run(rates, seed=seed, config={"inv_temp": value})
-        make_run((0.0, 0.5), seed=seed, agent_name="fql")
+            make_shared_run(rates, seed=seed, config={"inv_temp": value})
+        make_shared_run((0.0, 0.5), seed=seed, agent_name="fql")
     for value in (0.3, 1.0):
-        make_run((0.0, 0.6), agent_name="qam_e", config={"inv_temp": value})
-    return [str(tmp_path / "exp")]
+        make_shared_run((0.0, 0.6), agent_name="qam_e", config={"inv_temp": value})
+    return [str(make_shared_run.args[0])]
 
 
 def test_a_line_for_each_method_whose_runs_differ(study):
     report = make_report(study, settings=["config.inv_temp"])
-    points = {(p.method, p.value): p for p in report.sensitivity.itertuples()}
+    points = {(p.method, p.value): p for p in report.sensitivity["config.inv_temp"].itertuples()}
     assert list(points) == [
         ("QAM", 0.3), ("QAM", 1.0), ("QAM", 10.0), ("QAM-E", 0.3), ("QAM-E", 1.0),
     ]  # fmt: skip
@@ -35,8 +35,8 @@ def test_a_line_for_each_method_whose_runs_differ(study):
     assert (point.env_name, point.stage, point.seeds) == (_TASK, "offline", (0, 1))
     np.testing.assert_allclose((point.mean, point.mean_low, point.mean_high), [45, 40, 50])
     assert np.isnan(points["QAM-E", 0.3].mean_low)
-    early = make_report(study, settings=["config.inv_temp"], at=500).sensitivity.iloc[0]
-    assert (early["stage"], early["mean"]) == ("step 500", 0)
+    early = make_report(study, settings=["config.inv_temp"], at=500).sensitivity["config.inv_temp"]
+    assert (early["stage"].iloc[0], early["mean"].iloc[0]) == ("step 500", 0)
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_the_axis_is_logarithmic_if_values_span_more_than_a_factor_ten(
     for value in values:
         make_run((0.1, 0.2), config={field: value})
     report = make_report([str(tmp_path / "exp")], settings=[f"config.{field}"])
-    (draw,) = sensitivity_panels(report, f"config.{field}")
+    (draw,) = report_figures(report)[f"sensitivity_config.{field}"].panels
     figure, axes = plt.subplots()
     draw(axes)
     assert axes.get_xscale() == scale
@@ -83,7 +83,7 @@ def test_other_settings_that_differ_have_lines_of_their_own(make_run, tmp_path):
         for value in (1.0, 3.0):
             make_run((0.1, rho), config={"inv_temp": value, "rho": rho})
     report = make_report([str(tmp_path / "exp")], settings=["config.inv_temp"])
-    methods = report.sensitivity["method"].value_counts()
+    methods = report.sensitivity["config.inv_temp"]["method"].value_counts()
     assert "QAM" in methods and methods.tolist() == [2, 2]
     assert any("--sensitivity=config.inv_temp: QAM on" in note for note in report.notes)
 
@@ -92,7 +92,7 @@ def test_a_setting_of_the_run_that_does_not_tell_runs_apart_otherwise(make_run, 
     for ratio in (1, 4):
         make_run((0.1, 0.2, 0.2 * ratio), online_steps=500, utd_ratio=ratio, run_id=f"{ratio}")
     assert make_report([str(tmp_path / "exp")]).runs["folder"].nunique() == 1
-    points = make_report([str(tmp_path / "exp")], settings=["utd_ratio"]).sensitivity
+    points = make_report([str(tmp_path / "exp")], settings=["utd_ratio"]).sensitivity["utd_ratio"]
     assert [(p.stage, p.value, p.mean) for p in points.itertuples()] == [
         ("offline", 1, 20), ("offline", 4, 20), ("online", 1, 20), ("online", 4, 80),
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_setting_of_the_run_that_does_not_tell_runs_apart_otherwise(make_run, 
 )
 def test_what_cannot_be_drawn_is_said_and_the_report_goes_on(study, setting, note):
     report = make_report(study, settings=[setting])
-    assert report.sensitivity.empty
+    assert report.sensitivity == {}
     assert any(f"--sensitivity={setting}: {note}" in line for line in report.notes)
     assert len(report.results)
 

@@ -11,7 +11,6 @@ from scipy import stats
 
 from qam_jax.reports.statistics import (
     bootstrap,
-    estimate,
     interquartile_mean,
     mean_score,
     performance_profile,
@@ -45,10 +44,10 @@ def test_point_estimates_are_those_of_rliable():
 
 def test_intervals_are_those_of_rliable_up_to_the_draws():
     close = {"atol": 0.012, "rtol": 0}
-    mean, iqm = estimate(mean_score, _OURS), estimate(interquartile_mean, _OURS)
+    mean, iqm = bootstrap(mean_score, _OURS), bootstrap(interquartile_mean, _OURS)
     np.testing.assert_allclose(mean[1:], [0.53066667, 0.61266667], **close)
     np.testing.assert_allclose(iqm[1:], [0.53888889, 0.63555556], **close)
-    chance = estimate(probability_of_improvement, _OURS, _OTHERS)
+    chance = bootstrap(probability_of_improvement, _OURS, _OTHERS)
     np.testing.assert_allclose(chance[1:], [0.57777778, 0.93333333], atol=0.025, rtol=0)
     thresholds = np.array([0.1, 0.25, 0.5, 0.62, 0.9])
     _, low, high = bootstrap(lambda scores: performance_profile(scores, thresholds), _OURS)
@@ -67,17 +66,17 @@ def test_tasks_weigh_the_same_whatever_their_number_of_runs():
 
 
 def test_a_single_run_has_no_interval():
-    value, low, high = estimate(mean_score, [np.array([0.3]), np.array([0.5])])
+    value, low, high = bootstrap(mean_score, [np.array([0.3]), np.array([0.5])])
     assert value == pytest.approx(0.4)
     assert np.isnan([low, high]).all()
-    chance = estimate(probability_of_improvement, _OURS[:1], [np.array([0.2])])
+    chance = bootstrap(probability_of_improvement, _OURS[:1], [np.array([0.2])])
     assert np.isnan(chance[1:]).all()  # however many runs the other side has
 
 
 def test_the_interval_is_stratified_and_the_same_each_time():
     apart = [np.array([0.0, 0.0, 0.0]), np.array([1.0, 1.0, 1.0])]  # no spread within the tasks
-    assert estimate(mean_score, apart) == (0.5, 0.5, 0.5)
-    assert estimate(mean_score, _OURS) == estimate(mean_score, _OURS)
+    assert bootstrap(mean_score, apart) == (0.5, 0.5, 0.5)
+    assert bootstrap(mean_score, _OURS) == bootstrap(mean_score, _OURS)
 
 
 def test_leading_dimensions_are_replicates():

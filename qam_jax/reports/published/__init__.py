@@ -1,6 +1,7 @@
 """Results of the paper (Li & Levine, arXiv 2601.14234) as data; README.md describes the files."""
 
 import functools
+from collections.abc import Iterable
 from importlib import resources
 from typing import Any
 
@@ -39,6 +40,28 @@ def published_result(env_name: str, method: str) -> Any | None:
 def published_methods() -> list[str]:
     """Methods of the main study, in the order of the paper's table."""
     return list(published_results("main")["method"].unique())
+
+
+def method_order(label: str) -> str:
+    """Sorting key of a label: the paper's methods, each before its variants, then all others."""
+    methods, method = published_methods(), base_method(label)
+    place = methods.index(method) if method in methods else len(methods)
+    return f"{place:02d} {label}"
+
+
+def ordered_methods(labels: Iterable[str]) -> list[str]:
+    """Different labels in the order of tables, see `method_order`."""
+    return sorted(set(labels), key=method_order)
+
+
+def base_method(label: str) -> str:
+    """Method of a variant's label, such as `QAM-E` of `QAM-E (T=3)`."""
+    return label.split(" (")[0].removesuffix("-NOCLIP")
+
+
+def sort_key(column: pd.Series) -> pd.Series:
+    """Key for `sort_values`: methods in the order of tables, all else as it is."""
+    return column.map(method_order) if column.name == "method" else column
 
 
 @functools.cache

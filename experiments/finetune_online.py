@@ -26,18 +26,17 @@ flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], _config_file: Path) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
         from qam_jax.runs.hosts import is_first, session
-        from qam_jax.training.launch import config_file, launch, run_from_flags
+        from qam_jax.training.launch import launch, run_from_flags
         from qam_jax.training.run import inherited_settings
 
         with session(from_flags(HostSettings, flags.FLAGS)):
-            config_file()
             source, step = flags.FLAGS.run, flags.FLAGS.run_step
             if source and flags.FLAGS.preset:
                 raise ValueError(

@@ -12,9 +12,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from qam_jax.runs.command_line import plain_errors, start_logging, until_closed
+from qam_jax.runs.command_line import plain_errors, run_main, start_logging, until_closed
 
 _SCRIPT = Path(__file__).resolve().parent / "train_offline.py"
 _SHOWN = 20  # failed runs that are listed
@@ -249,14 +249,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except flags.UnrecognizedFlagError as error:
-        sys.exit(f"Error: {error}. Flags of the runs themselves come after --.")
-    except flags.Error as error:
-        sys.exit(f"Error: {error}")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    run_main(main, hint="Flags of the runs themselves come after --.")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from qam_jax import agents
 from qam_jax.envs import make_env
 from qam_jax.files import DamagedError, is_held, read_json
+from qam_jax.runs.command_line import define_config
 from qam_jax.runs.folder import differences_from, folder_of
 from qam_jax.runs.lock import LOCK
 from qam_jax.runs.metrics import read_csv
@@ -181,18 +181,11 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
     values = flags.FlagValues()
     define_flags(RunSettings, values)
     arguments = ["train_offline.py", *options]
+    define_config(agents.get_config(method), arguments, values)
     try:
-        config_flags.DEFINE_config_dict(
-            "config",
-            agents.get_config(method),
-            flag_values=values,
-            sys_argv=arguments,
-            lock_config=False,
-            accept_new_attributes=True,  # `make_agent` says which field it does not know
-        )
         rest = values(arguments)[1:]
-    except (AttributeError, KeyError, flags.Error) as error:  # the first two: a field of a field
-        raise ValueError(str(error.args[0])) from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
     if rest:
         raise ValueError(f"unexpected arguments {rest}; flags look like --name=value.")
     resolved = resolve_flags(values)

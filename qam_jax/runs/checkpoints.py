@@ -44,9 +44,8 @@ class Checkpoints:
     """Checkpoints in a run's folder: the newest `keep`, the best, and the end of each stage.
 
     A checkpoint holds the agent's state, the metrics since their last row, and `progress`: as JSON,
-    whatever else it takes to continue. It gets its name, the step, when all of it is on the disk
-    with a checksum of each file. Orbax's own manager does not serve: it reads the metrics of all
-    checkpoints before a damaged one can be put aside.
+    whatever else it takes to continue. It takes its name, the step, once it is on the disk with a
+    checksum of each file. Orbax's own manager does not serve: a damaged file would stop it.
 
     Several processes that train together all call the same methods; each writes a part of the
     arrays, process 0 everything else.
@@ -367,14 +366,11 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 def _verify_unsealed(restored: Any) -> None:
     """Checks a checkpoint of an earlier version, which has one checksum: of the agent's values."""
-    if "checksum" not in restored["progress"]:
-        raise DamagedError("its checksums are missing")
-    value = 0
+    saved, value = restored["progress"].get("checksum"), 0
     for leaf in jax.tree.leaves(jax.device_get(restored.get("agent"))):
-        content: Any = np.ascontiguousarray(leaf)
-        value = zlib.crc32(content, value)
-    if "agent" in restored and value != restored["progress"]["checksum"]:
-        raise DamagedError("its values have changed since they were saved")
+        value = zlib.crc32(np.asarray(leaf).tobytes(), value)
+    if saved is None or ("agent" in restored and value != saved):
+        raise DamagedError("its values are not those that were written")
 
 
 def _first_line(error: Exception) -> str:

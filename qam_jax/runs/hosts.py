@@ -48,11 +48,7 @@ def is_first() -> bool:
 
 
 def gather(value: _T) -> list[_T]:
-    """Returns the value that each process gave, in their order.
-
-    Args:
-      value: anything that can be pickled.
-    """
+    """Returns the values that the processes gave, in their order; any that can be pickled."""
     if not several():
         return [value]
     content = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -123,10 +119,7 @@ def check_same(label: str, mine: dict[str, Any]) -> None:
 def session(settings: HostSettings) -> Iterator[None]:
     """Connects the processes that the settings name, and disconnects them at the end.
 
-    Enter it before JAX is used.
-
-    Args:
-      settings: which processes train together; by default this one alone.
+    Enter it before JAX is used. By default this process trains alone.
 
     Raises:
       ValueError: if the settings contradict each other, or JAX detects no cluster.

@@ -20,18 +20,13 @@ def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
     for text in texts:
         method, _, number = text.rpartition("=")
         try:
-            speeds[method] = float(number)
-        except ValueError:
-            speeds[method] = 0.0
-        if not speeds[method] > 0:
-            raise ValueError(
-                f"--updates_per_second takes a number above 0, or <method>=<number>, got {text!r}."
-            )
-        if method:
-            try:
+            if method:
                 get_config(method)
-            except ValueError as error:
-                raise ValueError(f"--updates_per_second: {error}") from error
+            speeds[method] = float(number)
+        except ValueError as error:
+            raise ValueError(f"--updates_per_second={text}: {error}") from error
+        if not speeds[method] > 0:
+            raise ValueError(f"--updates_per_second={text}: expected a number above 0.")
     return speeds
 
 

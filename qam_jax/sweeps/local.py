@@ -86,7 +86,7 @@ def _start(job: Job, slot: int, environment: dict[str, str]) -> _Running:
     process = start_task(job.task, environment)
     _logger.info("started   %s", job.name)
     bar = tqdm(
-        total=job.total_steps, initial=last_step(job), desc=job.name, unit="step",
+        total=job.resolved.settings.total_steps, initial=last_step(job), desc=job.name, unit="step",
         position=slot + 1, leave=False, disable=None,
     )  # fmt: skip
     return _Running(job, process, bar, time.monotonic())

@@ -176,8 +176,7 @@ class Checkpoints:
     def restore_newest(self, restore_fn: Callable[[int], _T]) -> _T | None:
         """Restores the newest checkpoint that can be read, and puts damaged ones aside.
 
-        Args:
-          restore_fn: reads the checkpoint of a step; raises DamagedError if it is damaged.
+        `restore_fn` reads the checkpoint of a step, and raises DamagedError if it is damaged.
 
         Returns:
           The result of `restore_fn`; None if there is no checkpoint.
@@ -216,8 +215,8 @@ class Checkpoints:
         return self._read_merits()
 
     def _read_merits(self) -> dict[int, _Merit]:
-        steps = (path for path in self.folder.glob("*") if path.name.isdigit())
-        return {int(path.name): _read_merit(path) for path in steps}
+        paths = [path for path in self.folder.glob("*") if path.name.isdigit()]
+        return {int(path.name): _read_merit(path) for path in paths}
 
     def _part(self, step: int) -> Path:
         return self.folder / f"{step}{_PART}"
@@ -302,11 +301,10 @@ class SavedRun(NamedTuple):
 def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
     """Reads a run from its folder, `exp/<group>/<env_name>/<run id>`.
 
-    Args:
-      folder: the run's folder.
-      step: the checkpoint's step, `newest` or `best`.
+    The step of the checkpoint is a number, `newest` or `best`.
 
     Raises:
+      DamagedError: if the checkpoint or the config is damaged; names the other checkpoints.
       FileNotFoundError: if it is not a run's folder, or there is no such checkpoint.
     """
     config, metadata = ConfigDict(read_config(folder)), read_metadata(folder)

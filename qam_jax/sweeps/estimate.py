@@ -44,11 +44,7 @@ def measure_speeds(jobs: Iterable[Job]) -> dict[str, float]:
 def hours(jobs: Sequence[Job], speeds: Mapping[str, float]) -> tuple[float, list[str]]:
     """Hours of the jobs' remaining updates, and the methods whose speed is unknown.
 
-    Online updates count as offline ones.
-
-    Args:
-      jobs: jobs to execute one after the other.
-      speeds: updates per second; see `parse_speeds`.
+    Online updates count as offline ones. The speeds are those of `parse_speeds`.
     """
     known = {job.method: speeds.get(job.method, speeds.get("")) for job in jobs}
     rates = ((updates_left(job), known[job.method]) for job in jobs)

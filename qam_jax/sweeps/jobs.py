@@ -47,19 +47,12 @@ class State(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A command of a sweep: one run, or several seeds in one program.
+    """A command of a sweep: one run, or several seeds in one program."""
 
-    Attributes:
-      name: `<env_name>/<run id>`, unique in the sweep.
-      command: the program and its arguments.
-      resolved: settings and config that the command results in.
-      folders: folders of its runs, by seed.
-    """
-
-    name: str
+    name: str  # <env_name>/<run id>, unique in the sweep
     command: tuple[str, ...]
-    resolved: Resolved
-    folders: tuple[Path, ...]
+    resolved: Resolved  # what the command results in
+    folders: tuple[Path, ...]  # of its runs, by seed
 
     @property
     def folder(self) -> Path:
@@ -128,9 +121,7 @@ def make_jobs(
 def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
     """Reads the state of a job, and the error of a failed or damaged one.
 
-    Args:
-      job: the job.
-      queued: names of the jobs in SLURM's queue.
+    SLURM's queue holds the jobs of the names in `queued`.
 
     Raises:
       ValueError: if the job's folder holds a run of another config; names the differences.
@@ -192,10 +183,9 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
 def _recorded_error(path: Path) -> str:
     """The error of the last execution; empty without one, and where no record can be read."""
     try:
-        record = read_json(path)
-    except (DamagedError, OSError):
+        return read_json(path)["error"]
+    except (DamagedError, OSError, LookupError, TypeError):
         return ""
-    return record.get("error", "") if isinstance(record, dict) else ""
 
 
 def _make_job(

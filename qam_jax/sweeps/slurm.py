@@ -62,11 +62,7 @@ def make_executor(
 
 
 def queued_jobs(folder: Path) -> set[str]:
-    """Names of the jobs in SLURM's queue that were submitted from a folder.
-
-    Raises:
-      OSError: if SLURM does not answer.
-    """
+    """Names of the queued jobs of an executor's folder. Raises OSError if SLURM does not answer."""
     command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -81,15 +77,9 @@ def queued_jobs(folder: Path) -> set[str]:
 def submit(
     jobs: Sequence[Job], executor: "submitit.Executor", array_length: int = _ARRAY_LENGTH
 ) -> list[str]:
-    """Submits jobs in arrays, and records their numbers so that no job is submitted twice.
+    """Submits jobs in arrays of `array_length` at most, and returns SLURM's numbers of them.
 
-    Args:
-      jobs: jobs to submit.
-      executor: see `make_executor`.
-      array_length: largest number of jobs in one array.
-
-    Returns:
-      SLURM's numbers of the jobs.
+    The numbers are recorded, so that no job is submitted twice.
     """
     folder, numbers = Path(executor.folder), dict[str, str]()
     for start in range(0, len(jobs), array_length):

@@ -144,12 +144,8 @@ def choose(
 ) -> Study:
     """Selects runs of a study. An empty argument selects everything.
 
-    Args:
-      study: the study to choose from.
-      methods: names; `*` and `?` stand for any characters.
-      domains: parts of environment names before `-singletask`; `*` and `?` likewise.
-      tasks: numbers.
-      seeds: numbers.
+    In methods and domains, `*` and `?` stand for any characters. A domain is the part of an
+    environment's name before `-singletask`.
 
     Raises:
       ValueError: if the study has nothing of a chosen name; lists what it has.

@@ -52,7 +52,7 @@ def start_task(
       ignored: a signal that the command ignores.
 
     Raises:
-      OSError: if the log cannot be written.
+      OSError: if the log cannot be written; names it.
     """
     ensure_writable_dir(task.log.parent)
     with _naming(task.log), open(task.log, "a") as log:
@@ -71,17 +71,14 @@ def start_task(
 
 
 def end_task(task: Task, status: int) -> tuple[Outcome, str]:
-    """Records how a command ended.
+    """Records how a command ended, and returns the outcome, with the error of a failure.
 
     Args:
       task: the command and its files.
       status: exit status of its process; negative for a signal.
 
-    Returns:
-      The outcome, and for a failure the last line of the error.
-
     Raises:
-      OSError: if the record cannot be written.
+      OSError: if the record cannot be written; names it.
     """
     outcome, error = Outcome.FAILED, ""
     if status == 0:

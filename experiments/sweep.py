@@ -40,8 +40,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Prints the commands and counts, 
 _EXPLAIN = flags.DEFINE_bool("explain", False, "Prints the changes by the preset, once per case.")
 _SPEEDS = flags.DEFINE_list(
     "updates_per_second", [],
-    "For the estimate of hours: a number, or <method>=<number>,...; by default as measured in the "
-    "sweep's own runs.",
+    "For the estimate of hours: a number, or <method>=<number>,...; by default as measured.",
 )  # fmt: skip
 _BACKEND = flags.DEFINE_enum(
     "backend", "local", ["local", "slurm", "commands"], "Executes the runs."
@@ -51,9 +50,8 @@ _PARALLEL = flags.DEFINE_integer(
 )
 _GPUS = flags.DEFINE_list("gpus", [], "local: GPUs that runs take turns on, such as 0,1.")
 _SLURM = flags.DEFINE_multi_string(
-    "slurm", [], "slurm: <parameter>=<value> as submitit names it, such as partition=gpu or "
-    "time=720 (minutes). Repeatable."
-)  # fmt: skip
+    "slurm", [], "slurm: <parameter>=<value> of submitit, such as time=720 (minutes). Repeatable."
+)
 _COMMANDS_FILE = flags.DEFINE_string("commands_file", "commands.txt", "commands: the file.")
 
 
@@ -171,24 +169,25 @@ def _execute(jobs, executor) -> None:
     from qam_jax.files import atomic_write
     from qam_jax.sweeps.slurm import submit
 
-    logs = f"Logs: {jobs[0].task.log.parent.parent}"
     if _BACKEND.value == "commands":
         path = Path(_COMMANDS_FILE.value).expanduser()
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{shlex.join(job.command)}\n" for job in jobs))
         print(f"Wrote {_count(len(jobs), 'command')}, one a line, to {path}.")
-    elif executor:
+        return
+    failed = False
+    if executor:
         numbers = submit(jobs, executor)
-        print(
-            f"Submitted {_count(len(numbers), 'job')}, {numbers[0]} to {numbers[-1]}.",
-            logs,
-            sep="\n",
-        )
+        print(f"Submitted {_count(len(numbers), 'job')}, {numbers[0]} to {numbers[-1]}.")
     else:
-        _run_local(jobs, logs)
+        failed = _run_here(jobs)
+    print(f"Logs: {jobs[0].task.log.parent.parent}")
+    if failed:
+        sys.exit(1)
 
 
-def _run_local(jobs, logs: str) -> None:
+def _run_here(jobs) -> bool:
+    """Executes the jobs; tells whether any has failed."""
     from qam_jax.sweeps.local import run_local
     from qam_jax.sweeps.worker import Outcome
     from qam_jax.training.launch import check_data_folder
@@ -198,10 +197,7 @@ def _run_local(jobs, logs: str) -> None:
     parallel = _PARALLEL.value or len(_GPUS.value) or 1
     outcomes = run_local(jobs, parallel=parallel, gpus=_GPUS.value)
     print(_totals(Outcome, (outcome for outcome, _ in outcomes.values())))
-    failed = _list_errors("Failed:", outcomes, Outcome.FAILED)
-    print(logs)
-    if failed:
-        sys.exit(1)
+    return _list_errors("Failed:", outcomes, Outcome.FAILED)
 
 
 def _make_executor(group: str):

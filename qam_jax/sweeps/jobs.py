@@ -87,7 +87,7 @@ def make_jobs(
       study: the study.
       script: path of `train_offline.py`, beside its `configs`.
       save_dir: folder of all runs.
-      extra_flags: flags of all runs, as `--name=value`; they win over the study's flags.
+      extra_flags: flags of all runs, as `--name=value`; they win over the study's.
       seeds_per_run: largest number of consecutive seeds in one job.
 
     Raises:

@@ -150,11 +150,13 @@ def choose(
     Raises:
       ValueError: if the study has nothing of a chosen name; lists what it has.
     """
-    env_names = _select("domains", study.env_names, domains, _domain)
+    domain = {name: getattr(find_task(name), "domain", name) for name in study.env_names}
+    number = {name: getattr(find_task(name), "number", None) for name in study.env_names}
+    env_names = _select("domains", study.env_names, domains, domain.get)
     return dataclasses.replace(
         study,
         methods=_select("methods", study.methods, methods),
-        env_names=_select("tasks", env_names, tasks, _task),
+        env_names=_select("tasks", env_names, tasks, number.get),
         seeds=_select("seeds", study.seeds, seeds),
     )
 
@@ -262,13 +264,3 @@ def _select(
             raise ValueError(f"--{flag}: the study has no {want!r}; it has {there}.")
         chosen |= found
     return tuple(value for value in values if value in chosen)
-
-
-def _domain(env_name: str) -> str:
-    task = find_task(env_name)
-    return task.domain if task else env_name
-
-
-def _task(env_name: str) -> int | None:
-    task = find_task(env_name)
-    return task.number if task else None

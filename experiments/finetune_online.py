@@ -38,11 +38,6 @@ def main(argv: list[str], _config_file: Path) -> None:
 
         with session(from_flags(HostSettings, flags.FLAGS)):
             source, step = flags.FLAGS.run, flags.FLAGS.run_step
-            if source and flags.FLAGS.preset:
-                raise ValueError(
-                    f"--run={source} and --preset both give settings and hyperparameters. Give one "
-                    "of the two, and single flags for changes."
-                )
             inherited = inherited_settings(source, step) if source else {}
             run, config = run_from_flags(flags.FLAGS, **inherited)
             for result in launch(run, config):
@@ -52,4 +47,9 @@ def main(argv: list[str], _config_file: Path) -> None:
 
 if __name__ == "__main__":
     run_folder = pop_flag(list(sys.argv), "run")
+    if run_folder and pop_flag(list(sys.argv), "preset"):
+        sys.exit(
+            f"Error: --run={run_folder} and --preset both give settings and hyperparameters. Give "
+            "one of the two, and single flags for changes."
+        )
     run_with_config(main, _CONFIGS / (f"of_run.py:{run_folder}" if run_folder else "qam.py"))

@@ -187,6 +187,9 @@ def _load_config(given: str) -> tuple[Path, ConfigDict]:
         functions = runpy.run_path(str(path))
         if "get_config" not in functions:
             raise ValueError("it has no function get_config.")
-        return path, functions["get_config"](*argument)
+        config = functions["get_config"](*argument)
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"get_config must return a ConfigDict, got {type(config).__name__}.")
+        return path, config
     except (ValueError, OSError, ImportError, TypeError) as error:
         sys.exit(f"Error: --config={given}: {error}")

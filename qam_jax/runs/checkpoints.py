@@ -129,7 +129,7 @@ class Checkpoints:
             progress=ocp.args.JsonSave({**progress, **merit._asdict()}),
         )
         try:
-            self._orbax.save(self._part(step), args=arguments, force=True)
+            self._orbax.save(self.folder / f"{step}{_PART}", args=arguments, force=True)
         except Exception as error:
             raise self._failed(step, error) from error
         self._merits[step] = merit
@@ -218,9 +218,6 @@ class Checkpoints:
         paths = [path for path in self.folder.glob("*") if path.name.isdigit()]
         return {int(path.name): _read_merit(path) for path in paths}
 
-    def _part(self, step: int) -> Path:
-        return self.folder / f"{step}{_PART}"
-
     def _finish(self, step: int) -> None:
         """Gives a checkpoint its name once it is on the disk, then removes those it replaces."""
         self._orbax.wait_until_finished()
@@ -228,7 +225,7 @@ class Checkpoints:
         kept = {*self.steps[-self._keep :], self.best_step, *milestones}
         outdated = [each for each in self.steps if each not in kept]
         if hosts.is_first():
-            part, folder = self._part(step), self.folder / str(step)
+            part, folder = self.folder / f"{step}{_PART}", self.folder / str(step)
             write_json(part / _CHECKSUMS, _checksums(part))
             for path in (*part.rglob("*"), part):
                 flush_to_disk(path)

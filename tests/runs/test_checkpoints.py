@@ -193,7 +193,10 @@ def _save_as_earlier(folder, step, score):
 def test_checkpoints_of_earlier_versions(tmp_path):
     for step, score in ((1, 0.5), (2, 0.9), (3, -np.inf)):
         _save_as_earlier(tmp_path, step, score)
-    assert Checkpoints(tmp_path, read_only=True).best_step == 2
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert (reader.steps, reader.best_step) == ([1, 2, 3], 2)
+    assert reader.read_progress(1)["stage"] == "offline"
+    assert int(reader.restore_agent(1, _items()[0]).step) == 1
     assert _restore(tmp_path) == 3
     largest = max(_files(tmp_path / "checkpoints" / "3" / "agent"), key=os.path.getsize)
     _flip(largest)

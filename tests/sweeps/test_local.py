@@ -133,6 +133,7 @@ def test_the_line_that_says_why(tmp_path):
 def test_a_log_that_cannot_be_written_is_named(make_shell_jobs, tmp_path):
     (job,) = make_shell_jobs("exit 0")
     (tmp_path / "mine").write_text("a file where the folder of the group should be")
+    assert read_state(job) == (State.NEW, "")
     with pytest.raises(OSError, match=r"cannot write to the folder '.*/mine/logs/.*Choose another"):
         run_local([job])
     (tmp_path / "mine").unlink()

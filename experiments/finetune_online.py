@@ -26,24 +26,18 @@ flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], _config_file: Path) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
         from qam_jax.runs.hosts import is_first, session
-        from qam_jax.training.launch import config_file, launch, run_from_flags
+        from qam_jax.training.launch import launch, run_from_flags
         from qam_jax.training.run import inherited_settings
 
         with session(from_flags(HostSettings, flags.FLAGS)):
-            config_file()
             source, step = flags.FLAGS.run, flags.FLAGS.run_step
-            if source and flags.FLAGS.preset:
-                raise ValueError(
-                    f"--run={source} and --preset both give settings and hyperparameters. Give one "
-                    "of the two, and single flags for changes."
-                )
             inherited = inherited_settings(source, step) if source else {}
             run, config = run_from_flags(flags.FLAGS, **inherited)
             for result in launch(run, config):
@@ -53,4 +47,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     run_folder = pop_flag(list(sys.argv), "run")
+    if run_folder and pop_flag(list(sys.argv), "preset"):
+        sys.exit(
+            f"Error: --run={run_folder} and --preset both give settings and hyperparameters. Give "
+            "one of the two, and single flags for changes."
+        )
     run_with_config(main, _CONFIGS / (f"of_run.py:{run_folder}" if run_folder else "qam.py"))

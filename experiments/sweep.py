@@ -8,13 +8,14 @@ skips finished runs, continues stopped ones and tries failed ones again.
 import ast
 import contextlib
 import dataclasses
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from qam_jax.runs.command_line import plain_errors, start_logging, until_closed
+from qam_jax.runs.command_line import plain_errors, run_main, start_logging, until_closed
 
 _SCRIPT = Path(__file__).resolve().parent / "train_offline.py"
 _SHOWN = 20  # failed runs that are listed
@@ -39,8 +40,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Prints the commands and counts, 
 _EXPLAIN = flags.DEFINE_bool("explain", False, "Prints the changes by the preset, once per case.")
 _SPEEDS = flags.DEFINE_list(
     "updates_per_second", [],
-    "For the estimate of hours: a number, or <method>=<number>,...; by default as measured in the "
-    "sweep's own runs.",
+    "For the estimate of hours: a number, or <method>=<number>,...; by default as measured.",
 )  # fmt: skip
 _BACKEND = flags.DEFINE_enum(
     "backend", "local", ["local", "slurm", "commands"], "Executes the runs."
@@ -50,9 +50,8 @@ _PARALLEL = flags.DEFINE_integer(
 )
 _GPUS = flags.DEFINE_list("gpus", [], "local: GPUs that runs take turns on, such as 0,1.")
 _SLURM = flags.DEFINE_multi_string(
-    "slurm", [], "slurm: <parameter>=<value> as submitit names it, such as partition=gpu or "
-    "time=720 (minutes). Repeatable."
-)  # fmt: skip
+    "slurm", [], "slurm: <parameter>=<value> of submitit, such as time=720 (minutes). Repeatable."
+)
 _COMMANDS_FILE = flags.DEFINE_string("commands_file", "commands.txt", "commands: the file.")
 
 
@@ -60,18 +59,20 @@ def main(argv: list[str]) -> None:
     start_logging()
     prints_only = _LIST.value or _DRY_RUN.value
     with plain_errors(), until_closed() if prints_only else contextlib.nullcontext():
+        from qam_jax.sweeps.studies import load_study, study_names
+
         if _LIST.value:
-            _print_studies()
+            print(*(f"{name}: {load_study(name).description}" for name in study_names()), sep="\n")
         else:
-            _sweep(argv[1:])
+            _sweep(_choose_study(), argv[1:])
 
 
-def _sweep(extra_flags: list[str]) -> None:
+def _sweep(study, extra_flags: list[str]) -> None:
     from qam_jax.sweeps.estimate import parse_speeds
     from qam_jax.sweeps.jobs import State, make_jobs, read_state
     from qam_jax.sweeps.slurm import queued_jobs
 
-    study, speeds = _choose_study(), parse_speeds(_SPEEDS.value)
+    speeds = parse_speeds(_SPEEDS.value)
     use_slurm = _BACKEND.value == "slurm" and not _DRY_RUN.value
     executor = _make_executor(study.group) if use_slurm else None
     jobs = make_jobs(study, _SCRIPT, _SAVE_DIR.value, extra_flags, _SEEDS_PER_RUN.value)
@@ -83,45 +84,29 @@ def _sweep(extra_flags: list[str]) -> None:
         cases = {(job.method, *job.resolved.notes[1:]): job.resolved.notes for job in jobs[::-1]}
         print(*(line for notes in reversed(cases.values()) for line in notes), sep="\n")
     if _DRY_RUN.value:
-        print(*(job.text for job in left), sep="\n")
-    _print_counts(study, jobs, states)
+        print(*(shlex.join(job.command) for job in left), sep="\n")
+    _print_size(study, jobs)
+    print(_totals(State, (state for state, _ in states.values())))
+    _list_errors("Failed before:", states, State.FAILED)
     damaged = _list_errors("Failed, and left alone until mended or removed:", states, State.DAMAGED)
     _print_hours(jobs, left, speeds)
-    if left and not _DRY_RUN.value:
-        if _BACKEND.value == "commands":
-            _write_commands(left)
-        elif executor:
-            _submit(left, executor)
-        else:
-            _run_local(left)
-    if damaged and not _DRY_RUN.value:
+    if _DRY_RUN.value:
+        return
+    if left:
+        _execute(left, executor)
+    if damaged:
         sys.exit(1)
 
 
-def _print_counts(study, jobs, states) -> None:
-    from qam_jax.sweeps.jobs import State
-
-    parts = {
-        "method": study.methods, "environment": study.env_names, "seed": study.seeds,
-        "variant": study.variants,
-    }  # fmt: skip
-    sizes = ", ".join(_count(len(values), noun) for noun, values in parts.items())
-    num_runs = sum(len(job.folders) for job in jobs)
-    in_jobs = f" in {_count(len(jobs), 'job')}" if len(jobs) < num_runs else ""
-    group = f"{_SAVE_DIR.value}/{study.group}"
-    print(f"Study {study.name} in {group}: {_count(num_runs, 'run')}{in_jobs} ({sizes}).")
-    counts = Counter(state for state, _ in states.values())
-    print(", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
-    _list_errors("Failed before:", states, State.FAILED)
-
-
 def _choose_study():
-    from qam_jax.sweeps import studies
+    from qam_jax.sweeps.studies import Study, choose, load_study, parse_numbers, study_names
 
-    try:
-        tasks, seeds = studies.parse_numbers(_TASKS.value), studies.parse_numbers(_SEEDS.value)
-    except ValueError as error:
-        raise ValueError(f"--tasks and --seeds: {error}") from error
+    chosen = {"methods": _METHODS.value, "domains": _DOMAINS.value}
+    for name, flag in (("tasks", _TASKS), ("seeds", _SEEDS)):
+        try:
+            chosen[name] = parse_numbers(flag.value)
+        except ValueError as error:
+            raise ValueError(f"--{name}: {error}") from error
     changes = {"preset": _PRESET.value, "group": _GROUP.value or None}
     changes = {name: value for name, value in changes.items() if value is not None}
     grid = dict(_parse_grid(text) for text in _GRID.value)
@@ -129,26 +114,16 @@ def _choose_study():
         for flag, given in (("--envs", _ENVS.value), ("--grid", grid)):
             if given:
                 raise ValueError(f"{flag} is for sweeps without --study; write a .toml file.")
-        study = studies.choose(
-            studies.load_study(_STUDY.value),
-            methods=_METHODS.value, domains=_DOMAINS.value, tasks=tasks, seeds=seeds,
-        )  # fmt: skip
-        return dataclasses.replace(study, **changes)
+        return dataclasses.replace(choose(load_study(_STUDY.value), **chosen), **changes)
     if not _METHODS.value:
         raise ValueError(
-            f"which runs? Give --study ({', '.join(studies.study_names())}, or a .toml file), or "
+            f"which runs? Give --study ({', '.join(study_names())}, or a .toml file), or "
             "--methods with --domains or --envs."
         )
-    return studies.make_study(
-        "sweep",
-        methods=_METHODS.value if _METHODS.value != ["all"] else "all",
-        domains=_DOMAINS.value,
-        env_names=_ENVS.value,
-        tasks=tasks or (1, 2, 3, 4, 5),
-        seeds=seeds or 1,
-        grid=grid,
-        **changes,
-    )
+    fields = {"seeds": 1, **{name: value for name, value in chosen.items() if value}}
+    if _METHODS.value == ["all"]:
+        fields["methods"] = "all"
+    return Study(name="sweep", env_names=_ENVS.value, grid=grid, **fields, **changes)
 
 
 def _parse_grid(text: str) -> tuple[str, list[str]]:
@@ -161,21 +136,16 @@ def _parse_grid(text: str) -> tuple[str, list[str]]:
         return flag.lstrip("-"), values.split(",")
 
 
-def _print_studies() -> None:
-    from qam_jax.sweeps.studies import load_study, study_names
-
-    for name in study_names():
-        print(f"{name}: {load_study(name).description}")
-
-
-def _list_errors(title, results, wanted) -> bool:
-    """Lists the errors of the jobs whose state or outcome is `wanted`; tells whether any is."""
-    lines = [f"  {name}: {error}" for name, (state, error) in results.items() if state is wanted]
-    if len(lines) > _SHOWN:
-        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
-    if lines:
-        print(title, *lines, sep="\n")
-    return bool(lines)
+def _print_size(study, jobs) -> None:
+    parts = {
+        "method": study.methods, "environment": study.env_names, "seed": study.seeds,
+        "variant": study.variants,
+    }  # fmt: skip
+    sizes = ", ".join(_count(len(values), noun) for noun, values in parts.items())
+    num_runs = sum(len(job.folders) for job in jobs)
+    in_jobs = f" in {_count(len(jobs), 'job')}" if len(jobs) < num_runs else ""
+    group = f"{_SAVE_DIR.value}/{study.group}"
+    print(f"Study {study.name} in {group}: {_count(num_runs, 'run')}{in_jobs} ({sizes}).")
 
 
 def _print_hours(jobs, left, given) -> None:
@@ -194,7 +164,30 @@ def _print_hours(jobs, left, given) -> None:
         print(f"Speed not known of {', '.join(unknown)}: give --updates_per_second for the hours.")
 
 
-def _run_local(jobs) -> None:
+def _execute(jobs, executor) -> None:
+    """Writes the commands of the jobs, submits them, or executes them here."""
+    from qam_jax.files import atomic_write
+    from qam_jax.sweeps.slurm import submit
+
+    if _BACKEND.value == "commands":
+        path = Path(_COMMANDS_FILE.value).expanduser()
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(f"{shlex.join(job.command)}\n" for job in jobs))
+        print(f"Wrote {_count(len(jobs), 'command')}, one a line, to {path}.")
+        return
+    failed = False
+    if executor:
+        numbers = submit(jobs, executor)
+        print(f"Submitted {_count(len(numbers), 'job')}, {numbers[0]} to {numbers[-1]}.")
+    else:
+        failed = _run_here(jobs)
+    print(f"Logs: {jobs[0].task.log.parent.parent}")
+    if failed:
+        sys.exit(1)
+
+
+def _run_here(jobs) -> bool:
+    """Executes the jobs; tells whether any has failed."""
     from qam_jax.sweeps.local import run_local
     from qam_jax.sweeps.worker import Outcome
     from qam_jax.training.launch import check_data_folder
@@ -203,12 +196,8 @@ def _run_local(jobs) -> None:
         check_data_folder(job.resolved.settings)
     parallel = _PARALLEL.value or len(_GPUS.value) or 1
     outcomes = run_local(jobs, parallel=parallel, gpus=_GPUS.value)
-    counts = Counter(outcome for outcome, _ in outcomes.values())
-    print(", ".join(f"{count} {outcome.value}" for outcome, count in counts.items()))
-    failed = _list_errors("Failed:", outcomes, Outcome.FAILED)
-    _print_logs(jobs)
-    if failed:
-        sys.exit(1)
+    print(_totals(Outcome, (outcome for outcome, _ in outcomes.values())))
+    return _list_errors("Failed:", outcomes, Outcome.FAILED)
 
 
 def _make_executor(group: str):
@@ -224,39 +213,24 @@ def _make_executor(group: str):
     return make_executor(folder, f"qam_jax-{group}", parameters)
 
 
-def _submit(jobs, executor) -> None:
-    from qam_jax.sweeps.slurm import submit
-
-    numbers = submit(jobs, executor)
-    print(f"Submitted {_count(len(numbers), 'job')}, {numbers[0]} to {numbers[-1]}.")
-    _print_logs(jobs)
-
-
-def _write_commands(jobs) -> None:
-    from qam_jax.files import atomic_write
-
-    path = Path(_COMMANDS_FILE.value).expanduser()
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{job.text}\n" for job in jobs))
-    print(f"Wrote {_count(len(jobs), 'command')}, one a line, to {path}.")
+def _list_errors(title, results, wanted) -> bool:
+    """Lists the errors of the jobs whose state or outcome is `wanted`; tells whether any is."""
+    lines = [f"  {name}: {error}" for name, (state, error) in results.items() if state is wanted]
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
+    if lines:
+        print(title, *lines, sep="\n")
+    return bool(lines)
 
 
-def _print_logs(jobs) -> None:
-    print(f"Logs: {jobs[0].task.log.parent.parent}")
+def _totals(kind, members) -> str:
+    counts = Counter(members)
+    return ", ".join(f"{counts[member]} {member.value}" for member in kind if counts[member])
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except flags.UnrecognizedFlagError as error:
-        sys.exit(f"Error: {error}. Flags of the runs themselves come after --.")
-    except flags.Error as error:
-        sys.exit(f"Error: {error}")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    run_main(main, hint="Flags of the runs themselves come after --.")

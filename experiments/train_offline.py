@@ -30,17 +30,17 @@ define_flags(HostSettings)
 flags.adopt_module_key_flags(settings)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], config_file: Path) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
         from qam_jax.runs.hosts import is_first, session
-        from qam_jax.training.launch import config_file, launch, run_from_flags
+        from qam_jax.training.launch import launch, run_from_flags
 
         with session(from_flags(HostSettings, flags.FLAGS)):
-            schedule = _QUICK_START_SCHEDULE if config_file() == _QUICK_START else {}
+            schedule = _QUICK_START_SCHEDULE if config_file.resolve() == _QUICK_START else {}
             run, config = run_from_flags(flags.FLAGS, **schedule)
             for result in launch(run, config):
                 if is_first():

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import re
 import secrets
 import tempfile
 import time
@@ -18,7 +17,6 @@ from typing import Any, TextIO
 _logger = logging.getLogger(__name__)
 
 _GLANCE_SECONDS = 0.1  # `is_held` looks at a lock for less than this time
-_HOLDER = re.compile(r"^process \d+ on ")  # how the text in a lock's file begins
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
@@ -32,10 +30,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     After a crash, `path` holds the old file or the complete new one, never a part. This is own
     code because no dependency of the project offers it. The temporary name keeps the suffix of
-    `path`, because writers such as `np.savez` look at it.
-
-    Args:
-      path: the file to create or replace. Its folder is created.
+    `path`, because writers such as `np.savez` look at it. The folder of `path` is created.
 
     Raises:
       OSError: if the folder cannot be created or written to; the message names it.
@@ -45,11 +40,22 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        flush_to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: str | os.PathLike) -> None:
+    """Waits until a file, or the list of names in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def ensure_writable_dir(path: str | os.PathLike) -> Path:
@@ -122,10 +128,7 @@ def is_held(path: str | os.PathLike) -> bool | None:
     """Whether a process holds the lock of `hold_lock`; None if this machine cannot tell.
 
     A shared file system may hide the locks of other machines. A lock that seems free is therefore
-    certainly free only on the machine that held it last.
-
-    Args:
-      path: the lock's file, which is not changed.
+    certainly free only on the machine that held it last. The file is not changed.
     """
     try:
         with open(path) as file:
@@ -135,7 +138,7 @@ def is_held(path: str | os.PathLike) -> bool | None:
         return True
     except (OSError, ValueError):
         return None
-    return False if _HOLDER.sub("", holder) == platform.node() else None
+    return False if holder.rpartition(" on ")[2] == platform.node() else None
 
 
 def num_usable_cpus() -> int:
@@ -147,26 +150,21 @@ def num_usable_cpus() -> int:
 
 def _lock(file: TextIO, doing: str, wait: bool) -> bool:
     try:
-        if not _try_lock(file):
-            if wait:
-                _logger.warning("another process is %s; waiting for it", doing)
-                fcntl.flock(file, fcntl.LOCK_EX)
-                return True
-            time.sleep(_GLANCE_SECONDS)  # `is_held` of another process may hold it just now
-            if not _try_lock(file):
-                file.seek(0)
-                raise BlockingIOError(errno.EWOULDBLOCK, file.read())
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if wait:
+            _logger.warning("another process is %s; waiting for it", doing)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return True
+        time.sleep(_GLANCE_SECONDS)  # `is_held` of another process may hold it just now
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         _logger.warning("%s cannot be locked: let one process at a time be %s", file.name, doing)
         return False
-    return True
-
-
-def _try_lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    file.seek(0)
+    raise BlockingIOError(errno.EWOULDBLOCK, file.read())

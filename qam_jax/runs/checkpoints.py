@@ -5,7 +5,8 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers
 
 from qam_jax.agents import Agent, AgentState, make_agent
 from qam_jax.agents.bc import behavior_config
-from qam_jax.files import DamagedError
+from qam_jax.files import DamagedError, flush_to_disk, read_json, write_json
 from qam_jax.runs import hosts
 from qam_jax.runs.folder import read_config, read_metadata
 from qam_jax.types import Array
@@ -28,52 +28,53 @@ _logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_CHECKSUMS = "checksums.json"  # of all other files of a checkpoint
+_PART = ".part"  # ends the folder of a checkpoint that is being written
 _SPARE_BYTES = 10**6  # for orbax's own files
-_UNKNOWN = -math.inf  # a score
+
+
+class _Merit(NamedTuple):
+    """Why a checkpoint is kept."""
+
+    score: float  # -inf if unknown
+    milestone: bool
 
 
 class Checkpoints:
     """Checkpoints in a run's folder: the newest `keep`, the best, and the end of each stage.
 
     A checkpoint holds the agent's state, the metrics since their last row, and `progress`: as JSON,
-    whatever else it takes to continue. Several processes that train together all call the same
-    methods; each writes a part of the arrays, process 0 everything else.
+    whatever else it takes to continue. It takes its name, the step, once it is on the disk with a
+    checksum of each file. Orbax's own manager does not serve: a damaged file would stop it.
+
+    Several processes that train together all call the same methods; each writes a part of the
+    arrays, process 0 everything else.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2, *, read_only: bool = False):
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(get_metric_fn=_score, n=1),
-                _Milestones(),
-            ]
+        self.folder = Path(folder).expanduser().absolute() / "checkpoints"
+        self._keep = keep
+        options = _taking_part(self.folder.parent, read_only)
+        composite = ocp.CompositeOptions(multiprocessing_options=options)
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(composite_options=composite),
+            multiprocessing_options=options,
         )
-        self._manager = ocp.CheckpointManager(
-            Path(folder).expanduser().absolute() / "checkpoints",
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_score,
-                preservation_policy=None if read_only else policy,
-                create=not read_only,
-                multiprocessing_options=_taking_part(Path(folder), read_only),
-            ),
-        )
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the checkpoints."""
-        return Path(self._manager.directory)
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: tuple[int, Future[None]] | None = None
+        self._merits = self._read_merits() if read_only else hosts.from_first(self._open)
 
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints, in order."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._merits)
 
     @property
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best score, the newest of equals; None without scores."""
-        scores = [(_score(self._manager.metrics(step)), step) for step in self.steps]
-        best, step = max(scores, default=(_UNKNOWN, None))
-        return None if best == _UNKNOWN else step
+        scores = {step: merit.score for step, merit in self._merits.items()}
+        best = max(scores, key=lambda step: (scores[step], step), default=None)
+        return None if best is None or scores[best] == -math.inf else best
 
     def find(self, step: int | str) -> int:
         """Finds the step of a checkpoint by its number, or by `newest` or `best`.
@@ -116,27 +117,46 @@ class Checkpoints:
         Raises:
           OSError: if this checkpoint or the one before cannot be written. Older ones remain.
         """
-        if step in self.steps:
-            if score is None and not milestone:
-                return
-            self.wait()
-            self._manager.delete(step)
+        if step in self._merits and score is None and not milestone:
+            return
+        self.wait()
         items = jax.device_get((state, sums))
         self._check_space(step, items)
+        merit = _Merit(-math.inf if score is None else score, milestone)
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(state if hosts.several() else items[0]),
             tally=ocp.args.StandardSave(items[1]),
-            progress=ocp.args.JsonSave({**progress, "checksum": _checksum(items[0])}),
+            progress=ocp.args.JsonSave({**progress, **merit._asdict()}),
         )
-        metrics = {"score": _UNKNOWN if score is None else score, "milestone": milestone}
         try:
-            self._manager.save(step, args=arguments, metrics=metrics)
+            self._orbax.save(self.folder / f"{step}{_PART}", args=arguments, force=True)
         except Exception as error:
             raise self._failed(step, error) from error
+        self._merits[step] = merit
+        self._writing = step, self._thread.submit(self._finish, step)
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; raises OSError if it cannot be written."""
+        if self._writing is None:
+            return
+        (step, writing), self._writing = self._writing, None
+        try:
+            writing.result()
+        except Exception as error:
+            del self._merits[step]
+            raise self._failed(step, error) from error
+
+    def close(self) -> None:
+        """Waits, and releases the folder."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
 
     def read_progress(self, step: int) -> dict[str, Any]:
         """Reads the `progress` of a checkpoint. Raises DamagedError if it cannot be read."""
-        return self._read(step, progress=ocp.args.JsonRestore())["progress"]
+        return self._read(step)["progress"]
 
     def restore(
         self, step: int, state: AgentState, sums: chex.ArrayTree
@@ -144,34 +164,19 @@ class Checkpoints:
         """Reads a checkpoint into the structure of a state and of sums.
 
         Raises:
-          DamagedError: if it cannot be read, or the values differ from the saved ones.
+          DamagedError: if it cannot be read, or its files are not those that were written.
         """
-        restored = self._read(
-            step,
-            agent=_restore_like(state),
-            tally=_restore_like(sums),
-            progress=ocp.args.JsonRestore(),
-        )
-        _verify(restored)
+        restored = self._read(step, agent=_restore_like(state), tally=_restore_like(sums))
         return restored["agent"], restored["tally"]
 
     def restore_agent(self, step: int, state: AgentState) -> AgentState:
         """Reads the agent's state alone, as `restore` does."""
-        restored = self._read(step, agent=_restore_like(state), progress=ocp.args.JsonRestore())
-        _verify(restored)
-        return restored["agent"]
-
-    def _read(self, step: int, **items: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # whatever a damaged file leads to
-            raise DamagedError(_first_line(error)) from error
+        return self._read(step, agent=_restore_like(state))["agent"]
 
     def restore_newest(self, restore_fn: Callable[[int], _T]) -> _T | None:
         """Restores the newest checkpoint that can be read, and puts damaged ones aside.
 
-        Args:
-          restore_fn: reads the checkpoint of a step; raises DamagedError if it is damaged.
+        `restore_fn` reads the checkpoint of a step, and raises DamagedError if it is damaged.
 
         Returns:
           The result of `restore_fn`; None if there is no checkpoint.
@@ -179,22 +184,21 @@ class Checkpoints:
         Raises:
           ValueError: if all checkpoints are damaged.
         """
-        steps, damaged = self.steps, []
-        for step in reversed(steps):
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps):
             result, trouble = None, ""
             try:
                 result = restore_fn(step)
             except DamagedError as error:
                 trouble = str(error)
             trouble = next(filter(None, hosts.gather(trouble)), "")
-            if trouble:
-                damaged.append((step, trouble))
-                continue
-            for bad, fault in damaged:
-                self._put_aside(bad, fault)
-            return result
+            if not trouble:
+                for bad, fault in damaged.items():
+                    self._put_aside(bad, fault)
+                return result
+            damaged[step] = trouble
         if damaged:
-            step, fault = damaged[0]
+            step, fault = next(iter(damaged.items()))
             raise ValueError(
                 f"none of the checkpoints in {self.folder} can be read; that of step {step}: "
                 f"{fault}. Were they saved by another version of this code? Restore them "
@@ -202,19 +206,52 @@ class Checkpoints:
             )
         return None
 
-    def wait(self) -> None:
-        """Waits until everything is on disk; raises OSError if it cannot be written."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failed(None, error) from error
+    def _open(self) -> dict[int, _Merit]:
+        """Makes the folder, and removes what was not written to its end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for pattern in (f"*{_PART}*", "*.orbax-checkpoint-tmp*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+        return self._read_merits()
 
-    def close(self) -> None:
-        """Waits, and releases the folder."""
+    def _read_merits(self) -> dict[int, _Merit]:
+        paths = [path for path in self.folder.glob("*") if path.name.isdigit()]
+        return {int(path.name): _read_merit(path) for path in paths}
+
+    def _finish(self, step: int) -> None:
+        """Gives a checkpoint its name once it is on the disk, then removes those it replaces."""
+        self._orbax.wait_until_finished()
+        milestones = [each for each, merit in self._merits.items() if merit.milestone]
+        kept = {*self.steps[-self._keep :], self.best_step, *milestones}
+        outdated = [each for each in self.steps if each not in kept]
+        if hosts.is_first():
+            part, folder = self.folder / f"{step}{_PART}", self.folder / str(step)
+            write_json(part / _CHECKSUMS, _checksums(part))
+            for path in (*part.rglob("*"), part):
+                flush_to_disk(path)
+            shutil.rmtree(folder, ignore_errors=True)  # of the same step, without a score
+            part.rename(folder)
+            flush_to_disk(self.folder)
+            for old in outdated:
+                shutil.rmtree(self.folder / str(old))
+        for old in outdated:
+            del self._merits[old]
+
+    def _read(self, step: int, **items: Any) -> Any:
+        """Reads `progress` and other items, after a check of the checkpoint's files."""
+        self.wait()
+        folder = self.folder / str(step)
         try:
-            self.wait()
-        finally:
-            self._manager.close()
+            sealed = (folder / _CHECKSUMS).exists()
+            if sealed and read_json(folder / _CHECKSUMS) != _checksums(folder):
+                raise DamagedError("its files are not those that were written")
+            arguments = ocp.args.Composite(progress=ocp.args.JsonRestore(), **items)
+            restored = self._orbax.restore(folder, args=arguments)
+            if not sealed:
+                _verify_unsealed(restored)
+        except Exception as error:  # whatever a damaged file leads to
+            raise DamagedError(_first_line(error)) from error
+        return restored
 
     def _put_aside(self, step: int, error: str) -> None:
         aside = self.folder / f"damaged-{step}"
@@ -224,7 +261,7 @@ class Checkpoints:
             os.rename(self.folder / str(step), aside)
 
         hosts.from_first(move)
-        self._manager.reload()
+        del self._merits[step]
         _logger.warning(
             "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is "
             "used.", step, error, aside,
@@ -236,12 +273,11 @@ class Checkpoints:
         if free < needed:
             raise self._failed(step, OSError(f"{needed:,} bytes needed, {free:,} free"))
 
-    def _failed(self, step: int | None, error: Exception) -> OSError:
-        which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+    def _failed(self, step: int, error: Exception) -> OSError:
         return OSError(
-            f"{which} could not be written to {self.folder} ({_first_line(error)}). Is the disk "
-            "full? Make room: the same command continues from the checkpoint before it; there are "
-            f"{self.steps or 'none'}."
+            f"the checkpoint of step {step} could not be written to {self.folder} "
+            f"({_first_line(error)}). Is the disk full? Make room: the same command continues from "
+            f"the checkpoint before it; there are {self.steps or 'none'}."
         )
 
 
@@ -262,11 +298,10 @@ class SavedRun(NamedTuple):
 def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
     """Reads a run from its folder, `exp/<group>/<env_name>/<run id>`.
 
-    Args:
-      folder: the run's folder.
-      step: the checkpoint's step, `newest` or `best`.
+    The step of the checkpoint is a number, `newest` or `best`.
 
     Raises:
+      DamagedError: if the checkpoint or the config is damaged; names the other checkpoints.
       FileNotFoundError: if it is not a run's folder, or there is no such checkpoint.
     """
     config, metadata = ConfigDict(read_config(folder)), read_metadata(folder)
@@ -308,30 +343,29 @@ def _restore_like(tree: chex.ArrayTree) -> ocp.args.StandardRestore:
     return ocp.args.StandardRestore(jax.device_get(tree) if hosts.several() else tree)
 
 
-class _Milestones(checkpoint_managers.PreservationPolicy):
-    """Keeps the checkpoints that were saved as milestones."""
-
-    def should_preserve(
-        self, checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo], *, context: Any
-    ) -> Sequence[bool]:
-        return [bool(checkpoint.metrics["milestone"]) for checkpoint in checkpoints]
-
-
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+def _read_merit(folder: Path) -> _Merit:
+    """Reads why a checkpoint is kept; one that cannot tell is kept for good."""
+    earlier = folder / "metrics" / "metrics"  # of runs before checkpoints had checksums
+    try:
+        saved = read_json(earlier if earlier.exists() else folder / "progress" / "metadata")
+        return _Merit(float(saved["score"]), bool(saved["milestone"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return _Merit(-math.inf, milestone=True)
 
 
-def _checksum(tree: chex.ArrayTree) -> int:
-    value = 0
-    for leaf in jax.tree.leaves(tree):
-        content: Any = np.ascontiguousarray(leaf)
-        value = zlib.crc32(content, value)
-    return value
+def _checksums(folder: Path) -> dict[str, int]:
+    """Returns the CRC-32 of each file of a checkpoint."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS)
+    return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
 
 
-def _verify(restored: Any) -> None:
-    if _checksum(jax.device_get(restored["agent"])) != restored["progress"]["checksum"]:
-        raise DamagedError("its values have changed since they were saved")
+def _verify_unsealed(restored: Any) -> None:
+    """Checks a checkpoint of an earlier version, which has one checksum: of the agent's values."""
+    saved, value = restored["progress"].get("checksum"), 0
+    for leaf in jax.tree.leaves(jax.device_get(restored.get("agent"))):
+        value = zlib.crc32(np.asarray(leaf).tobytes(), value)
+    if saved is None or ("agent" in restored and value != saved):
+        raise DamagedError("its values are not those that were written")
 
 
 def _first_line(error: Exception) -> str:

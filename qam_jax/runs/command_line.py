@@ -1,15 +1,19 @@
 """Command line of the entry points: flags, log lines and errors without a traceback."""
 
+import ast
 import contextlib
 import logging
 import os
+import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from qam_jax.envs.pool import EnvFailure
@@ -69,56 +73,123 @@ def until_closed() -> Iterator[None]:
         os.close(nowhere)
 
 
-def run_main(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and calls the program; a mistake in a flag ends it with one line."""
-    app.run(main, flags_parser=_parse_flags)
+def run_main(
+    main: Callable[[list[str]], None],
+    arguments: list[str] | None = None,
+    hint: str = "--help lists the flags.",
+) -> None:
+    """Parses the flags and calls the program; a mistake in a flag ends it with one line.
+
+    Args:
+      main: the program; gets the arguments that are no flags.
+      arguments: command line; None: that of this process.
+      hint: what follows the message about a mistake.
+    """
+
+    def parse(given: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(given)
+        except flags.Error as error:
+            sys.exit(f"Error: {error} {hint}")
+
+    app.run(main, arguments, flags_parser=parse)
 
 
-def run_with_config(main: Callable[[list[str]], None], default: Path) -> None:
-    """`run_main` with a flag --config, which stands first, before the flags of its fields.
+def run_with_config(main: Callable[[list[str], Path], None], default: str | Path) -> None:
+    """`run_main` with a flag --config, whose path is the second argument of the program.
 
     Args:
       main: the program.
       default: the config's file where --config is not given.
     """
     arguments = list(sys.argv)
-    config = _config_file(pop_flag(arguments, "config") or str(default))
-    arguments.insert(1, f"--config={config}")
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "File with the algorithm and its hyperparameters; --config.<field>=<value> changes one.",
-        sys_argv=arguments,
-        lock_config=False,
-        accept_new_attributes=True,  # the algorithm says which field it does not know
-    )
-    app.run(main, argv=arguments, flags_parser=_parse_flags)
+    given = pop_flag(arguments, "config") or str(default)
+    path, config = _load_config(given)
+    try:
+        define_config(config, arguments)
+    except (ValueError, flags.Error) as error:
+        sys.exit(f"Error: {error}")
+    flags.FLAGS["config"].default_as_str = given
+    run_main(lambda rest: main(rest, path), arguments)
 
 
-def _config_file(config: str) -> str:
-    """Value of --config that finds `<method>.py` without such a file: `default.py:<method>`."""
-    path = Path(config.partition(":")[0])
-    shared = path.with_name("default.py")
-    return config if path.exists() or not shared.exists() else f"{shared}:{path.stem}"
+def define_config(
+    config: ConfigDict, arguments: list[str], values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines a flag --config.<field> in `values` for each field that the arguments change.
+
+    Raises:
+      ValueError: if a field holds no other fields, or one with several values is given twice.
+    """
+    times = Counter(argument.partition("=")[0].lstrip("-") for argument in arguments)
+    for name in (f"config.{field}" for field in config if isinstance(config[field], tuple)):
+        if times[name] > 1:
+            raise ValueError(
+                f"--{name} is given {times[name]} times: give it once, with all its values, such "
+                f"as --{name}=(512,512)."
+            )
+    try:
+        config_flags.DEFINE_config_dict(
+            "config",
+            config,
+            "File with the algorithm and its hyperparameters; --config.<field>=<value> changes "
+            "one.",
+            flag_values=values,
+            sys_argv=arguments,
+            lock_config=False,
+            accept_new_attributes=True,  # the algorithm says which field it does not know
+        )
+    except (AttributeError, KeyError) as error:  # a field of a field
+        raise ValueError(f"--config.<field>.<field>: {error.args[0]}") from error
 
 
 def pop_flag(arguments: list[str], name: str) -> str | None:
-    """Removes a flag, given as `--name=value` or `--name value`, and returns its value."""
-    for index, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag in (f"--{name}", f"-{name}"):
-            if not equals and index + 1 < len(arguments):
-                value = arguments.pop(index + 1)
-            del arguments[index]
-            return value
-    return None
-
-
-def _parse_flags(arguments: list[str]) -> list[str]:
+    """Removes a flag, and returns its value; None if it is not given."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    flags.DEFINE_string(name, None, "", flag_values=values)
     try:
-        return flags.FLAGS(arguments)
+        arguments[:] = values(arguments, known_only=True)
     except flags.Error as error:
-        sys.exit(f"Error: {error}\nThe flags are listed by: python {arguments[0]} --help")
-    except (OSError, ValueError, AttributeError, KeyError) as error:  # of the config's file
-        given = next((each for each in arguments if each.startswith("--config=")), "--config")
-        sys.exit(f"Error: {given} cannot be read: {error}")
+        sys.exit(f"Error: {error}")
+    return values[name].value
+
+
+class _TupleParser(flags.ArgumentParser):
+    """Refuses a single value, of which ml_collections would make a tuple."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        try:
+            value = ast.literal_eval(argument) if isinstance(argument, str) else argument
+        except (SyntaxError, ValueError):
+            value = argument
+        if not isinstance(value, tuple | list):
+            raise ValueError("expected values in brackets, such as (512,512), or (512,) for one.")
+        return tuple(value)
+
+
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
+
+
+def _load_config(given: str) -> tuple[Path, ConfigDict]:
+    """Reads --config; `<method>.py` without such a file stands for `default.py:<method>`."""
+    name, *argument = given.split(":", 1)
+    path = Path(name)
+    shared = path.with_name("default.py")
+    if not path.exists() and shared.exists():
+        path, argument = shared, [path.stem]
+    if not path.is_file():
+        sys.exit(
+            f"Error: --config={given}: there is no file {path}. Give "
+            "experiments/configs/<method>.py, or a file of your own."
+        )
+    try:
+        functions = runpy.run_path(str(path))
+        if "get_config" not in functions:
+            raise ValueError("it has no function get_config.")
+        config = functions["get_config"](*argument)
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"get_config must return a ConfigDict, got {type(config).__name__}.")
+        return path, config
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        sys.exit(f"Error: --config={given}: {error}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from qam_jax.agents import (
@@ -38,14 +39,8 @@ def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
       ValueError: if the folder holds a run of another config; names what differs.
       OSError: if the folder cannot be written to.
     """
-    folder = folder_of(settings, agent_config)
-    ensure_writable_dir(folder)
-    differences = differences_from(folder, settings, agent_config)
-    if differences:
-        raise ValueError(
-            f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
-            "Give another --run_id or --group, or the config that it was started with."
-        )
+    folder = ensure_writable_dir(folder_of(settings, agent_config))
+    check_folder(folder, settings, agent_config)
     return folder
 
 
@@ -56,15 +51,25 @@ def folder_of(settings: RunSettings, agent_config: ConfigDict) -> Path:
     return folder / (settings.run_id or _default_run_id(resolved(settings, agent_config)))
 
 
-def differences_from(folder: Path, settings: RunSettings, agent_config: ConfigDict) -> list[str]:
-    """Lists the settings in which the run of a folder differs; nothing if there is no run yet."""
+def check_folder(folder: Path, settings: RunSettings, agent_config: ConfigDict) -> None:
+    """Raises ValueError, naming what differs, if a folder holds a run of another config."""
     if not (folder / "config.json").exists():
-        return []
-    config = resolved(settings, agent_config)
-    earlier = read_config(folder)
+        return
+    config, earlier = resolved(settings, agent_config), read_config(folder)
     if not earlier["online_steps"]:
         earlier |= {name: config[name] for name in names_with_role("online")}
-    return _differences(earlier, config)
+    before, now = (flatten_dict(json.loads(json.dumps(c)), sep=".") for c in (earlier, config))
+    fixed = sorted((before.keys() | now.keys()) - names_with_role("free", "schedule"))
+    differences = [
+        f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
+        for name in fixed
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
+            "Give another --run_id or --group, or the config that it was started with."
+        )
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -86,8 +91,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path} is damaged (not the settings of a run). Restore it from a copy, or start a "
             "new run."
         )
-    config = {**_defaults(), **config}
-    return {**config, "agent": complete_config(config["agent"])}
+    unknown_then = {field.name: field.default for field in dataclasses.fields(RunSettings)}
+    return {**unknown_then, **config, "agent": complete_config(config["agent"])}
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
@@ -137,25 +142,6 @@ def _default_run_id(config: dict[str, Any]) -> str:
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"
-
-
-def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    earlier, now = json.loads(json.dumps(earlier)), json.loads(json.dumps(now))
-    found = []
-    for name in sorted(earlier.keys() | now.keys()):
-        if not prefix and name in names_with_role("free", "schedule"):
-            continue
-        before, after = earlier.get(name), now.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name} is {before!r} there and {after!r} here")
-    return found
-
-
-def _defaults() -> dict[str, Any]:
-    """Returns the value of each setting in a run that did not know it."""
-    return {field.name: field.default for field in dataclasses.fields(RunSettings)}
 
 
 def _version(package: str) -> str | None:

@@ -33,10 +33,6 @@ _WEEK_MS = 7 * 24 * 3600 * 1000  # a download or an evaluation may take long; JA
 _RUNTIME_ERROR = re.compile("UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED")
 
 
-class LostProcessError(OSError):
-    """Another process was lost, so that training cannot go on."""
-
-
 def several() -> bool:
     """Whether this process trains together with others."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
@@ -48,11 +44,7 @@ def is_first() -> bool:
 
 
 def gather(value: _T) -> list[_T]:
-    """Returns the value that each process gave, in their order.
-
-    Args:
-      value: anything that can be pickled.
-    """
+    """Returns the values that the processes gave, in their order; any that can be pickled."""
     if not several():
         return [value]
     content = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -123,10 +115,7 @@ def check_same(label: str, mine: dict[str, Any]) -> None:
 def session(settings: HostSettings) -> Iterator[None]:
     """Connects the processes that the settings name, and disconnects them at the end.
 
-    Enter it before JAX is used.
-
-    Args:
-      settings: which processes train together; by default this one alone.
+    Enter it before JAX is used. By default this process trains alone.
 
     Raises:
       ValueError: if the settings contradict each other, or JAX detects no cluster.
@@ -137,7 +126,10 @@ def session(settings: HostSettings) -> Iterator[None]:
         return
     _start(settings)
     try:
-        _introduce()
+        if not is_first():
+            logging.getLogger("qam_jax").setLevel(logging.WARNING)
+        kind, count = jax.devices()[0].device_kind, jax.device_count()
+        _logger.info("%d processes with %d devices (%s).", jax.process_count(), count, kind)
         yield
     except Stopped:  # all processes stop after the same update
         with contextlib.suppress(RuntimeError):  # but one may be stopped before the first one
@@ -147,7 +139,7 @@ def session(settings: HostSettings) -> Iterator[None]:
         atexit.register(_exit_at_once)  # before JAX's own exit, which waits for the others
         message = str(error).strip()
         if isinstance(error, ValueError | RuntimeError) and _RUNTIME_ERROR.match(message):
-            raise LostProcessError(
+            raise OSError(
                 f"another process is lost ({message.splitlines()[0][:200]}). Training cannot go "
                 "on without it. The same command, given to all processes, continues from the last "
                 "checkpoint."
@@ -233,15 +225,6 @@ def _reach(settings: HostSettings) -> None:
                     "address right, and is the port open?"
                 ) from error
             time.sleep(0.2)
-
-
-def _introduce() -> None:
-    """Logs how many devices take part; the other processes log warnings alone from now on."""
-    if not is_first():
-        logging.getLogger("qam_jax").setLevel(logging.WARNING)
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    _logger.info("%d processes with %d devices (%s).", jax.process_count(), len(devices), kind)
 
 
 def _exit_at_once() -> None:

@@ -52,8 +52,7 @@ def read_status(folder: Path) -> tuple[str, str]:
     not tell, as of a process of another machine that may have been killed.
     """
     path = folder / LOCK
-    held = is_held(path)
-    if held:
+    if held := is_held(path):
         return RUNNING, ""
     try:
         status, _, why = path.read_text(errors="replace").partition(": ")
@@ -65,14 +64,12 @@ def read_status(folder: Path) -> tuple[str, str]:
 
 
 def _describe(error: BaseException) -> str:
-    if isinstance(error, Stopped):
-        return f"{STOPPED}: {error}"
-    lines = str(error).strip().splitlines()
-    kind = type(error).__name__
+    kind, text = type(error).__name__, str(error).strip().partition("\n")[0][:_MAX_LENGTH]
     if not isinstance(error, Exception):
-        return f"{STOPPED}: {kind}"
-    text = lines[0][:_MAX_LENGTH] if lines else kind
-    return f"{FAILED}: {text if isinstance(error, _PLAIN) or not lines else f'{kind}: {text}'}"
+        return f"{STOPPED}: {text if isinstance(error, Stopped) else kind}"
+    if not isinstance(error, _PLAIN):
+        text = f"{kind}: {text}".removesuffix(": ")
+    return f"{FAILED}: {text or kind}"
 
 
 def _remove_empty(folder: Path) -> None:

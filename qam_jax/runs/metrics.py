@@ -14,11 +14,9 @@ from qam_jax.files import atomic_write
 class MetricLog:
     """Writes `<kind>.csv`, TensorBoard events and Weights & Biases, if asked for.
 
-    A continued run drops the rows beyond the step that it continues from, so that none is doubled.
-
     Args:
       folder: the run's folder.
-      kept: for each kind, the step of the last row to keep.
+      kept: for each kind, the step of the last row to keep: that which the run continues from.
       wandb_project: project of Weights & Biases; empty for none.
       config: the run's settings, for Weights & Biases.
     """
@@ -48,7 +46,7 @@ class MetricLog:
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         self._tensorboard.flush()
         if self._wandb is not None:
-            self._wandb.log({f"{kind}/{name}": known[name] for name in known}, step)
+            self._wandb.log({f"{kind}/{name}": value for name, value in known.items()}, step)
 
     def close(self) -> None:
         """Closes all files."""

@@ -1,6 +1,7 @@
 """Settings of a run: every setting outside the algorithm's config, with its help and its role."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,201 +19,153 @@ ROLES = {
 
 
 def _setting(
+    role: str,
     default: Any,
     help_text: str,
-    role: str = "",
     low: int | None = None,
     high: int | None = None,
     *,
     choices: tuple[str, ...] = (),
     inherited: bool = True,
 ) -> Any:
-    """Declares a setting.
+    """Declares a setting: its role, default, help, range, and the values that it can take.
 
-    Args:
-      default: its value where none is given.
-      help_text: its help on the command line.
-      role: one of `ROLES`.
-      low: its smallest value.
-      high: its largest value.
-      choices: the values that it can take; empty: any.
-      inherited: whether a run that starts from another run's checkpoint takes over its value.
+    A run that starts from another run's checkpoint takes over the value if it is `inherited`.
     """
     metadata: dict[str, Any] = {"help": help_text, "role": role, "low": low, "high": high}
     metadata |= {"choices": choices, "inherited": inherited}
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_result, _schedule, _online, _run, _free = (functools.partial(_setting, role) for role in ROLES)
+_host = functools.partial(_setting, "")  # of no run
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
     """Where the data come from."""
 
-    dataset: str = _setting(
-        "",
-        "Data of your own: an .npz file, a folder of them, or minari:<id>; empty: OGBench's "
-        "dataset of env_name.",
-        "result",
+    dataset: str = _result(
+        "", "Your own .npz file, a folder of them, or minari:<id>; empty: OGBench's of env_name."
     )
-    dataset_dir: str = _setting("~/.ogbench/data", "Folder of OGBench's dataset files.", "free")
-    data_source: str = _setting(
+    dataset_dir: str = _free("~/.ogbench/data", "Folder of OGBench's dataset files.")
+    data_source: str = _free(
         "auto",
         "local: only dataset_dir; download: from a mirror; generate: simulate it; "
         "auto: the first of these that works.",
-        "free",
         choices=("auto", "local", "download", "generate"),
     )
-    mirrors: str = _setting(
-        "", "Comma-separated URLs of folders to download from, tried first.", "free"
+    mirrors: str = _free("", "Comma-separated URLs of folders to download from, tried first.")
+    ogbench_dataset_dir: str = _free(
+        "", "Folder of shards, .npz files of which one at a time is trained on."
     )
-    ogbench_dataset_dir: str = _setting(
-        "", "Folder of shards, .npz files of which one at a time is trained on.", "free"
+    dataset_replace_interval: int = _result(
+        1000, "Steps until the next shard of ogbench_dataset_dir; 0: only the first is used.", 0
     )
-    dataset_replace_interval: int = _setting(
-        1000,
-        "Steps until the next shard of ogbench_dataset_dir; 0: only the first is used.",
-        "result",
-        0,
-    )
-    dataset_proportion: float = _setting(1.0, "Leading part of each file that is used.", "result")
-    sparse: bool = _setting(False, "Make every reward that is not 0 a -1.", "result")
+    dataset_proportion: float = _result(1.0, "Leading part of each file that is used.")
+    sparse: bool = _result(False, "Make every reward that is not 0 a -1.")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(DataSettings):
     """A run: behaviour cloning, then offline training, then fine-tuning online."""
 
-    env_name: str = _setting(
+    env_name: str = _result(
         "pointmaze-medium-navigate-singletask-v0",
-        "OGBench's single-task name, or the id of a gymnasium environment; empty: none, for "
-        "training on data alone.",
-        "result",
+        "OGBench's single-task name, or id of a gymnasium environment; empty: train on data alone.",
     )
-    env_module: str = _setting(
-        "", "Module to import, which registers env_name with gymnasium.", "result"
+    env_module: str = _result("", "Module to import, which registers env_name with gymnasium.")
+    seed: int = _run(0, "Seed of networks, batches, noise and episodes.", 0, 2**31 - 1)
+    num_seeds: int = _free(
+        1, "Runs in one program, of the seeds from --seed on, each in its own folder.", 1, 10**4
     )
-    seed: int = _setting(0, "Seed of networks, batches, noise and episodes.", "run", 0, 2**31 - 1)
-    num_seeds: int = _setting(
-        1,
-        "Runs in one program, of the seeds from --seed on, each in a folder of its own.",
-        "free",
-        1,
-        10**4,
+    num_devices: int = _free(
+        1, "Devices to spread seeds, then batches over; 0: all that this process sees.", 0, 10**6
     )
-    num_devices: int = _setting(
-        1,
-        "Devices to spread seeds, then batches over; 0: all that this process sees.",
-        "free",
-        0,
-        10**6,
+    bc_steps: int = _result(
+        0, "Updates of behaviour cloning alone, whose flow the other stages start from.", 0
     )
-    bc_steps: int = _setting(
-        0,
-        "Updates of behaviour cloning alone, whose flow the other stages start from.",
-        "result",
-        0,
-    )
-    offline_steps: int = _setting(1_000_000, "Updates on the dataset.", "schedule", 0)
-    online_steps: int = _setting(
-        0, "Environment steps of fine-tuning after that.", "free", 0, inherited=False
-    )
-    start_training: int = _setting(
+    offline_steps: int = _schedule(1_000_000, "Updates on the dataset.", 0)
+    online_steps: int = _free(0, "Environment steps of fine-tuning after that.", 0, inherited=False)
+    start_training: int = _online(
         5000,
         "Environment steps before the first online update; of an agent without training, with "
         "random actions.",
-        "online",
         0,
     )
-    utd_ratio: int = _setting(1, "Updates per environment step.", "online", 1, 10**4)
-    num_envs: int = _setting(
-        1, "Environments that gather experience side by side.", "online", 1, 10**4
+    utd_ratio: int = _online(1, "Updates per environment step.", 1, 10**4)
+    num_envs: int = _online(1, "Environments that gather experience side by side.", 1, 10**4)
+    balanced_sampling: bool = _online(
+        False, "Half of each online batch from the dataset, half from experience; else uniform."
     )
-    balanced_sampling: bool = _setting(
-        False,
-        "Half of each online batch from the dataset, half from experience; else uniform.",
-        "online",
-    )
-    buffer_size: int = _setting(
-        0, "Online transitions kept for training; 0: all.", "online", 0, 2**31 - 1
-    )
-    log_interval: int = _setting(1000, "Steps per row of train.csv.", "run", 1)
-    eval_interval: int = _setting(
-        50_000, "Steps between evaluations; a multiple of log_interval.", "run", 1
-    )
-    save_interval: int = _setting(
-        50_000, "Steps between checkpoints; a multiple of log_interval.", "run", 1
-    )
-    keep_checkpoints: int = _setting(
-        2, "Newest checkpoints that are kept, beside the best.", "free", 1, 10**6
-    )
-    eval_episodes: int = _setting(50, "Episodes of an evaluation.", "run", 1, 10**6)
-    overlap_evaluation: bool = _setting(
+    buffer_size: int = _online(0, "Online transitions kept for training; 0: all.", 0, 2**31 - 1)
+    log_interval: int = _run(1000, "Steps per row of train.csv.", 1)
+    eval_interval: int = _run(50_000, "Steps between evaluations; a multiple of log_interval.", 1)
+    save_interval: int = _run(50_000, "Steps between checkpoints; a multiple of log_interval.", 1)
+    keep_checkpoints: int = _free(2, "Newest checkpoints that are kept, beside the best.", 1, 10**6)
+    eval_episodes: int = _run(50, "Episodes of an evaluation.", 1, 10**6)
+    overlap_evaluation: bool = _free(
         False,
         "Train on during evaluations of the offline stage: where an accelerator would idle "
         "meanwhile, or there are more processors than the updates keep busy; not where several "
         "processes train together.",
-        "free",
     )
-    eval_envs: int = _setting(
-        0, "Environments evaluated side by side; 0: twice the processors.", "free", 0, 10**4
+    eval_envs: int = _free(
+        0, "Environments evaluated side by side; 0: twice the processors.", 0, 10**4
     )
-    max_env_crashes: int = _setting(
-        10, "Crashes of environments that a run endures.", "free", 0, 10**6
+    max_env_crashes: int = _free(10, "Crashes of environments that a run endures.", 0, 10**6)
+    video_episodes: int = _free(
+        0, "Episodes filmed at the end of the run.", 0, 10**4, inherited=False
     )
-    video_episodes: int = _setting(
-        0, "Episodes filmed at the end of the run.", "free", 0, 10**4, inherited=False
+    run: str = _run("", "Folder of the run whose checkpoint this one starts from.", inherited=False)
+    run_step: str = _run(
+        "newest", "Which checkpoint of --run: a step, newest or best.", inherited=False
     )
-    run: str = _setting(
-        "", "Folder of the run whose checkpoint this one starts from.", "run", inherited=False
-    )
-    run_step: str = _setting(
-        "newest", "Which checkpoint of --run: a step, newest or best.", "run", inherited=False
-    )
-    save_dir: str = _setting("exp", "Folder of all runs.", "free", inherited=False)
-    group: str = _setting(
-        "default", "Folder of related runs, inside save_dir.", "free", inherited=False
-    )
-    preset: str = _setting(
+    save_dir: str = _free("exp", "Folder of all runs.", inherited=False)
+    group: str = _free("default", "Folder of related runs, inside save_dir.", inherited=False)
+    preset: str = _free(
         "",
         "paper: the paper's settings and hyperparameters, by method and env_name, for all flags "
         "that are not given.",
-        "free",
     )
-    run_id: str = _setting(
-        "",
-        "Name of the run's folder; empty: made of algorithm, seed, config.",
-        "free",
-        inherited=False,
+    run_id: str = _free(
+        "", "Name of the run's folder; empty: made of algorithm, seed, config.", inherited=False
     )
-    compilation_cache_dir: str = _setting(
-        "~/.cache/qam_jax", "Folder of compiled programs, shared by all runs; empty: none.", "free"
+    compilation_cache_dir: str = _free(
+        "~/.cache/qam_jax", "Folder of compiled programs, shared by all runs; empty: none."
     )
-    wandb_project: str = _setting("", "Weights & Biases project to log to; empty: none.", "free")
+    wandb_project: str = _free("", "Weights & Biases project to log to; empty: none.")
 
     @property
     def total_steps(self) -> int:
         """Steps of all stages."""
         return self.bc_steps + self.offline_steps + self.online_steps
 
+    def of_seed(self, index: int) -> "RunSettings":
+        """Settings of the run of one seed, from 0 to `num_seeds` - 1, as it would be alone."""
+        seed, run_id = self.seed + index, self.run_id
+        if run_id and self.num_seeds > 1:
+            run_id = f"{run_id}-seed{seed}"
+        return dataclasses.replace(self, seed=seed, run_id=run_id, num_seeds=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class HostSettings:
     """Processes that train together; by default a process trains alone."""
 
-    distributed: bool = _setting(
+    distributed: bool = _host(
         False,
         "Train together with the processes of this TPU slice, SLURM job or other cluster that "
         "JAX detects; takes --num_devices=0.",
     )
-    coordinator_address: str = _setting(
+    coordinator_address: str = _host(
         "", "host:port of process 0, which all reach; with num_processes and process_id, by hand."
     )
-    num_processes: int = _setting(0, "Processes that train together, where given by hand.", low=0)
-    process_id: int = _setting(-1, "Number of this process, from 0, where given by hand.", low=-1)
-    start_timeout: int = _setting(
-        300, "Seconds in which all processes have to come together.", low=1
-    )
-    heartbeat_timeout: int = _setting(
-        100, "Seconds without a sign of a process after which JAX ends the others.", low=1
+    num_processes: int = _host(0, "Processes that train together, where given by hand.", 0)
+    process_id: int = _host(-1, "Number of this process, from 0, where given by hand.", -1)
+    start_timeout: int = _host(300, "Seconds in which all processes have to come together.", 1)
+    heartbeat_timeout: int = _host(
+        100, "Seconds without a sign of a process after which JAX ends the others.", 1
     )
 
 
@@ -222,16 +175,14 @@ def names_with_role(*roles: str) -> frozenset[str]:
     return frozenset(field.name for field in fields if field.metadata["role"] in roles)
 
 
-_DEFINE: dict[Any, Callable[..., Any]] = {
-    bool: flags.DEFINE_bool,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
-
-
 def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines one absl flag in `values` for each field of a settings class."""
+    define: dict[Any, Callable[..., Any]] = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
     for field in dataclasses.fields(settings_class):
         default: Any = field.default
         text = field.metadata["help"]
@@ -239,7 +190,7 @@ def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -
             choices = list(field.metadata["choices"])
             flags.DEFINE_enum(field.name, default, choices, text, flag_values=values)
         else:
-            _DEFINE[field.type](field.name, default, text, flag_values=values)
+            define[field.type](field.name, default, text, flag_values=values)
 
 
 def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) -> Any:
@@ -250,12 +201,10 @@ def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) 
       values: the parsed flags.
       **defaults: values of flags that the command line left out, in place of the class's.
     """
-    settings = {}
-    for field in dataclasses.fields(settings_class):
-        flag = values[field.name]
-        given = flag.present or field.name not in defaults
-        settings[field.name] = flag.value if given else defaults[field.name]
-    return settings_class(**settings)
+    names = [field.name for field in dataclasses.fields(settings_class)]
+    given = {name: values[name].value for name in names}
+    left_out = {name: defaults[name] for name in defaults if not values[name].present}
+    return settings_class(**given | left_out)
 
 
 def check_settings(settings: RunSettings) -> None:

@@ -15,8 +15,7 @@ class Stopped(BaseException):
 class StopRequest:
     """Whether a signal has asked the run to stop."""
 
-    def __init__(self) -> None:
-        self.signal_name = ""
+    signal_name = ""
 
     def check(self) -> None:
         """Raises Stopped if so. To be called where nothing is lost."""
@@ -35,20 +34,19 @@ def stop_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread can handle signals
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def handle(number: int, _frame: object) -> None:
-        request.signal_name = signal.Signals(number).name
-        restore()
-        if at_once:
-            raise Stopped(request.signal_name)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in numbers:
+    def handle(number: int, _frame: object) -> None:
+        request.signal_name = signal.Signals(number).name
+        restore()
+        if at_once:
+            request.check()
+
+    for number in before:
         signal.signal(number, handle)
     try:
         yield request

@@ -20,18 +20,13 @@ def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
     for text in texts:
         method, _, number = text.rpartition("=")
         try:
-            speeds[method] = float(number)
-        except ValueError:
-            speeds[method] = 0.0
-        if not speeds[method] > 0:
-            raise ValueError(
-                f"--updates_per_second takes a number above 0, or <method>=<number>, got {text!r}."
-            )
-        if method:
-            try:
+            if method:
                 get_config(method)
-            except ValueError as error:
-                raise ValueError(f"--updates_per_second: {error}") from error
+            speeds[method] = float(number)
+        except ValueError as error:
+            raise ValueError(f"--updates_per_second={text}: {error}") from error
+        if not speeds[method] > 0:
+            raise ValueError(f"--updates_per_second={text}: expected a number above 0.")
     return speeds
 
 
@@ -49,11 +44,7 @@ def measure_speeds(jobs: Iterable[Job]) -> dict[str, float]:
 def hours(jobs: Sequence[Job], speeds: Mapping[str, float]) -> tuple[float, list[str]]:
     """Hours of the jobs' remaining updates, and the methods whose speed is unknown.
 
-    Online updates count as offline ones.
-
-    Args:
-      jobs: jobs to execute one after the other.
-      speeds: updates per second; see `parse_speeds`.
+    Online updates count as offline ones. The speeds are those of `parse_speeds`.
     """
     known = {job.method: speeds.get(job.method, speeds.get("")) for job in jobs}
     rates = ((updates_left(job), known[job.method]) for job in jobs)

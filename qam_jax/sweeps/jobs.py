@@ -6,19 +6,18 @@ import functools
 import importlib
 import inspect
 import itertools
-import shlex
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from qam_jax import agents
 from qam_jax.envs import make_env
 from qam_jax.files import DamagedError, is_held, read_json
-from qam_jax.runs.folder import differences_from, folder_of
+from qam_jax.runs.command_line import define_config
+from qam_jax.runs.folder import check_folder, folder_of
 from qam_jax.runs.lock import LOCK
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings, check_settings, define_flags
@@ -48,19 +47,12 @@ class State(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A command of a sweep: one run, or several seeds in one program.
+    """A command of a sweep: one run, or several seeds in one program."""
 
-    Attributes:
-      name: `<env_name>/<run id>`, unique in the sweep.
-      command: the program and its arguments.
-      resolved: settings and config that the command results in.
-      folders: folders of its runs, by seed.
-    """
-
-    name: str
+    name: str  # <env_name>/<run id>, unique in the sweep
     command: tuple[str, ...]
-    resolved: Resolved
-    folders: tuple[Path, ...]
+    resolved: Resolved  # what the command results in
+    folders: tuple[Path, ...]  # of its runs, by seed
 
     @property
     def folder(self) -> Path:
@@ -73,20 +65,10 @@ class Job:
         return self.resolved.config.agent_name
 
     @property
-    def total_steps(self) -> int:
-        """Steps of a whole run."""
-        return self.resolved.settings.total_steps
-
-    @property
     def task(self) -> Task:
         """The command with its log and record, which are in `logs` of the group's folder."""
         path = str(self.folder.parent.parent / "logs" / self.name)
         return Task(self.command, Path(f"{path}.log"), Path(f"{path}.json"))
-
-    @property
-    def text(self) -> str:
-        """The command for a shell."""
-        return shlex.join(self.command)
 
 
 def make_jobs(
@@ -98,14 +80,14 @@ def make_jobs(
 ) -> list[Job]:
     """Makes the jobs of a study, and checks each as `train_offline.py` would.
 
-    The first seed of all runs comes first. Config fields among the flags for all runs are left out
-    for methods without the field, if another method of the study has it.
+    The first seed of all runs comes first. A config field among the flags for all runs is left out
+    for methods without it, if another method of the study has it.
 
     Args:
       study: the study.
       script: path of `train_offline.py`, beside its `configs`.
       save_dir: folder of all runs.
-      extra_flags: flags of all runs, as `--name=value`; they win over the study's flags.
+      extra_flags: flags of all runs, as `--name=value`; they win over the study's.
       seeds_per_run: largest number of consecutive seeds in one job.
 
     Raises:
@@ -116,7 +98,6 @@ def make_jobs(
     everywhere = {"group": study.group, "save_dir": save_dir}
     if study.preset:
         everywhere["preset"] = study.preset
-    groups = _group_consecutive(study.seeds, seeds_per_run)
     jobs: list[Job] = []
     for env_name, variant, method in itertools.product(
         study.env_names, study.variants, study.methods
@@ -125,7 +106,12 @@ def make_jobs(
         options = {"env_name": env_name, **everywhere, **fitting, **variant.flags}
         try:
             options |= _scaled_fields(method, options, variant)
-            jobs += _make_seed_jobs(method, variant, options, groups, script)
+            resolved = resolve(method, _format_flags(options))
+            if not resolved.settings.preset:  # which knows its environments
+                _check_env(env_name, resolved.settings.env_module)
+            run_name = f"{method}-{variant.name}" if variant.name else method
+            for seeds in _group_consecutive(study.seeds, seeds_per_run):
+                jobs.append(_make_job(method, run_name, seeds, options, resolved, script))
         except ValueError as error:
             label = f"{method} ({variant.name})" if variant.name else method
             raise ValueError(f"{label} in {env_name}: {error}") from error
@@ -135,18 +121,18 @@ def make_jobs(
 def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
     """Reads the state of a job, and the error of a failed or damaged one.
 
-    Args:
-      job: a job of the sweep.
-      queued: names of the jobs in SLURM's queue.
+    SLURM's queue holds the jobs of the names in `queued`.
 
     Raises:
       ValueError: if the job's folder holds a run of another config; names the differences.
     """
     try:
-        _check_folders(job)
+        settings, config, _ = job.resolved
+        for index, folder in enumerate(job.folders):
+            check_folder(folder, settings.of_seed(index), config)
     except (DamagedError, OSError) as error:
         return State.DAMAGED, str(error)
-    if last_step(job) >= job.total_steps:
+    if last_step(job) >= job.resolved.settings.total_steps:
         return State.FINISHED, ""
     if any(is_held(folder / LOCK) for folder in job.folders):
         return State.RUNNING, ""
@@ -181,18 +167,11 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
     values = flags.FlagValues()
     define_flags(RunSettings, values)
     arguments = ["train_offline.py", *options]
+    define_config(agents.get_config(method), arguments, values)
     try:
-        config_flags.DEFINE_config_dict(
-            "config",
-            agents.get_config(method),
-            flag_values=values,
-            sys_argv=arguments,
-            lock_config=False,
-            accept_new_attributes=True,  # `make_agent` says which field it does not know
-        )
         rest = values(arguments)[1:]
-    except (AttributeError, KeyError, flags.Error) as error:  # the first two: a field of a field
-        raise ValueError(str(error.args[0])) from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
     if rest:
         raise ValueError(f"unexpected arguments {rest}; flags look like --name=value.")
     resolved = resolve_flags(values)
@@ -201,58 +180,34 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
     return resolved
 
 
-def _check_folders(job: Job) -> None:
-    """Raises ValueError if a folder of the job holds another run."""
-    settings, config, _ = job.resolved
-    for index, folder in enumerate(job.folders):
-        own: dict[str, Any] = {"seed": settings.seed + index, "run_id": folder.name, "num_seeds": 1}
-        differences = differences_from(folder, dataclasses.replace(settings, **own), config)
-        if differences:
-            raise ValueError(
-                f"{folder} holds a run of another config: {'; '.join(differences)}. Give another "
-                "--group, or the flags that the run was started with."
-            )
-
-
 def _recorded_error(path: Path) -> str:
     """The error of the last execution; empty without one, and where no record can be read."""
     try:
-        record = read_json(path)
-    except (DamagedError, OSError):
+        return read_json(path)["error"]
+    except (DamagedError, OSError, LookupError, TypeError):
         return ""
-    return record.get("error", "") if isinstance(record, dict) else ""
 
 
-def _make_seed_jobs(
+def _make_job(
     method: str,
-    variant: Variant,
+    run_name: str,
+    seeds: Sequence[int],
     options: dict[str, Any],
-    groups: Iterable[Sequence[int]],
+    resolved: Resolved,
     script: Path,
-) -> list[Job]:
-    """The jobs of a method in an environment and a variant, one for each group of seeds."""
-    resolved = resolve(method, _format_flags(options))
-    if not resolved.settings.preset:  # which knows its environments
-        _check_env(resolved.settings.env_name, resolved.settings.env_module)
-    config = _config_file(method, script)
-    base, jobs = variant.run_name(method), []
-    for seeds in groups:
-        run_ids = [f"{base}-seed{seed}" for seed in seeds]
-        name, own = run_ids[0], dict[str, Any](seed=seeds[0], run_id=run_ids[0])
-        if len(seeds) > 1:  # `train_seeds` adds the seeds to the run's id
-            own = {"seed": seeds[0], "num_seeds": len(seeds), "run_id": base}
-            name = f"{run_ids[0]}-{seeds[-1]}"
-        settings = dataclasses.replace(resolved.settings, **own)
-        check_settings(settings)
-        folders = tuple(
-            folder_of(dataclasses.replace(settings, run_id=run_id), resolved.config)
-            for run_id in run_ids
-        )
-        flags_of_run = _format_flags({**options, **own})
-        command = (sys.executable, str(script), f"--config={config}", *flags_of_run)
-        name = f"{folders[0].parent.name}/{name}"
-        jobs.append(Job(name, command, resolved._replace(settings=settings), folders))
-    return jobs
+) -> Job:
+    """Makes the job of some seeds, whose folders are those that each seed has alone."""
+    own: dict[str, Any] = {"seed": seeds[0], "run_id": f"{run_name}-seed{seeds[0]}"}
+    if len(seeds) > 1:  # `RunSettings.of_seed` adds the seeds to the run's id
+        own = {"seed": seeds[0], "num_seeds": len(seeds), "run_id": run_name}
+    settings = dataclasses.replace(resolved.settings, **own)
+    check_settings(settings)
+    each = (settings.of_seed(index) for index in range(len(seeds)))
+    folders = tuple(folder_of(alone, resolved.config) for alone in each)
+    config = f"--config={_config_file(method, script)}"
+    command = (sys.executable, str(script), config, *_format_flags({**options, **own}))
+    name = "/".join(folders[0].parts[-2:]) + (f"-{seeds[-1]}" if len(seeds) > 1 else "")
+    return Job(name, command, resolved._replace(settings=settings), folders)
 
 
 def _config_file(method: str, script: Path) -> Path:

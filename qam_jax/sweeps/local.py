@@ -5,7 +5,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -29,10 +29,10 @@ class _Running(NamedTuple):
 def run_local(
     jobs: Sequence[Job], *, parallel: int = 1, gpus: Sequence[str] = ()
 ) -> dict[str, tuple[Outcome, str]]:
-    """Executes jobs. A terminal shows a bar for all jobs and one for each running job.
+    """Executes jobs in their order. A terminal shows a bar for all and one for each running job.
 
     Args:
-      jobs: jobs in the order of their starts.
+      jobs: the jobs.
       parallel: number of jobs at a time.
       gpus: numbers of the GPUs that jobs take turns on; empty: each job sees all GPUs.
 
@@ -40,6 +40,7 @@ def run_local(
       Outcome and error of each job, by the job's name.
 
     Raises:
+      OSError: if a job's log or record cannot be written.
       Stopped: if a signal asked to stop. Running jobs have been asked too, and have ended.
     """
     waiting, asked, viewed = list(jobs), False, 0.0
@@ -85,10 +86,9 @@ def _gpu_variables(slot: int, gpus: Sequence[str], *, shared: bool) -> dict[str,
 def _start(job: Job, slot: int, environment: dict[str, str]) -> _Running:
     process = start_task(job.task, environment)
     _logger.info("started   %s", job.name)
-    bar = tqdm(
-        total=job.total_steps, initial=last_step(job), desc=job.name, unit="step",
-        position=slot + 1, leave=False, disable=None,
-    )  # fmt: skip
+    total, done = job.resolved.settings.total_steps, last_step(job)
+    options: dict[str, Any] = {"position": slot + 1, "leave": False, "disable": None}
+    bar = tqdm(total=total, initial=done, desc=job.name, unit="step", **options)
     return _Running(job, process, bar, time.monotonic())
 
 

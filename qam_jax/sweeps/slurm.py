@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qam_jax.files import read_json, write_json
+from qam_jax.files import ensure_writable_dir, read_json, write_json
 from qam_jax.sweeps.jobs import Job
 from qam_jax.sweeps.worker import RunTask
 
@@ -38,6 +38,7 @@ def make_executor(
 
     Raises:
       ImportError: if submitit is not installed.
+      OSError: if the folder cannot be written to.
       ValueError: if this machine has no SLURM, or submitit does not know a parameter.
     """
     missing = [program for program in ("sbatch", "srun", "squeue") if not shutil.which(program)]
@@ -53,7 +54,7 @@ def make_executor(
             'submitting to SLURM needs submitit: pip install -e ".[slurm]", or write the commands '
             "to a file by --backend=commands."
         ) from error
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_REQUEUES)
+    executor = submitit.SlurmExecutor(folder=ensure_writable_dir(folder), max_num_timeout=_REQUEUES)
     chosen = {**DEFAULTS, "job_name": name, **parameters}
     more = {"requeue": True, **chosen.pop("additional_parameters", {})}
     executor.update_parameters(**chosen, additional_parameters=more)
@@ -61,14 +62,7 @@ def make_executor(
 
 
 def queued_jobs(folder: Path) -> set[str]:
-    """Names of the jobs in SLURM's queue that were submitted from a folder.
-
-    Args:
-      folder: the executor's folder.
-
-    Raises:
-      OSError: if SLURM does not answer.
-    """
+    """Names of the queued jobs of an executor's folder. Raises OSError if SLURM does not answer."""
     command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -83,15 +77,9 @@ def queued_jobs(folder: Path) -> set[str]:
 def submit(
     jobs: Sequence[Job], executor: "submitit.Executor", array_length: int = _ARRAY_LENGTH
 ) -> list[str]:
-    """Submits jobs in arrays, and records their numbers so that no job is submitted twice.
+    """Submits jobs in arrays of `array_length` at most, and returns SLURM's numbers of them.
 
-    Args:
-      jobs: jobs to submit.
-      executor: see `make_executor`.
-      array_length: largest number of jobs in one array.
-
-    Returns:
-      SLURM's numbers of the jobs.
+    The numbers are recorded, so that no job is submitted twice.
     """
     folder, numbers = Path(executor.folder), dict[str, str]()
     for start in range(0, len(jobs), array_length):

@@ -5,6 +5,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import InitVar
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -31,90 +32,12 @@ class Variant:
     flags: dict[str, Any] = dataclasses.field(default_factory=dict)
     scale: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def run_name(self, method: str) -> str:
-        """Names the runs of a method in this variant, without their seeds."""
-        return f"{method}-{self.name}" if self.name else method
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(kw_only=True)
 class Study:
     """A run for every combination of method, environment, seed and variant.
 
-    The attributes are those of `make_study`, with the environments by their full names.
-    """
-
-    name: str
-    methods: tuple[str, ...]
-    env_names: tuple[str, ...]
-    seeds: tuple[int, ...]
-    description: str = ""
-    group: str = ""
-    preset: str = ""
-    flags: dict[str, Any] = dataclasses.field(default_factory=dict)
-    variants: tuple[Variant, ...] = (Variant(),)
-
-
-def study_names() -> list[str]:
-    """Names of the studies in this package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _NAMED.iterdir())
-
-
-def load_study(name: str) -> Study:
-    """Reads a named study or a file of your own.
-
-    Args:
-      name: one of `study_names`, or the path of a `.toml` file.
-
-    Raises:
-      ValueError: if there is no such study, or its file is invalid.
-    """
-    if not name.endswith(".toml"):
-        return parse_study(name, _named_text(name))
-    try:
-        text = Path(name).expanduser().read_text()
-    except OSError as error:
-        raise ValueError(f"cannot read the study {name!r}: {error.strerror}.") from error
-    return parse_study(Path(name).stem, text)
-
-
-def parse_study(name: str, text: str) -> Study:
-    """Parses the file of a study, which holds arguments of `make_study`.
-
-    The field `like` names a study that provides the fields which the file leaves out.
-
-    Raises:
-      ValueError: if the text is not a study.
-    """
-    try:
-        content = tomllib.loads(text)
-        while "like" in content:
-            content = {**tomllib.loads(_named_text(content.pop("like"))), **content}
-        return make_study(name, **content)
-    except TypeError as error:  # speaks of arguments; the user knows fields
-        message = str(error).removeprefix("make_study() ")
-        message = message.replace("got an unexpected keyword argument", "there is no field")
-        message = re.sub(r"missing \d+ required keyword-only arguments?:", "it lacks", message)
-        raise ValueError(f"the study {name!r}: {message}") from error
-    except ValueError as error:
-        raise ValueError(f"the study {name!r}: {error}") from error
-
-
-def make_study(
-    name: str,
-    *,
-    methods: Sequence[str] | str,
-    seeds: Sequence[int] | int,
-    env_names: Sequence[str] = (),
-    domains: Sequence[str] = (),
-    tasks: Sequence[int] = (1, 2, 3, 4, 5),
-    description: str = "",
-    group: str = "",
-    preset: str = "",
-    flags: dict[str, Any] | None = None,
-    grid: dict[str, Sequence[Any]] | None = None,
-    variants: Iterable[dict[str, Any]] = ({},),
-) -> Study:
-    """Makes a study from the fields of its file.
+    The arguments are the fields of a study's file.
 
     Args:
       name: name of the study.
@@ -134,34 +57,81 @@ def make_study(
     Raises:
       ValueError: if a field has a wrong type or value.
     """
-    if methods == "all":
-        methods = paper_methods() if preset else algorithm_names()
-    env_names = [*_checked_list("env_names", env_names, str), *_domain_envs(domains, tasks)]
-    study = Study(
-        name=name,
-        methods=tuple(_checked_list("methods", methods, str)),
-        env_names=tuple(dict.fromkeys(env_names)),
-        seeds=tuple(_checked_list("seeds", range(seeds) if isinstance(seeds, int) else seeds, int)),
-        description=description,
-        group=group or name,
-        preset=preset,
-        flags=_flatten("flags", flags or {}),
-        variants=_combine(variants, _flatten("grid", grid or {})),
-    )
-    for method in study.methods:
-        get_config(method)  # raises ValueError for an unknown method
-    for field, label in (("methods",) * 2, ("env_names", "domains or env_names"), ("seeds",) * 2):
-        if not getattr(study, field):
-            raise ValueError(f"no {label}: there would be no run.")
-    return study
+
+    name: str
+    methods: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    env_names: Sequence[str] = ()
+    domains: InitVar[Sequence[str]] = ()
+    tasks: InitVar[Sequence[int]] = (1, 2, 3, 4, 5)
+    description: str = ""
+    group: str = ""
+    preset: str = ""
+    flags: dict[str, Any] = dataclasses.field(default_factory=dict)
+    grid: InitVar[dict[str, Any] | None] = None
+    variants: Sequence[Any] = (Variant(),)
+
+    def __post_init__(
+        self, domains: Sequence[str], tasks: Sequence[int], grid: dict[str, Any] | None
+    ) -> None:
+        if self.methods == "all":
+            self.methods = paper_methods() if self.preset else algorithm_names()
+        if isinstance(self.seeds, int):
+            self.seeds = range(self.seeds)
+        self.methods = _checked("methods", self.methods, str)
+        self.seeds = _checked("seeds", self.seeds, int)
+        names = (*_checked("env_names", self.env_names, str), *_domain_envs(domains, tasks))
+        self.env_names = tuple(dict.fromkeys(names))
+        self.group = self.group or self.name
+        self.flags = _flatten("flags", self.flags)
+        self.variants = _combine(self.variants, _flatten("grid", grid or {}))
+        for method in self.methods:
+            get_config(method)  # raises ValueError for an unknown method
+        for field in ("methods", "env_names", "seeds"):
+            if not getattr(self, field):
+                label = "domains or env_names" if field == "env_names" else field
+                raise ValueError(f"no {label}: there would be no run.")
 
 
-def _domain_envs(domains: Sequence[str], tasks: Sequence[int]) -> list[str]:
-    tasks = _checked_list("tasks", tasks, int)
-    if not set(tasks) <= {1, 2, 3, 4, 5}:
-        raise ValueError(f"tasks are numbers from 1 to 5, got {tasks}.")
-    names = _checked_list("domains", domains, str)
-    return [f"{domain}-singletask-task{task}-v0" for domain in names for task in tasks]
+def study_names() -> list[str]:
+    """Names of the studies in this package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _NAMED.iterdir())
+
+
+def load_study(name: str) -> Study:
+    """Reads one of `study_names`, or the `.toml` file of this path.
+
+    Raises:
+      ValueError: if there is no such study, or its file is invalid.
+    """
+    if not name.endswith(".toml"):
+        return parse_study(name, _named_text(name))
+    try:
+        text = Path(name).expanduser().read_text()
+    except OSError as error:
+        raise ValueError(f"cannot read the study {name!r}: {error.strerror}.") from error
+    return parse_study(Path(name).stem, text)
+
+
+def parse_study(name: str, text: str) -> Study:
+    """Parses the file of a study, which holds arguments of `Study`.
+
+    The field `like` names a study that provides the fields which the file leaves out.
+
+    Raises:
+      ValueError: if the text is not a study.
+    """
+    try:
+        content = tomllib.loads(text)
+        while "like" in content:
+            content = {**tomllib.loads(_named_text(content.pop("like"))), **content}
+        known = Study.__annotations__
+        for field in content:
+            if field not in known:
+                raise ValueError(f"there is no field {field!r}; there are {', '.join(known)}.")
+        return Study(name=name, **content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the study {name!r}: {error}") from error
 
 
 def choose(
@@ -174,42 +144,32 @@ def choose(
 ) -> Study:
     """Selects runs of a study. An empty argument selects everything.
 
-    Args:
-      study: the study to choose from.
-      methods: names; `*` and `?` stand for any characters.
-      domains: parts of environment names before `-singletask`; `*` and `?` likewise.
-      tasks: numbers.
-      seeds: numbers.
+    In methods and domains, `*` and `?` stand for any characters. A domain is the part of an
+    environment's name before `-singletask`.
 
     Raises:
       ValueError: if the study has nothing of a chosen name; lists what it has.
     """
-    env_names = _select("domains", study.env_names, domains, _domain)
+    domain = {name: getattr(find_task(name), "domain", name) for name in study.env_names}
+    number = {name: getattr(find_task(name), "number", None) for name in study.env_names}
+    env_names = _select("domains", study.env_names, domains, domain.get)
     return dataclasses.replace(
         study,
         methods=_select("methods", study.methods, methods),
-        env_names=_select("tasks", env_names, tasks, _task),
+        env_names=_select("tasks", env_names, tasks, number.get),
         seeds=_select("seeds", study.seeds, seeds),
     )
 
 
 def parse_numbers(text: str) -> list[int]:
-    """Parses numbers such as `0-3,7`.
-
-    Raises:
-      ValueError: if the text has another form.
-    """
+    """Parses numbers such as `0-3,7`. Raises ValueError if the text has another form."""
     numbers: list[int] = []
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None:
-            raise ValueError(f"expected numbers such as 0-3,7, got {text!r}.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ValueError(
-                f"expected numbers such as 0-3,7, got {text!r}: {part} runs backwards."
-            )
-        numbers += range(first, last + 1)
+        found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not found:
+            raise ValueError(f"expected numbers and ranges upwards, such as 0-3,7, got {text!r}.")
+        numbers += found
     return numbers
 
 
@@ -222,6 +182,14 @@ def flag_text(value: Any) -> str:
     return str(value)
 
 
+def _domain_envs(domains: Sequence[str], tasks: Sequence[int]) -> list[str]:
+    tasks = _checked("tasks", tasks, int)
+    if not set(tasks) <= {1, 2, 3, 4, 5}:
+        raise ValueError(f"tasks are numbers from 1 to 5, got {list(tasks)}.")
+    names = _checked("domains", domains, str)
+    return [f"{domain}-singletask-task{task}-v0" for domain in names for task in tasks]
+
+
 def _named_text(name: str) -> str:
     if name not in study_names():
         raise ValueError(
@@ -231,12 +199,12 @@ def _named_text(name: str) -> str:
     return (_NAMED / f"{name}.toml").read_text()
 
 
-def _checked_list(name: str, values: Any, kind: type) -> list[Any]:
+def _checked(name: str, values: Any, kind: type) -> tuple[Any, ...]:
     """The values without repetitions. Raises ValueError unless all have the type `kind`."""
     if isinstance(values, str) or not all(type(value) is kind for value in values):
         expected = {str: "names", int: "whole numbers"}[kind]
         raise ValueError(f"{name} must be a list of {expected}, got {values!r}.")
-    return list(dict.fromkeys(values))
+    return tuple(dict.fromkeys(values))
 
 
 def _flatten(name: str, flags: Any) -> dict[str, Any]:
@@ -260,13 +228,13 @@ def _combine(tables: Iterable[Any], grid: dict[str, Any]) -> tuple[Variant, ...]
     variants = []
     for table, values in itertools.product(tables, itertools.product(*grid.values())):
         try:
-            base = Variant(**table)
+            base = table if isinstance(table, Variant) else Variant(**table)
         except TypeError as error:
             raise ValueError(
                 f"a variant is a table with name, flags and scale, got {table!r}."
             ) from error
         chosen = dict(zip(grid, values, strict=True))
-        parts = [f"{flag.rpartition('.')[2]}={_short(v)}" for flag, v in chosen.items()]
+        parts = [f"{flag.rpartition('.')[2]}={_short(value)}" for flag, value in chosen.items()]
         name = "-".join(filter(None, [base.name, *parts]))
         flags = {**_flatten("flags", base.flags), **chosen}
         variants.append(Variant(name, flags, _flatten("scale", base.scale)))
@@ -287,24 +255,12 @@ def _select(
     flag: str, values: Sequence[Any], wanted: Sequence[Any], key: Callable[[Any], Any] = str
 ) -> tuple[Any, ...]:
     """The values whose `key` matches one of the patterns or numbers; all, without any."""
-    keys = [str(key(value)) for value in values]
+    names = {value: str(key(value)) for value in values}
+    chosen = set() if wanted else set(values)
     for want in wanted:
-        if not any(fnmatchcase(name, str(want)) for name in keys):
-            there = ", ".join(dict.fromkeys(keys))
+        found = {value for value in values if fnmatchcase(names[value], str(want))}
+        if not found:
+            there = ", ".join(dict.fromkeys(names.values()))
             raise ValueError(f"--{flag}: the study has no {want!r}; it has {there}.")
-    patterns = list(map(str, wanted)) or ["*"]
-    return tuple(
-        value
-        for value, name in zip(values, keys, strict=True)
-        if any(fnmatchcase(name, pattern) for pattern in patterns)
-    )
-
-
-def _domain(env_name: str) -> str:
-    task = find_task(env_name)
-    return task.domain if task else env_name
-
-
-def _task(env_name: str) -> int | None:
-    task = find_task(env_name)
-    return task.number if task else None
+        chosen |= found
+    return tuple(value for value in values if value in chosen)

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qam_jax.files import write_json
+from qam_jax.files import ensure_writable_dir, write_json
 from qam_jax.runs.stopping import EXIT_CODE
 
 if TYPE_CHECKING:
@@ -26,13 +26,7 @@ _STOPPED = (EXIT_CODE, 128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTER
 
 
 class Task(NamedTuple):
-    """A command and the files that it leaves.
-
-    Attributes:
-      command: the program and its arguments.
-      log: file that the output is appended to.
-      record: JSON file for the outcome.
-    """
+    """A command, the log that its output is appended to, and the JSON file for its outcome."""
 
     command: tuple[str, ...]
     log: Path
@@ -56,12 +50,15 @@ def start_task(
       task: the command and its files.
       environment: variables beside those of this process.
       ignored: a signal that the command ignores.
+
+    Raises:
+      OSError: if the log cannot be written; names it.
     """
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(task.log, "a") as log:
+    ensure_writable_dir(task.log.parent)
+    with _naming(task.log), open(task.log, "a") as log:
         line = shlex.join(task.command).replace("\n", " ")
         log.write(f"{_START}{line}\n")
-        log.flush()
+    with open(task.log, "a") as log:
         return subprocess.Popen(
             task.command,
             stdin=subprocess.DEVNULL,
@@ -74,24 +71,24 @@ def start_task(
 
 
 def end_task(task: Task, status: int) -> tuple[Outcome, str]:
-    """Records how a command ended.
+    """Records how a command ended, and returns the outcome, with the error of a failure.
 
     Args:
       task: the command and its files.
       status: exit status of its process; negative for a signal.
 
-    Returns:
-      The outcome, and for a failure the last line of the error.
+    Raises:
+      OSError: if the record cannot be written; names it.
     """
+    outcome, error = Outcome.FAILED, ""
     if status == 0:
-        outcome, error = Outcome.FINISHED, ""
+        outcome = Outcome.FINISHED
     elif status in _STOPPED:
-        outcome, error = Outcome.STOPPED, ""
+        outcome = Outcome.STOPPED
     elif status < 0:
-        outcome, error = Outcome.FAILED, f"killed by {signal.Signals(-status).name}"
+        error = f"killed by {signal.Signals(-status).name}"
     else:
         error = last_error(task.log) or f"ended with status {status}, without a word"
-        outcome = Outcome.FAILED
     record_task(task, outcome=outcome.value, status=status, error=error)
     return outcome, error
 
@@ -99,7 +96,8 @@ def end_task(task: Task, status: int) -> tuple[Outcome, str]:
 def record_task(task: Task, **facts: Any) -> None:
     """Replaces the record of a command."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(task.record, {"time": now, **facts})
+    with _naming(task.record):
+        write_json(task.record, {"time": now, **facts})
 
 
 def last_error(log: Path) -> str:
@@ -109,6 +107,18 @@ def last_error(log: Path) -> str:
     lines = [line.strip() for line in last.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("Error: ")]
     return (errors or lines or [""])[-1].removeprefix("Error: ")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file that cannot be written, and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}). If the disk is full, make "
+            "room: the same command continues the sweep."
+        ) from error
 
 
 class RunTask:

@@ -19,15 +19,6 @@ from qam_jax.training.train import RunResult, train_seeds
 _logger = logging.getLogger(__name__)
 
 
-def config_file() -> Path:
-    """Returns the file that --config names. Raises FileNotFoundError if there is none."""
-    name, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
-    path = Path(name).resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"--config: there is no file {path}.")
-    return path
-
-
 class Resolved(NamedTuple):
     """Settings and config of a command line, and in words what the preset changed."""
 

@@ -1,7 +1,6 @@
 """Training from the first step to the last: behaviour cloning, offline training, fine-tuning."""
 
 import contextlib
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +93,7 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         values = resolved(settings, agent_config)
         fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
         hosts.check_same("settings", values | fields)
-    each = [_settings_of_seed(settings, index) for index in range(settings.num_seeds)]
+    each = [settings.of_seed(index) for index in range(settings.num_seeds)]
     layout = _make_layout(settings, agent_config, [own.seed for own in each])
     env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
     with contextlib.ExitStack() as stack:
@@ -179,14 +178,6 @@ def _evaluate_result(plan: Plan, run: Run) -> RunResult:
     return RunResult(
         run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes
     )
-
-
-def _settings_of_seed(settings: RunSettings, index: int) -> RunSettings:
-    """Settings of the run of one seed."""
-    seed, run_id = settings.seed + index, settings.run_id
-    if run_id and settings.num_seeds > 1:
-        run_id = f"{run_id}-seed{seed}"
-    return dataclasses.replace(settings, seed=seed, run_id=run_id, num_seeds=1)
 
 
 def _make_layout(settings: RunSettings, config: ConfigDict, seeds: list[int]) -> Layout:

@@ -1,12 +1,16 @@
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import zlib
 from collections import namedtuple
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from qam_jax.agents import get_config, make_agent
@@ -77,55 +81,135 @@ def test_a_milestone_is_kept(tmp_path):
     assert Checkpoints(tmp_path).steps == [1, 2, 4]
 
 
-def _largest_file(folder):
-    return max((path for path in folder.rglob("*") if path.is_file()), key=os.path.getsize)
+def _empty(path):
+    path.write_bytes(b"")
 
 
-def _truncate(folder):
-    path = _largest_file(folder)
+def _truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-def _flip_a_bit(folder):
-    path = _largest_file(folder / "agent")
+def _flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def _remove_progress(folder):
-    (folder / "progress" / "metadata").unlink()
+_DAMAGES = {"emptied": _empty, "truncated": _truncate, "flipped": _flip, "gone": Path.unlink}
 
 
-def _remove_manifest(folder):
-    (folder / "agent" / "manifest.ocdbt").unlink()
+def _files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _remove_progress, _remove_manifest])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, caplog, damage):
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_any_damaged_file_leads_to_the_checkpoint_before(tmp_path, caplog, damage):
+    folder, items = _saved(tmp_path / "whole", [3, 6]), _items()
+    names = [path.relative_to(folder) for path in _files(folder / "6")]
+    assert len(names) > 10
+    for name in names:
+        run = tmp_path / "run"
+        shutil.copytree(folder.parent, run)
+        _DAMAGES[damage](run / "checkpoints" / name)
+        caplog.clear()
+        checkpoints = Checkpoints(run)
+        state, _ = checkpoints.restore_newest(functools.partial(_read, checkpoints, items))
+        checkpoints.close()
+        assert (int(state.step), checkpoints.steps) == (3, [3]), name
+        (line,) = caplog.messages
+        assert line.startswith("The checkpoint of step 6 is damaged"), name
+        assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["3", "damaged-6"]
+        shutil.rmtree(run)
+
+
+def _read(checkpoints, items, step):
+    return checkpoints.restore(step, *items)
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_damage_to_an_older_checkpoint_is_no_obstacle(tmp_path, damage):
+    """It is kept, as nobody knows whether it was to be kept for good."""
     folder = _saved(tmp_path, [3, 6])
-    damage(folder / "6")
-    assert _restore_with_progress(tmp_path) == 3
-    assert "The checkpoint of step 6 is damaged" in caplog.text
-    assert sorted(path.name for path in folder.iterdir()) == ["3", "damaged-6"]
+    for path in _files(folder / "3"):
+        _DAMAGES[damage](path)
+    assert _restore(tmp_path) == 6
+    _saved(tmp_path, [9, 12, 15])
+    assert Checkpoints(tmp_path, read_only=True).steps == [3, 12, 15]
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_a_checkpoint_of_which_all_files_are_damaged_is_put_aside(tmp_path, damage):
+    folder = _saved(tmp_path, [3, 6])
+    for path in _files(folder / "6"):
+        _DAMAGES[damage](path)
+    assert _restore(tmp_path) == 3
     _saved(tmp_path, [6])  # what comes next takes its place
     assert _restore(tmp_path) == 6
 
 
-def _restore_with_progress(folder):
-    checkpoints, items = Checkpoints(folder), _items()
+def test_what_was_not_written_to_its_end_is_removed(tmp_path):
+    folder = _saved(tmp_path, [3])
+    shutil.copytree(folder / "3", folder / "6.part")
+    (folder / "7.part.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path, read_only=True).steps == [3]
+    assert len(list(folder.iterdir())) == 3
+    assert Checkpoints(tmp_path).steps == [3]
+    assert [path.name for path in folder.iterdir()] == ["3"]
 
-    def restore(step):
-        checkpoints.read_progress(step)
-        return int(checkpoints.restore(step, *items)[0].step)
 
-    return checkpoints.restore_newest(restore)
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, names = [], []
+    flush = module.flush_to_disk
+
+    def keep(path):
+        flushed.append(path)
+        names.append((tmp_path / "checkpoints" / "3").exists())
+        flush(path)
+
+    monkeypatch.setattr(module, "flush_to_disk", keep)
+    folder = _saved(tmp_path, [3])
+    inside = {path.relative_to(folder / "3") for path in (folder / "3").rglob("*")}
+    assert set(flushed[:-1]) == {folder / "3.part", *(folder / "3.part" / path for path in inside)}
+    assert flushed[-1] == folder
+    assert names == [False] * (len(flushed) - 1) + [True]
+
+
+def _save_as_earlier(folder, step, score):
+    """Writes a checkpoint as versions did that had orbax's manager keep the metrics."""
+    (state, sums), values = _items(), 0
+    state = jax.device_get(state.replace(step=jnp.int32(step)))
+    for leaf in jax.tree.leaves(state):
+        values = zlib.crc32(np.ascontiguousarray(leaf), values)
+    options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["score"])
+    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
+        arguments = ocp.args.Composite(
+            agent=ocp.args.StandardSave(state),
+            tally=ocp.args.StandardSave(jax.device_get(sums)),
+            progress=ocp.args.JsonSave({"stage": "offline", "checksum": values}),
+        )
+        manager.save(step, args=arguments, metrics={"score": score, "milestone": False})
+
+
+def test_checkpoints_of_earlier_versions(tmp_path):
+    for step, score in ((1, 0.5), (2, 0.9), (3, -np.inf)):
+        _save_as_earlier(tmp_path, step, score)
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert (reader.steps, reader.best_step) == ([1, 2, 3], 2)
+    assert reader.read_progress(1)["stage"] == "offline"
+    assert int(reader.restore_agent(1, _items()[0]).step) == 1
+    assert _restore(tmp_path) == 3
+    largest = max(_files(tmp_path / "checkpoints" / "3" / "agent"), key=os.path.getsize)
+    _flip(largest)
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
+    assert _restore(tmp_path) == 2
+    _saved(tmp_path, [3, 4], {3: 0.1})
+    assert Checkpoints(tmp_path, read_only=True).steps == [1, 2, 3, 4]
 
 
 def test_a_run_does_not_start_anew_if_all_checkpoints_are_damaged(tmp_path):
     folder = _saved(tmp_path, [3, 6])
     for step in ("3", "6"):
-        _truncate(folder / step)
+        _truncate(folder / step / "progress" / "metadata")
     with pytest.raises(
         ValueError, match=r"none of the checkpoints in .* can be read; that of step 6"
     ):

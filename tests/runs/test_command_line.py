@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,41 +32,71 @@ def test_flags_are_found_however_they_are_written(given):
     assert pop_flag(arguments, "run") is None
 
 
+_CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
+
+# Each command line gets a process of its own, without the time that the imports take.
 _PROGRAM = """
-import sys
+import json, os, sys
+import qam_jax.agents, qam_jax.runs.presets
 from absl import flags
 from qam_jax.runs.command_line import run_with_config
-def main(_):
-    print(flags.FLAGS.config.lr, flags.FLAGS.config.agent_name)
-run_with_config(main, sys.argv.pop(1))
+flags.DEFINE_integer("seed", 0, "")
+def main(rest, path):
+    print(flags.FLAGS.config.lr, flags.FLAGS.config.agent_name, path.name)
+default, command_lines = sys.argv[1:]
+for arguments in json.loads(command_lines):
+    if os.fork() == 0:
+        os.dup2(1, 2)
+        sys.argv = ["train.py", *arguments]
+        run_with_config(main, default)
+    os.wait()
+    print("-----", flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["--config.lr=0.5"], "0.5 qam"),
-        (["--config.lr=0.5", "--config={configs}/fql.py"], "0.5 fql"),
-        (["--config.lr=0.5", "--config", "{configs}/bc.py"], "0.5 bc"),
-        (["--config.lr=0.5", "--config={configs}/default.py:qam_e"], "0.5 qam_e"),
-    ],
-)
-def test_the_config_may_stand_behind_the_flags_of_its_fields(given, expected):
-    configs = Path(__file__).parents[2] / "experiments" / "configs"
-    arguments = [each.format(configs=configs) for each in given]
-    output = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, configs / "qam.py", *arguments],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert output.strip() == expected
+def _outputs(command_lines):
+    """What the program prints for each of the command lines, in which {configs} is the folder."""
+    given = [[each.format(configs=_CONFIGS) for each in line] for line in command_lines]
+    command = [sys.executable, "-c", _PROGRAM, _CONFIGS / "qam.py", json.dumps(given)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [output.strip() for output in result.stdout.split("-----\n")[:-1]]
 
 
-def test_a_mistake_in_a_flag_is_one_line():
-    configs = Path(__file__).parents[2] / "experiments" / "configs"
-    result = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, configs / "qam.py", "--config.lr=0.5", "--sed=1"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 1
-    assert "Unknown command line flag 'sed'" in result.stderr
-    assert "defined twice" not in result.stderr
+def test_the_config_may_stand_before_or_behind_the_flags_of_its_fields():
+    cases = {
+        (): "0.0003 qam default.py",
+        ("--config.lr=0.5",): "0.5 qam default.py",
+        ("--config.lr=0.5", "--config={configs}/fql.py"): "0.5 fql default.py",
+        ("--config={configs}/fql.py", "--config.lr=1", "--config.lr=0.5"): "0.5 fql default.py",
+        ("--config.lr=0.5", "--config", "{configs}/bc.py"): "0.5 bc default.py",
+        ("--config.lr=0.5", "--config={configs}/default.py:qam_e"): "0.5 qam_e default.py",
+        ("--config={configs}/quickstart.py",): "0.001 qam quickstart.py",
+        ("--config.actor_hidden_dims=512,512",): "0.0003 qam default.py",
+    }
+    assert _outputs(cases) == list(cases.values())
+
+
+def test_a_mistake_on_the_command_line_is_one_line():
+    unknown = r"Unknown command line flag 'sed'\. Did you mean: seed.* --help lists the flags\."
+    brackets = r"expected values in brackets, such as \(512,512\), or \(512,\) for one\."
+    cases = {
+        ("--sed=1",): unknown,
+        ("--config.lr=0.5", "--sed=1"): unknown,
+        ("--config.lr=0.5", "--seed=x"): "flag --seed=x: invalid literal for int",
+        ("--config.lr=x",): "flag --config.lr=x: could not convert string to float: 'x'",
+        ("--config.lr.x=1", "--seed=1"): r"--config\.<field>\.<field>: .*lr\.x",
+        ("--config={configs}/qamm.py",): r"configs/qamm\.py: unknown algorithm 'qamm'.* bam, bc",
+        ("--config={configs}/qamm.py", "--config.lr=1"): "unknown algorithm 'qamm'.* bam, bc",
+        ("--config=/no/qam.py",): r"there is no file /no/qam\.py\. Give experiments/configs/",
+        ("--config.lr=1", "--config=/no/qam.py"): r"there is no file /no/qam\.py\. Give exp",
+        ("--config={configs}/default.py",): "default.py: .*missing .* argument: 'agent_name'",
+        (f"--config={__file__}",): r"test_command_line\.py: it has no function get_config\.",
+        ("--config.actor_hidden_dims=512",): f"actor_hidden_dims=512: {brackets}",
+        ("--config.actor_hidden_dims", "wide"): f"actor_hidden_dims=wide: {brackets}",
+        ("--config.actor_hidden_dims=(8,)", "--config.actor_hidden_dims", "(16,)"):
+            r"--config\.actor_hidden_dims is given 2 times: give it once, with all its values",
+        ("--config",): "Missing value for flag --config",
+    }  # fmt: skip
+    for output, (given, expected) in zip(_outputs(cases), cases.items(), strict=True):
+        assert re.match(f"Error: .*{expected}", output), (given, output)
+        assert "\n" not in output, given

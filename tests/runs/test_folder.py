@@ -5,7 +5,7 @@ import pytest
 
 from qam_jax.agents import LATER_FIELDS, get_config
 from qam_jax.files import write_json
-from qam_jax.runs.folder import differences_from, find_folder, folder_of, read_config
+from qam_jax.runs.folder import check_folder, find_folder, folder_of, read_config
 from qam_jax.runs.settings import RunSettings, resolved
 
 
@@ -39,9 +39,10 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):
         del saved["agent"][name]
     folder.mkdir(parents=True)
     write_json(folder / "config.json", saved)
-    assert differences_from(folder, settings, config) == []
+    check_folder(folder, settings, config)
     assert read_config(folder) == json.loads(json.dumps(resolved(settings, config)))
     config.compute_dtype = "bfloat16"
-    (difference,) = differences_from(folder, settings, config)
-    assert difference == "agent.compute_dtype is 'float32' there and 'bfloat16' here"
+    difference = r"config: agent\.compute_dtype is 'float32' there and 'bfloat16' here\."
+    with pytest.raises(ValueError, match=difference):
+        check_folder(folder, settings, config)
     assert folder_of(settings, config) != folder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qam_jax.sweeps.jobs import make_jobs
-from qam_jax.sweeps.studies import make_study
+from qam_jax.sweeps.studies import Study
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def make_shell_jobs(tmp_path):
     """`(*scripts) -> jobs`, one for each script; `$folder` is the job's own folder."""
 
     def make(*scripts):
-        study = make_study(
-            "mine",
+        study = Study(
+            name="mine",
             methods=["bc"],
             env_names=["pointmaze-medium-navigate-singletask-v0"],
             seeds=len(scripts),

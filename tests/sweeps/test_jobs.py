@@ -1,5 +1,4 @@
 import json
-import shlex
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ import pytest
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.lock import lock_folder
 from qam_jax.sweeps.jobs import State, make_jobs, read_state, resolve
-from qam_jax.sweeps.studies import choose, load_study, make_study, parse_study
+from qam_jax.sweeps.studies import Study, choose, load_study, parse_study
 
 _SCRIPT = Path("experiments/train_offline.py")
 _MAZE = "pointmaze-medium-navigate-singletask-v0"
@@ -15,7 +14,7 @@ _MAZE = "pointmaze-medium-navigate-singletask-v0"
 
 def _jobs(tmp_path, *extra_flags, **fields):
     fields = {"methods": ["bc"], "env_names": [_MAZE], "seeds": 1, **fields}
-    return make_jobs(make_study("mine", **fields), _SCRIPT, str(tmp_path), extra_flags)
+    return make_jobs(Study(name="mine", **fields), _SCRIPT, str(tmp_path), extra_flags)
 
 
 def _start(job):
@@ -34,7 +33,6 @@ def test_a_command_and_its_folder(tmp_path):
         f"--save_dir={tmp_path}", "--sparse=true", "--config.lr=0.1", "--seed=4",
         "--run_id=bc-seed4",
     ]  # fmt: skip
-    assert shlex.split(job.text) == list(job.command)
     assert job.folder == tmp_path / "mine" / _MAZE / "bc-seed4"
     assert job.task.log == tmp_path / "mine" / "logs" / _MAZE / "bc-seed4.log"
     settings, config, _ = job.resolved
@@ -63,7 +61,7 @@ def test_the_first_seed_of_everything_comes_first(tmp_path):
 
 
 def test_seeds_that_share_a_program_have_the_folders_that_they_have_alone(tmp_path):
-    study = make_study("mine", methods=["bc"], env_names=[_MAZE], seeds=[0, 1, 2, 5])
+    study = Study(name="mine", methods=["bc"], env_names=[_MAZE], seeds=[0, 1, 2, 5])
     alone = make_jobs(study, _SCRIPT, str(tmp_path))
     together = make_jobs(study, _SCRIPT, str(tmp_path), seeds_per_run=2)
     names = ["bc-seed0-1", "bc-seed2", "bc-seed5"]
@@ -86,7 +84,7 @@ def test_a_preset_and_multiples_of_its_values(tmp_path):
     assert tenfold.resolved.config.inv_temp == 1.0
     assert "--config.inv_temp=1.0" in tenfold.command
     assert plain.resolved.settings.sparse
-    assert plain.total_steps == 1_500_000
+    assert plain.resolved.settings.total_steps == 1_500_000
 
 
 def test_the_file_of_the_documentation(tmp_path):

@@ -128,3 +128,27 @@ def test_the_line_that_says_why(tmp_path):
     assert last_error(log) == "KeyError: 'x'"
     log.write_text("$ a\nError: old\n$ b\n")
     assert last_error(log) == ""
+
+
+def test_a_log_that_cannot_be_written_is_named(make_shell_jobs, tmp_path):
+    (job,) = make_shell_jobs("exit 0")
+    (tmp_path / "mine").write_text("a file where the folder of the group should be")
+    assert read_state(job) == (State.NEW, "")
+    with pytest.raises(OSError, match=r"cannot write to the folder '.*/mine/logs/.*Choose another"):
+        run_local([job])
+    (tmp_path / "mine").unlink()
+    job.task.log.mkdir(parents=True)
+    with pytest.raises(OSError, match=r"bc-seed0\.log cannot be written \(Is a directory\)"):
+        run_local([job])
+
+
+def test_a_full_disk_is_named(make_shell_jobs):
+    (job,) = make_shell_jobs("exit 0")
+    job.task.log.parent.mkdir(parents=True)
+    job.task.log.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"bc-seed0\.log cannot be .*No space left.*make room"):
+        run_local([job])
+    job.task.log.unlink()
+    job.task.record.mkdir()
+    with pytest.raises(OSError, match=r"bc-seed0\.json cannot be written \(Is a directory\)"):
+        run_local([job])

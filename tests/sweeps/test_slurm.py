@@ -60,6 +60,12 @@ def test_a_machine_that_is_no_cluster(cluster, missing, tmp_path, monkeypatch):
         make_executor(tmp_path, "mine", {})
 
 
+def test_a_folder_that_cannot_be_written_to(cluster, tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(OSError, match=r"cannot write to the folder '.*/mine/logs'"):
+        make_executor(tmp_path / "mine" / "logs", "mine", {})
+
+
 def test_parameters_that_submitit_does_not_have(cluster, tmp_path):
     with pytest.raises(ValueError, match="partitoin"):
         make_executor(tmp_path, "mine", {"partitoin": "gpu"})

@@ -5,10 +5,10 @@ import pytest
 from qam_jax.agents import algorithm_names
 from qam_jax.runs.presets import paper_domains
 from qam_jax.sweeps.studies import (
+    Study,
     choose,
     flag_text,
     load_study,
-    make_study,
     parse_numbers,
     parse_study,
     study_names,
@@ -82,8 +82,8 @@ _FIELDS = 'methods = ["qam"]\nenv_names = ["Pendulum-v1"]\nseeds = 1\n'
         ("methods = [", "the study 'mine': Invalid value"),
         ('methods = ["qam"]\nseeds = 1', "no domains or env_names"),
         ('methods = ["sac"]\nseeds = 1', "unknown algorithm 'sac'"),
-        ('env_names = ["Pendulum-v1"]\nseeds = 1', "it lacks 'methods'"),
-        (f"{_FIELDS}sedes = 1", "there is no field 'sedes'"),
+        ('env_names = ["Pendulum-v1"]\nseeds = 1', "no methods: there would be no run"),
+        (f"{_FIELDS}sedes = 1", "there is no field 'sedes'; there are name, methods, seeds"),
         (f"{_FIELDS}tasks = [6]", "numbers from 1 to 5, got .6."),
         (f'{_FIELDS}domains = "scene-play"', "domains must be a list of names"),
         (_FIELDS.replace("1\n", '["a"]\n'), "seeds must be a list of whole numbers"),
@@ -137,15 +137,15 @@ def test_numbers_and_values_as_they_are_written():
     assert parse_numbers("") == []
     with pytest.raises(ValueError, match=r"such as 0-3,7, got '1-x'"):
         parse_numbers("1-x")
-    with pytest.raises(ValueError, match=r"got '0,5-2': 5-2 runs backwards"):
+    with pytest.raises(ValueError, match=r"ranges upwards, such as 0-3,7, got '0,5-2'"):
         parse_numbers("0,5-2")
     values = {True: "true", 3: "3", 0.1: "0.1", (16, 16): "(16, 16,)", (8,): "(8,)", "a b": "a b"}
     assert {value: flag_text(value) for value in values} == values
 
 
 def test_combinations_of_variants_and_grid():
-    study = make_study(
-        "mine", methods=["qam"], env_names=["Pendulum-v1"], seeds=1,
+    study = Study(
+        name="mine", methods=["qam"], env_names=["Pendulum-v1"], seeds=1,
         variants=[{"name": "a", "scale": {"config.inv_temp": 2.0}}, {"name": "b"}],
         grid={"config.actor_hidden_dims": [(16, 16), (8,)]},
     )  # fmt: skip

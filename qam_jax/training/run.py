@@ -16,14 +16,17 @@ from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
 from qam_jax.agents.base import check_has_behavior, with_behavior
 from qam_jax.agents.bc import behavior_config
 from qam_jax.data.dataset import DataSource
+from qam_jax.data.replay import Replay
+from qam_jax.envs import EnvPool, make_env
 from qam_jax.runs import hosts
 from qam_jax.runs.checkpoints import Checkpoints, SavedRun, init_state, load_run
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
 from qam_jax.runs.settings import RunSettings, resolved
+from qam_jax.training.collector import Collector
 from qam_jax.training.evaluation import Episode, Evaluator, split_seed
-from qam_jax.training.online import Acting
 from qam_jax.training.update import MetricSums, empty_sums, metric_names
+from qam_jax.types import Array
 
 _logger = logging.getLogger(__name__)
 
@@ -32,23 +35,14 @@ _ACTION_FIELDS = ("horizon_length", "action_chunking")  # they shape the policy'
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that the runs of a program share: all but their seeds.
+    """What the runs of a program share: everything but their seeds."""
 
-    Attributes:
-      settings: settings of the runs, with the first seed.
-      agent: the algorithm.
-      config: its config.
-      source: source of the data.
-      dims: `(O, A)`.
-      evaluator: None without an environment.
-    """
-
-    settings: RunSettings
+    settings: RunSettings  # with the first seed
     agent: Agent
     config: ConfigDict
     source: DataSource
-    dims: tuple[int, int]
-    evaluator: Evaluator | None
+    dims: tuple[int, int]  # (O, A)
+    evaluator: Evaluator | None  # None without an environment
 
     @property
     def ends(self) -> dict[str, int]:
@@ -83,30 +77,21 @@ class Plan:
 
 
 class Snapshot(NamedTuple):
-    """A run at one step: the agent's state, metrics since the last row, step and last row."""
+    """A run at one step."""
 
     state: AgentState
-    sums: MetricSums
+    sums: MetricSums  # of metrics since the last row
     step: int
-    reported: int
+    reported: int  # step of the last row
 
 
-class PendingEvaluation(NamedTuple):
-    """An evaluation that is at work while training goes on.
+class Row(NamedTuple):
+    """A row of metrics that an evaluation or a checkpoint belongs to."""
 
-    Attributes:
-      episodes: its result.
-      before: the run when the evaluation began, before the row of metrics of that step.
-      row: step of that row.
-      due: step that the evaluation is of.
-      save: whether a checkpoint follows.
-    """
-
-    episodes: Future[list[Episode]]
-    before: Snapshot
-    row: int
-    due: int
-    save: bool
+    before: Snapshot  # the run before this row
+    due: int  # step of the row
+    eval_due: int  # step of the evaluation
+    saves: bool  # whether a checkpoint follows
 
 
 class Run:
@@ -123,9 +108,10 @@ class Run:
       reported: step of its last row of metrics.
       state: the agent's state at `step`, while no stage is at work.
       sums: metrics since the last row, while no stage is at work.
-      acting: environments and experience, in the online stage.
+      replay: experience, in the online stage.
+      collector: acts in environments, in the online stage; in process 0 alone.
       episodes: episodes of the last evaluation of this process.
-      pending: evaluation that is at work while training goes on.
+      pending: a row whose evaluation is at work while training goes on, and its result.
     """
 
     def __init__(self, plan: Plan, settings: RunSettings, folder: Path, checkpoints: Checkpoints):
@@ -136,13 +122,14 @@ class Run:
         self.stage, self.step, self.reported = "", 0, 0
         self.state: AgentState
         self.sums: MetricSums
-        self.acting: Acting | None = None
+        self.replay: Replay
+        self.collector: Collector | None = None
         self.episodes: list[Episode] = []
-        self.pending: PendingEvaluation | None = None
+        self.pending: tuple[Row, Future[list[Episode]]] | None = None
 
     def close(self) -> None:
         """Ends its environments and closes its files."""
-        for part in (self.acting, self.log):
+        for part in (self.collector, self.log):
             if part is not None:
                 part.close()
 
@@ -159,9 +146,7 @@ class Run:
         plan, settings = self._plan, self.settings
         self.state = self._init_state(plan.agent)
         if settings.run:
-            self.state, self.step = start_from(
-                settings.run, settings.run_step, plan.config, self.state, self.folder
-            )
+            self.state, self.step = _start_from(settings, plan.config, self.state, self.folder)
             self.reported = self.step
         if settings.bc_steps > self.step:
             check_has_behavior(plan.config, self.state)
@@ -184,17 +169,23 @@ class Run:
         self._enter_stage()
 
     @property
-    def progress(self) -> tuple[int, int, int]:
-        """How far the run is: stage, last row, and step where seeds make equal steps."""
-        step = self.step if self.stage != "online" else 0
-        return list(self._plan.ends).index(self.stage), self.reported, step
+    def place(self) -> int:
+        """How far it is in its stage: its step, or online, where seeds differ, its last row."""
+        return self.reported if self.stage == "online" else self.step
+
+    @property
+    def batch_key(self) -> Array:
+        """Key of its batches in this stage."""
+        if self.stage == "cloning":
+            return jax.random.fold_in(self.keys.cloning, 0)
+        return self.keys.batches
 
     def _enter_stage(self) -> None:
         stage = self._plan.stage_at(self.step)
         assert stage is not None
         self.stage, self.sums = stage, self._plan.empty_sums(stage, self.state)
         if stage == "online":
-            self.acting = self._make_acting()
+            self._start_acting()
 
     def _restore(self, step: int) -> dict[str, Any]:
         """Reads one checkpoint; returns its progress."""
@@ -205,13 +196,7 @@ class Run:
         sums = self._plan.empty_sums(stage, state)
         self.state, self.sums = self.checkpoints.restore(step, state, sums)
         if stage == "online":
-            acting = self._make_acting()
-            try:
-                acting.restore(saved)
-            except BaseException:
-                acting.close()
-                raise
-            self.acting = acting
+            self._start_acting(saved)
         return saved
 
     def _check_continuation(self, saved: dict[str, Any]) -> None:
@@ -230,9 +215,21 @@ class Run:
                 f"after {start}: give the earlier numbers, or another --run_id."
             )
 
-    def _make_acting(self) -> Acting:
-        plan = self._plan
-        return Acting(self.settings, plan.config, plan.dims, self.folder, self._log_episode)
+    def _start_acting(self, saved: dict[str, Any] | None = None) -> None:
+        """Makes room for experience, and in process 0 the environments; may continue from saved."""
+        settings, (chunk_length, action_dim) = self.settings, self.state.action_shape
+        capacity = settings.buffer_size or settings.online_steps + settings.num_envs * chunk_length
+        shape = capacity, self._plan.dims[0], action_dim
+        self.replay = Replay(*shape, self.folder / "replay", writes=hosts.is_first())
+        episodes = self.replay.load(saved["transitions"], saved["episodes"]) if saved else {}
+        if not hosts.is_first():
+            return
+        env_fn = functools.partial(make_env, settings.env_name, settings.env_module)
+        crashes = settings.max_env_crashes
+        pool = EnvPool(env_fn, chunk_length, settings.num_envs, max_crashes=crashes)
+        self.collector = Collector(pool, settings.seed, sparse=settings.sparse)
+        if saved:
+            self.collector.restore(saved, episodes)
 
     def _init_state(self, agent: Agent) -> AgentState:
         key = self.keys.agent
@@ -274,61 +271,14 @@ class Run:
         if self.log is not None:
             self.log.write(kind, step, metrics)
 
-    def _log_episode(self, step: int, episode: Episode) -> None:
-        row = {"return": episode.episode_return, "length": episode.length}
-        self.write("env", step, {**row, "success": episode.success})
-
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the evaluation's episodes, in process 0 for all; none without an environment."""
-        evaluator, seed = self._plan.evaluator, self.settings.seed
-        if evaluator is None:
-            return []
-        return hosts.from_first(lambda: evaluator.evaluate(agent, state, seed))
+        """Runs the evaluation's episodes, in process 0 for all."""
+        return hosts.from_first(lambda: self.start_evaluation(agent, state).result())
 
     def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
-        """Starts an evaluation beside training, by a single process."""
+        """Starts an evaluation beside training."""
         assert self._plan.evaluator is not None
         return self._plan.evaluator.start(agent, state, self.settings.seed)
-
-
-def start_from(
-    run: str, step: str, config: ConfigDict, state: AgentState, folder: Path
-) -> tuple[AgentState, int]:
-    """Returns the state with which a run starts from the checkpoint of another run.
-
-    From a run of `bc`, or a checkpoint of the cloning stage, only the flow is taken; see
-    `with_behavior`. The rows of metrics are copied, so that there is one curve.
-
-    Args:
-      run: folder of the other run.
-      step: which of its checkpoints: a number, `newest` or `best`.
-      config: algorithm and hyperparameters of the new run.
-      state: state of the new run before any update.
-      folder: folder of the new run.
-
-    Returns:
-      The state, and the step of the other run.
-
-    Raises:
-      FileNotFoundError: if there is no such run or checkpoint.
-      ValueError: if the checkpoint is of another algorithm, horizon or network size; names the
-        difference.
-    """
-    saved = load_run(run, step)
-    cloned = set(saved.state.params) == {"behavior"} and config.agent_name != "bc"
-    _check_config(run, saved, config, cloned)
-    if cloned:
-        behavior = saved.state.params["behavior"]
-        _check_shapes(run, saved, behavior, state.params["behavior"], config)
-        state = with_behavior(config, state, behavior)
-    else:
-        _check_shapes(run, saved, saved.state, state, config)
-        state = saved.state
-    for kind in ("train", "eval", "env") if hosts.is_first() else ():
-        rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]
-        if rows:
-            write_csv(folder / f"{kind}.csv", rows[0], rows)
-    return state, saved.step
 
 
 def inherited_settings(run: str, step: str) -> dict[str, Any]:
@@ -346,6 +296,29 @@ def inherited_settings(run: str, step: str) -> dict[str, Any]:
         "bc_steps": bc_steps,
         "offline_steps": saved.step - bc_steps,
     }
+
+
+def _start_from(
+    settings: RunSettings, config: ConfigDict, state: AgentState, folder: Path
+) -> tuple[AgentState, int]:
+    """Returns the state and step of the other run's checkpoint; copies its rows, for one curve.
+
+    From a run of `bc`, or a checkpoint of the cloning stage, only the flow is taken.
+    """
+    run = settings.run
+    saved = load_run(run, settings.run_step)
+    cloned = set(saved.state.params) == {"behavior"} and config.agent_name != "bc"
+    _check_config(run, saved, config, cloned)
+    there: Any = saved.state
+    here: Any = state
+    if cloned:
+        there, here = there.params["behavior"], here.params["behavior"]
+    _check_shapes(run, saved, there, here, config)
+    for kind in ("train", "eval", "env") if hosts.is_first() else ():
+        rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]
+        if rows:
+            write_csv(folder / f"{kind}.csv", rows[0], rows)
+    return with_behavior(config, state, there) if cloned else there, saved.step
 
 
 def _check_config(run: str, saved: SavedRun, config: ConfigDict, cloned: bool) -> None:

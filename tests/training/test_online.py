@@ -256,7 +256,7 @@ def test_a_broken_environment_does_not_cost_a_checkpoint(settings, tmp_path, mon
     )
     monkeypatch.syspath_prepend(tmp_path)
     make = partial(make_env, _ENV_NAME, "breaks_pendulum")
-    monkeypatch.setattr("qam_jax.training.online.make_env", lambda *_: make())
+    monkeypatch.setattr("qam_jax.training.run.make_env", lambda *_: make())
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.raises(EnvFailure, match="no licence"):
         train(dataclasses.replace(started, online_steps=12), _config())

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import math
 import os
 import threading
@@ -104,7 +105,7 @@ def run_episodes(
     Episodes that a crash of the environments cuts short start again from their seeds.
 
     Args:
-      policy: the policy.
+      policy: called for all environments at once.
       envs: the environments; their earlier episodes are dropped.
       num_episodes: at least the number of environments.
       seed: episode e starts from `episode_seed(seed, e)`.
@@ -216,38 +217,25 @@ def score(episodes: list[Episode]) -> float:
     return summary["return"] if math.isnan(summary["success"]) else summary["success"]
 
 
+@dataclasses.dataclass(eq=False)
 class Evaluator:
     """Evaluates agents on one environment, in processes that it starts once and keeps.
 
     The episodes depend on a seed alone, so that they are the same every time.
-
-    Args:
-      env_name: see `qam_jax.envs.make_env`.
-      num_episodes: number of episodes of an evaluation.
-      num_envs: environments side by side; 0 for twice the number of processors.
-      seed: seed of episodes and of the policy's noise, where `evaluate` is given none.
-      env_module: see `qam_jax.envs.make_env`.
-      max_crashes: crashes of the environments to survive, over all evaluations.
-      on_step: called before each step of the environments; may raise to end the evaluation.
     """
 
-    def __init__(
-        self,
-        env_name: str,
-        *,
-        num_episodes: int,
-        num_envs: int = 0,
-        seed: int = 0,
-        env_module: str = "",
-        max_crashes: int = 10,
-        on_step: Callable[[], None] = lambda: None,
-    ):
-        self._env_fn = partial(make_env, env_name, env_module)
-        self._num_episodes = num_episodes
-        self._num_envs = min(num_envs or 2 * num_usable_cpus(), num_episodes)
-        self._seed, self._max_crashes, self._on_step = seed, max_crashes, on_step
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)  # one evaluation at a time
-        self._closed = threading.Event()
+    env_name: str  # see `qam_jax.envs.make_env`
+    _: dataclasses.KW_ONLY
+    num_episodes: int  # of an evaluation
+    num_envs: int = 0  # environments side by side; 0 for twice the number of processors
+    seed: int = 0  # of episodes and of the policy's noise, where `evaluate` is given none
+    env_module: str = ""  # see `qam_jax.envs.make_env`
+    max_crashes: int = 10  # crashes of the environments to survive, over all evaluations
+    on_step: Callable[[], None] = lambda: None  # called before each step; may raise to end it
+
+    def __post_init__(self) -> None:
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._busy, self._closed = threading.Lock(), threading.Event()
         self._envs: EnvPool | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
 
@@ -257,29 +245,28 @@ class Evaluator:
         Raises:
           EnvFailure: if the environments cannot be made or crash too often.
         """
-        return self.start(agent, state, seed).result()
+        with self._busy:  # one at a time in these environments
+            if self._envs is None:
+                env_fn = partial(make_env, self.env_name, self.env_module)
+                count = min(self.num_envs or 2 * num_usable_cpus(), self.num_episodes)
+                chunk_length = state.action_shape[0]
+                self._envs = EnvPool(env_fn, chunk_length, count, max_crashes=self.max_crashes)
+            if agent not in self._bind_policies:
+                self._bind_policies[agent] = make_policy(agent)
+            seed = self.seed if seed is None else seed
+            policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
+            return run_episodes(policy, self._envs, self.num_episodes, seed, self._before_step)
 
     def start(
         self, agent: Agent, state: AgentState, seed: int | None = None
     ) -> concurrent.futures.Future[list[Episode]]:
-        """Starts `evaluate` in a thread, after the evaluations that were started before."""
-        return self._thread.submit(self._run, agent, state, self._seed if seed is None else seed)
-
-    def _run(self, agent: Agent, state: AgentState, seed: int) -> list[Episode]:
-        if self._envs is None:
-            chunk_length = state.action_shape[0]
-            self._envs = EnvPool(
-                self._env_fn, chunk_length, self._num_envs, max_crashes=self._max_crashes
-            )
-        if agent not in self._bind_policies:
-            self._bind_policies[agent] = make_policy(agent)
-        policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
-        return run_episodes(policy, self._envs, self._num_episodes, seed, self._before_step)
+        """Calls `evaluate` in a thread, after the evaluations that were started before."""
+        return self._thread.submit(self.evaluate, agent, state, seed)
 
     def _before_step(self) -> None:
         if self._closed.is_set():
             raise concurrent.futures.CancelledError
-        self._on_step()
+        self.on_step()
 
     def close(self) -> None:
         """Ends the environments' processes and the evaluations in them."""

@@ -33,7 +33,7 @@ class Stage:
 
     def __init__(self, plan: Plan, runs: Sequence[Run], layout: Layout):
         self.name = runs[0].stage
-        self.start, self.end = plan.starts[self.name], plan.ends[self.name]
+        self.start, self.end = plan.stages[self.name].start, plan.stages[self.name].stop
         self.agent, self.config = plan.algorithm(self.name)
         self.runs, self.layout, self.source = runs, layout, plan.source
         self._dataset: TransitionDataset | None = None  # the last one that the source gave,

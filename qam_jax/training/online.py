@@ -63,7 +63,8 @@ class OnlineStage(Stage):
         going = [index for index, step in enumerate(before) if step < limits[index]]
         policies = [self._policy(index, state, sums) for index in going]
         acting = [self.runs[index] for index in going]
-        gathered = hosts.from_first(lambda: list(self._threads.map(_gather, acting, policies)))
+        map_runs = self._threads.map if len(acting) > 1 else map  # a single run needs no thread
+        gathered = hosts.from_first(lambda: list(map_runs(_gather, acting, policies)))
         for run, experience in zip(acting, gathered, strict=True):
             self._store(run, experience)
         after = [run.step for run in self.runs]

@@ -45,20 +45,17 @@ class Plan:
     evaluator: Evaluator | None  # None without an environment
 
     @property
-    def ends(self) -> dict[str, int]:
-        """Step at which each stage ends, in their order."""
-        settings = self.settings
-        border = settings.bc_steps + settings.offline_steps
-        return {"cloning": settings.bc_steps, "offline": border, "online": settings.total_steps}
-
-    @property
-    def starts(self) -> dict[str, int]:
-        """Step at which each stage starts."""
-        return dict(zip(self.ends, (0, *self.ends.values()), strict=False))
+    def stages(self) -> dict[str, range]:
+        """Steps of each stage, in their order."""
+        start, end = self.settings.bc_steps, self.settings.total_steps
+        border = start + self.settings.offline_steps
+        return {
+            "cloning": range(start), "offline": range(start, border), "online": range(border, end),
+        }  # fmt: skip
 
     def stage_at(self, step: int) -> str | None:
         """Returns the stage that goes on from a step; None at the end."""
-        return next((name for name, end in self.ends.items() if step < end), None)
+        return next((name for name, steps in self.stages.items() if step < steps.stop), None)
 
     @functools.cached_property
     def cloning(self) -> tuple[Agent, ConfigDict]:
@@ -95,37 +92,22 @@ class Row(NamedTuple):
 
 
 class Run:
-    """One run.
-
-    Attributes:
-      settings: settings of this run, with its seed.
-      folder: its folder.
-      checkpoints: checkpoints in that folder.
-      keys: its sources of randomness.
-      log: log of its metrics, once its start is recorded; in process 0 alone.
-      stage: name of the stage that it is in.
-      step: updates of the earlier stages, plus environment steps of the online stage.
-      reported: step of its last row of metrics.
-      state: the agent's state at `step`, while no stage is at work.
-      sums: metrics since the last row, while no stage is at work.
-      replay: experience, in the online stage.
-      collector: acts in environments, in the online stage; in process 0 alone.
-      episodes: episodes of the last evaluation of this process.
-      pending: a row whose evaluation is at work while training goes on, and its result.
-    """
+    """One run: where it stands, and what it leaves in its folder."""
 
     def __init__(self, plan: Plan, settings: RunSettings, folder: Path, checkpoints: Checkpoints):
-        self._plan, self.settings = plan, settings
+        self._plan, self.settings = plan, settings  # of this run, with its seed
         self.folder, self.checkpoints = folder, checkpoints
         self.keys = split_seed(settings.seed)
-        self.log: MetricLog | None = None
-        self.stage, self.step, self.reported = "", 0, 0
-        self.state: AgentState
-        self.sums: MetricSums
-        self.replay: Replay
-        self.collector: Collector | None = None
-        self.episodes: list[Episode] = []
-        self.pending: tuple[Row, Future[list[Episode]]] | None = None
+        self.log: MetricLog | None = None  # once its start is recorded; in process 0 alone
+        self.stage = ""  # name of the stage that it is in
+        self.step = 0  # updates of the earlier stages, plus environment steps of the online stage
+        self.reported = 0  # step of its last row of metrics
+        self.state: AgentState  # at `step`, while no stage is at work
+        self.sums: MetricSums  # of metrics since the last row, while no stage is at work
+        self.replay: Replay  # experience, in the online stage
+        self.collector: Collector | None = None  # acts in the online stage; in process 0 alone
+        self.episodes: list[Episode] = []  # of the last evaluation of this process
+        self.pending: tuple[Row, Future[list[Episode]]] | None = None  # an evaluation at work
 
     def close(self) -> None:
         """Ends its environments and closes its files."""
@@ -139,9 +121,7 @@ class Run:
         Raises:
           ValueError: if checkpoint and settings do not fit together.
         """
-        saved = self.checkpoints.restore_newest(self._restore)
-        if saved is not None:
-            self.stage, self.step, self.reported = saved["stage"], saved["step"], saved["reported"]
+        if self.checkpoints.restore_newest(self._restore):
             return
         plan, settings = self._plan, self.settings
         self.state = self._init_state(plan.agent)
@@ -151,22 +131,26 @@ class Run:
         if settings.bc_steps > self.step:
             check_has_behavior(plan.config, self.state)
             self.state = self._init_state(plan.cloning[0])
-        if self.step > plan.ends["offline"] or self.step == settings.total_steps:
+        border = plan.stages["offline"].stop
+        if self.step > border or self.step == settings.total_steps:
             raise ValueError(
                 f"the checkpoint of {settings.run} has {self.step} steps, but --bc_steps and "
-                f"--offline_steps end after {plan.ends['offline']} and --online_steps="
+                f"--offline_steps end after {border} and --online_steps="
                 f"{settings.online_steps}: raise --offline_steps to {self.step}, or more to "
                 "train on, and --online_steps above 0 to fine-tune."
             )
-        self._enter_stage()
+        self.enter_stage()
 
-    def enter_next_stage(self) -> None:
-        """Goes on to the stage after the one that has ended."""
-        before, plan = self.stage, self._plan
-        if before == "cloning":
+    def enter_stage(self) -> None:
+        """Enters the stage that goes on from its step."""
+        plan, stage = self._plan, self._plan.stage_at(self.step)
+        assert stage is not None
+        if self.stage == "cloning":
             fresh = self._init_state(plan.agent)
             self.state = with_behavior(plan.config, fresh, self.state.params["behavior"])
-        self._enter_stage()
+        self.stage, self.sums = stage, plan.empty_sums(stage, self.state)
+        if stage == "online":
+            self._start_acting()
 
     @property
     def place(self) -> int:
@@ -180,24 +164,17 @@ class Run:
             return jax.random.fold_in(self.keys.cloning, 0)
         return self.keys.batches
 
-    def _enter_stage(self) -> None:
-        stage = self._plan.stage_at(self.step)
-        assert stage is not None
-        self.stage, self.sums = stage, self._plan.empty_sums(stage, self.state)
-        if stage == "online":
-            self._start_acting()
-
-    def _restore(self, step: int) -> dict[str, Any]:
-        """Reads one checkpoint; returns its progress."""
+    def _restore(self, step: int) -> bool:
+        """Reads one checkpoint."""
         saved = self.checkpoints.read_progress(step)
         self._check_continuation(saved)
-        stage = saved["stage"]
-        state = self._init_state(self._plan.algorithm(stage)[0])
-        sums = self._plan.empty_sums(stage, state)
+        self.stage, self.step, self.reported = saved["stage"], saved["step"], saved["reported"]
+        state = self._init_state(self._plan.algorithm(self.stage)[0])
+        sums = self._plan.empty_sums(self.stage, state)
         self.state, self.sums = self.checkpoints.restore(step, state, sums)
-        if stage == "online":
+        if self.stage == "online":
             self._start_acting(saved)
-        return saved
+        return True
 
     def _check_continuation(self, saved: dict[str, Any]) -> None:
         limit = self.settings.total_steps
@@ -207,7 +184,7 @@ class Run:
                 "--bc_steps, --offline_steps and --online_steps together: give at least as many, "
                 "or another --run_id."
             )
-        start = self._plan.starts[saved["stage"]]
+        start = self._plan.stages[saved["stage"]].start
         if saved["stage_start"] != start:
             raise ValueError(
                 f"the run in {self.folder} began its {saved['stage']} stage after "
@@ -273,10 +250,12 @@ class Run:
 
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
         """Runs the evaluation's episodes, in process 0 for all."""
-        return hosts.from_first(lambda: self.start_evaluation(agent, state).result())
+        evaluator, seed = self._plan.evaluator, self.settings.seed
+        assert evaluator is not None
+        return hosts.from_first(lambda: evaluator.evaluate(agent, state, seed))
 
     def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
-        """Starts an evaluation beside training."""
+        """Starts an evaluation beside training, by a single process."""
         assert self._plan.evaluator is not None
         return self._plan.evaluator.start(agent, state, self.settings.seed)
 

@@ -81,12 +81,11 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     """
     check_settings(settings)
     agent = make_agent(agent_config)
-    if hosts.several():
-        values = resolved(settings, agent_config)
-        fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
-        hosts.check_same("settings", values | fields)
+    values = resolved(settings, agent_config)
+    fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
+    hosts.check_same("settings", values | fields)
     each = [_settings_of_seed(settings, index) for index in range(settings.num_seeds)]
-    _make_layout(settings, agent_config, [own.seed for own in each])  # fails before data are read
+    Layout([own.seed for own in each], settings.num_devices, agent_config.batch_size)  # checks
     env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
     with ExitStack() as stack:
         folders = _claim_folders(each, agent_config, stack)
@@ -118,27 +117,28 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
 
 def _train(plan: Plan, runs: list[Run], stop: StopRequest) -> None:
     """Takes the runs through their stages: first the runs that are behind, then all together."""
-    stages = list(plan.ends)
+    order = list(plan.stages)
 
     def place(run: Run) -> tuple[int, int]:
-        return stages.index(run.stage), run.place
+        return order.index(run.stage), run.place
 
     while going := [run for run in runs if run.reported < plan.settings.total_steps]:
         hindmost = min(map(place, going))
         group = [run for run in going if place(run) == hindmost]
         name, seeds = group[0].stage, [run.settings.seed for run in group]
+        end = plan.stages[name].stop
+        until = min(
+            (run.place for run in going if run.stage == name and run not in group), default=end
+        )
         if len(group) < len(going):
-            step = group[0].step
-            _logger.info("Other seeds than %s are beyond step %d and wait.", seeds, step)
-        ahead = [run.place for run in going if run.stage == name and run not in group]
-        until = min(ahead, default=plan.ends[name])
-        layout = _make_layout(plan.settings, plan.config, seeds)
+            _logger.info("Seeds %s are behind, at step %d: the others wait.", seeds, group[0].step)
+        layout = Layout(seeds, plan.settings.num_devices, plan.config.batch_size)
         stage = (OnlineStage if name == "online" else OfflineStage)(plan, group, layout)
         with closing(stage):
             run_stage(stage, stop, until)
-        if until == plan.ends[name] and plan.stage_at(until):
+        if until == end and plan.stage_at(end):
             for run in group:
-                run.enter_next_stage()
+                run.enter_stage()
 
 
 def _evaluate_result(plan: Plan, run: Run) -> RunResult:
@@ -159,10 +159,6 @@ def _settings_of_seed(settings: RunSettings, index: int) -> RunSettings:
     if run_id and settings.num_seeds > 1:
         run_id = f"{run_id}-seed{seed}"
     return dataclasses.replace(settings, seed=seed, run_id=run_id, num_seeds=1)
-
-
-def _make_layout(settings: RunSettings, config: ConfigDict, seeds: list[int]) -> Layout:
-    return Layout(seeds, settings.num_devices, config.batch_size)
 
 
 def _claim_folders(each: list[RunSettings], config: ConfigDict, stack: ExitStack) -> list[Path]:

@@ -107,7 +107,7 @@ class Run:
         self.replay: Replay  # experience, in the online stage
         self.collector: Collector | None = None  # acts in the online stage; in process 0 alone
         self.episodes: list[Episode] = []  # of the last evaluation of this process
-        self.pending: tuple[Row, Future[list[Episode]]] | None = None  # an evaluation at work
+        self.pending: tuple[Row, Future[list[Episode]]] | None = None  # its evaluation goes on
 
     def close(self) -> None:
         """Ends its environments and closes its files."""

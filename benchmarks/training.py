@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState, get_config, make_agent
 from qam_jax.data.dataset import InMemory, make_dataset, sample_windows
 from qam_jax.runs.checkpoints import init_state
+from qam_jax.runs.settings import RunSettings
 from qam_jax.training.devices import Layout
 from qam_jax.training.offline import OfflineStage
+from qam_jax.training.run import Plan, Run
 from qam_jax.training.update import UpdateBlock, empty_sums, metric_names
 from qam_jax.types import Batch, TransitionDataset
 
@@ -77,8 +79,11 @@ def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[
     agent, dataset = make_agent(config), make_synthetic(28, 5)
     key = jax.random.PRNGKey(1)
     source = InMemory(dataset, "synthetic", Path())
-    layout = Layout([0])
-    stage = OfflineStage("offline", agent, config, [key], source, layout, 0, 10**9)
+    settings, layout = RunSettings(offline_steps=10**9), Layout([0])
+    plan = Plan(settings, agent, config, source, (28, 5), None)
+    run = Run(plan, settings, Path(), None)
+    run.stage = "offline"
+    stage = OfflineStage(plan, [run], layout)
     block = UpdateBlock(
         agent,
         key,
@@ -89,15 +94,13 @@ def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[
     )
     state = init_state(agent, jax.random.PRNGKey(0), 28, 5)
     sums = partial(empty_sums, metric_names(agent, state, config, 28))
-    carry = {"stage": [state, sums(), [0]]}
+    carry = {"stage": [state, sums()]}
     carry["block"] = [jax.tree.map(jnp.copy, state), sums()]
 
     def run_stage():
-        state, sums, steps = carry["stage"]
-        ends = [steps[0] + count]
-        while steps < ends:
-            state, sums, steps = stage.advance(state, sums, steps, ends)
-        carry["stage"] = [state, sums, steps]
+        end = run.step + count
+        while run.step < end:
+            carry["stage"] = list(stage.advance(*carry["stage"], [end]))
 
     def run_block():
         carry["block"] = list(jax.block_until_ready(block(*carry["block"], dataset, [count])))

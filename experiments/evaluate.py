@@ -1,5 +1,6 @@
 """Evaluates a saved run: `python experiments/evaluate.py --run=exp/<group>/<env_name>/<run id>`."""
 
+import contextlib
 from pathlib import Path
 
 from absl import app, flags
@@ -44,10 +45,8 @@ def main(argv: list[str]) -> None:
             num_envs=_ENVS.value,
             seed=seed,
         )
-        try:
+        with contextlib.closing(evaluator):
             episodes = evaluator.evaluate(run.agent, run.state)
-        finally:
-            evaluator.close()
         print(f"{env_name}, step {run.step}: {describe(episodes)}")
         if _VIDEO_EPISODES.value:
             videos = film_episodes(

@@ -1,30 +1,25 @@
-"""Collector of experience in several environments at once."""
+"""Experience, collected in several environments at once."""
 
 import logging
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from qam_jax.data.replay import EpisodeSoFar
 from qam_jax.envs import EnvPool, EnvsRestarted
-from qam_jax.training.evaluation import Episode, Policy
+from qam_jax.training.evaluation import Episode, Policy, read_episode
 from qam_jax.types import Transitions
 
 _logger = logging.getLogger(__name__)
 
 
 class Experience(NamedTuple):
-    """Experience of one chunk of actions in every environment.
+    """Experience of one chunk of actions in every environment."""
 
-    Attributes:
-      transitions: N transitions; transitions of one episode stand in their order.
-      episodes: [N], number of the episode of each transition.
-      finished: episodes that ended, by their number.
-    """
-
-    transitions: Transitions
-    episodes: np.ndarray
-    finished: dict[int, Episode]
+    transitions: Transitions  # N of them; those of one episode stand in their order
+    episodes: np.ndarray  # [N], number of the episode of each
+    finished: dict[int, Episode]  # episodes that ended, by their number
 
 
 class Collector:
@@ -44,6 +39,7 @@ class Collector:
         self._episodes = np.arange(pool.num_envs)
         self._next_episode = pool.num_envs
         self._chunks = np.zeros(pool.num_envs, int)
+        self._everywhere = np.ones(pool.num_envs, bool)
         self._observations: np.ndarray | None = None  # until the first reset
 
     @property
@@ -51,19 +47,23 @@ class Collector:
         """How often environments crashed."""
         return self._pool.crashes
 
+    def close(self) -> None:
+        """Ends the environments' processes."""
+        self._pool.close()
+
     def gather(self, policy: Policy) -> Experience:
         """Executes one chunk of actions in every environment.
 
         After a crash, all episodes in progress are given up, and new ones are started.
         """
         while True:
+            if self._observations is None:
+                self._reset(self._everywhere)
+                continue
             try:
-                if self._observations is None:
-                    self._reset(np.ones(self._pool.num_envs, bool))
-                return self._step(policy)
+                return self._step(policy, self._observations)
             except EnvsRestarted:
-                self._observations = None
-                self._start_episodes(np.ones(self._pool.num_envs, bool))
+                self._give_up()
 
     def save(self) -> dict[str, Any]:
         """Returns the episodes in progress, for JSON."""
@@ -84,31 +84,18 @@ class Collector:
           saved: result of `save`.
           episodes: episodes in progress that have gone at least one step.
         """
-        self._episodes = np.array(saved["episodes"])
-        self._chunks = np.array(saved["chunks"])
-        self._next_episode = saved["next_episode"]
-        self._pool.crashes = saved["crashes"]
+        self._episodes, self._chunks = np.array(saved["episodes"]), np.array(saved["chunks"])
+        self._next_episode, self._pool.crashes = saved["next_episode"], saved["crashes"]
         if not saved["started"]:
             return
         known = [episodes.get(episode) for episode in saved["episodes"]]
-        replay = {
-            seed: episode.actions
-            for seed, episode in zip(self._seeds(), known, strict=True)
-            if episode is not None
-        }
-        everywhere = np.ones(self._pool.num_envs, bool)
-        try:
-            self._reset(everywhere, replay)
-        except EnvsRestarted:
-            self._start_episodes(everywhere)
-            self._observations = None
+        pairs = zip(self._seeds(), known, strict=True)
+        self._reset(self._everywhere, {seed: each.actions for seed, each in pairs if each})
+        if self._observations is None:
             return
-        assert self._observations is not None  # of the reset
+        places = zip(self._observations.astype(np.float32), known, strict=True)
         strayed = np.array(
-            [
-                episode is not None and not np.array_equal(now, episode.observation)
-                for now, episode in zip(self._observations.astype(np.float32), known, strict=True)
-            ]
+            [each is not None and not np.array_equal(now, each.observation) for now, each in places]
         )
         if strayed.any():
             _logger.warning(
@@ -120,7 +107,15 @@ class Collector:
             self._reset(strayed)
 
     def _reset(self, mask: np.ndarray, replay: dict[int, np.ndarray] | None = None) -> None:
-        self._observations = self._pool.reset(self._seeds(), mask, replay)[0]
+        try:
+            self._observations = self._pool.reset(self._seeds(), mask, replay)[0]
+        except EnvsRestarted:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Gives all environments new episodes, after a crash."""
+        self._start_episodes(self._everywhere)
+        self._observations = None
 
     def _seeds(self) -> list[int]:
         return [_episode_seed(self._seed, episode) for episode in self._episodes.tolist()]
@@ -131,39 +126,27 @@ class Collector:
             self._episodes[env], self._chunks[env] = self._next_episode, 0
             self._next_episode += 1
 
-    def _step(self, policy: Policy) -> Experience:
-        before = self._observations
-        assert before is not None
+    def _step(self, policy: Policy, before: np.ndarray) -> Experience:
         actions = policy(before, self._episodes, self._chunks)
-        after, _, terminated, truncated, info = self._pool.step(actions)
-        counts, done = info["num_steps"], terminated | truncated
+        self._observations, _, terminated, truncated, info = self._pool.step(actions)
         parts = [
             _transitions(before[env], actions[env], info, env, terminated[env], self._sparse)
             for env in range(self._pool.num_envs)
         ]
+        done = terminated | truncated
         experience = Experience(
-            transitions=Transitions(
-                **{name: np.concatenate([vars(part)[name] for part in parts]) for name in _FIELDS}
-            ),
-            episodes=np.repeat(self._episodes, counts),
+            transitions=jax.tree.map(lambda *columns: np.concatenate(columns), *parts),
+            episodes=np.repeat(self._episodes, info["num_steps"]),
             finished={
-                int(self._episodes[env]): _episode(info, env)
+                int(self._episodes[env]): read_episode(info, env)
                 for env in np.flatnonzero(done).tolist()
             },
         )
         self._chunks += 1
-        self._observations = after
         if done.any():
             self._start_episodes(done)
-            try:
-                self._reset(done)
-            except EnvsRestarted:
-                self._start_episodes(np.ones(self._pool.num_envs, bool))
-                self._observations = None
+            self._reset(done)
         return experience
-
-
-_FIELDS = ("observations", "actions", "rewards", "masks", "next_observations")
 
 
 def random_policy(seed: int, chunk_shape: tuple[int, int]) -> Policy:
@@ -199,15 +182,6 @@ def _transitions(
         rewards=-(rewards != 0).astype(np.float32) if sparse else rewards,
         masks=masks,
         next_observations=following,
-    )
-
-
-def _episode(info: dict[str, Any], env: int) -> Episode:
-    return Episode(
-        success=float(info["success"][env]),
-        episode_return=float(info["episode_return"][env]),
-        length=int(info["episode_length"][env]),
-        positions=np.empty((0, 2)),
     )
 
 

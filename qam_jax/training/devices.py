@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from qam_jax.data.dataset import DataSource
 from qam_jax.files import ensure_writable_dir
 from qam_jax.runs import hosts
-from qam_jax.types import Batch, TransitionDataset
+from qam_jax.types import Batch
 
 _logger = logging.getLogger(__name__)
 
@@ -45,22 +44,22 @@ class Layout:
     """
 
     def __init__(self, seeds: Sequence[int], num_devices: int = 1, batch_size: int = 0):
-        self.seeds = list(seeds)
-        self._mesh = _make_mesh(len(self.seeds), num_devices, batch_size)
+        self.seeds, self._alone = list(seeds), len(seeds) == 1
+        self._mesh = _make_mesh(len(seeds), num_devices, batch_size)
+        self._stacked = PartitionSpec() if self._alone else PartitionSpec(_SEED)
         # A process can only read arrays that it holds completely.
-        everywhere = self._sharding(PartitionSpec())
+        self.sharding = self._everywhere = None  # where programs leave trees; None: they choose
+        if hosts.several() and self._mesh is not None:
+            self.sharding = NamedSharding(self._mesh, self._stacked)
+            self._everywhere = NamedSharding(self._mesh, PartitionSpec())
         self._pick = jax.jit(
-            lambda tree, index: jax.tree.map(lambda x: x[index], tree), out_shardings=everywhere
+            lambda tree, index: jax.tree.map(lambda x: x[index], tree),
+            out_shardings=self._everywhere,
         )
-
-    @property
-    def sharding(self) -> NamedSharding | None:
-        """Where a program leaves stacked trees; None leaves it to the compiler."""
-        return self._sharding(self._spec)
 
     def join(self, trees: Sequence[_T]) -> _T:
         """Stacks the trees of the runs, and places them on the devices."""
-        return self._place(self.stack(trees), self._spec)
+        return self._place(self.stack(trees), self._stacked)
 
     def stack(self, trees: Sequence[_T]) -> _T:
         """Stacks the trees of the runs, inside a program."""
@@ -78,11 +77,9 @@ class Layout:
 
     def put(self, tree: _T, index: int, value: _T) -> _T:
         """Returns the stacked tree with another value for one run."""
+        value = self.share(value)
         if self._alone:
-            return self._place(value, PartitionSpec())
-        if not hosts.several():
-            return _put(tree, index, value)
-        value = self._place(value, PartitionSpec())
+            return value
         return jax.jit(_put, out_shardings=self.sharding)(tree, index, value)
 
     def share(self, tree: _T) -> _T:
@@ -93,8 +90,7 @@ class Layout:
         """Maps a function of one run's arguments over stacked arguments."""
         if self._alone:
             return function
-        axis: dict[str, Any] = {} if self._mesh is None else {"spmd_axis_name": _SEED}
-        return jax.vmap(function, in_axes, **axis)
+        return jax.vmap(function, in_axes, spmd_axis_name=_SEED if self._mesh else None)
 
     def spread(self, batch: Batch) -> Batch:
         """Spreads the stacked batches over the devices, inside a program."""
@@ -102,20 +98,6 @@ class Layout:
             return batch
         spec = PartitionSpec(_DATA) if self._alone else PartitionSpec(_SEED, _DATA)
         return jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, spec))
-
-    @property
-    def _alone(self) -> bool:
-        return len(self.seeds) == 1
-
-    @property
-    def _spec(self) -> PartitionSpec:
-        return PartitionSpec() if self._alone else PartitionSpec(_SEED)
-
-    def _sharding(self, spec: PartitionSpec) -> NamedSharding | None:
-        if not hosts.several():
-            return None
-        assert self._mesh is not None  # it has the devices of all processes
-        return NamedSharding(self._mesh, spec)
 
     def _place(self, tree: _T, spec: PartitionSpec) -> _T:
         """Places a tree, also without a mesh: JAX compiles a program anew for arrays that are not
@@ -126,27 +108,6 @@ class Layout:
         if hosts.several():
             return jax.tree.map(lambda x: _place_own_part(x, sharding), tree)
         return jax.device_put(tree, sharding)
-
-
-class SharedData:
-    """Data of a source, held on all devices; call it with the run's step.
-
-    Args:
-      source: source of the data.
-      layout: how the seeds lie on the devices.
-    """
-
-    def __init__(self, source: DataSource, layout: Layout):
-        self._source, self._layout = source, layout
-        self._dataset: TransitionDataset | None = None  # the last one that the source gave,
-        self._shared: TransitionDataset | None = None  # and its copy on the devices
-
-    def at(self, step: int) -> TransitionDataset:
-        """Returns the dataset of `DataSource.at`, on the devices."""
-        dataset = self._source.at(step)
-        if self._shared is None or dataset is not self._dataset:
-            self._dataset, self._shared = dataset, self._layout.share(dataset)
-        return self._shared
 
 
 def keep_programs(folder: str | os.PathLike) -> None:

@@ -3,13 +3,14 @@
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,21 +36,13 @@ _MAX_FILM_CRASHES = 3
 
 
 class RunKeys(NamedTuple):
-    """Independent keys of a run, by their use.
+    """Independent keys of a run, by their use."""
 
-    Attributes:
-      agent: networks and updates.
-      batches: batches.
-      evaluation: the policy's noise in evaluations.
-      experience: the policy's noise while gathering experience.
-      cloning: the stage of behaviour cloning.
-    """
-
-    agent: Array
+    agent: Array  # networks and updates
     batches: Array
-    evaluation: Array
-    experience: Array
-    cloning: Array
+    evaluation: Array  # the policy's noise in evaluations
+    experience: Array  # and while gathering experience
+    cloning: Array  # the stage of behaviour cloning
 
 
 def split_seed(seed: int) -> RunKeys:
@@ -58,19 +51,22 @@ def split_seed(seed: int) -> RunKeys:
 
 
 class Episode(NamedTuple):
-    """One episode.
+    """One episode."""
 
-    Attributes:
-      success: 1.0 with success at any step, 0.0 without, nan if the environment reports neither.
-      episode_return: undiscounted sum of rewards.
-      length: environment steps.
-      positions: [steps, 2] in the plane, empty if the environment does not report them.
-    """
+    success: float  # 1.0 with success at any step, 0.0 without, nan if neither is reported
+    episode_return: float  # undiscounted sum of rewards
+    length: int  # environment steps
+    positions: np.ndarray  # [steps, 2] in the plane, empty where they are not known
 
-    success: float
-    episode_return: float
-    length: int
-    positions: np.ndarray
+
+def read_episode(info: dict[str, Any], env: int) -> Episode:
+    """Reads an episode that has ended from the infos of all environments."""
+    return Episode(
+        success=float(info["success"][env]),
+        episode_return=float(info["episode_return"][env]),
+        length=int(info["episode_length"][env]),
+        positions=np.empty((0, 2)),
+    )
 
 
 def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
@@ -84,18 +80,14 @@ def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
     def act(
         state: AgentState, key: Array, observations: Array, episodes: Array, chunks: Array
     ) -> Array:
-        def key_of(episode, chunk):
-            return jax.random.fold_in(jax.random.fold_in(key, episode), chunk)
+        def decide(observation: Array, episode: Array, chunk: Array) -> Array:
+            own_key = jax.random.fold_in(jax.random.fold_in(key, episode), chunk)
+            return agent.sample_actions(state, observation, own_key)
 
-        keys = jax.vmap(key_of)(episodes, chunks)
-        return jax.vmap(agent.sample_actions, in_axes=(None, 0, 0))(state, observations, keys)
+        return jax.vmap(decide)(observations.astype(jnp.float32), episodes, chunks)
 
     def bind(state: AgentState, key: Array) -> Policy:
-        def policy(observations, episodes, chunks):
-            observations = jnp.asarray(observations, jnp.float32)
-            return np.asarray(act(state, key, observations, episodes, chunks))
-
-        return policy
+        return lambda *decisions: np.asarray(act(state, key, *decisions))
 
     return bind
 
@@ -105,7 +97,7 @@ def run_episodes(
     envs: EnvPool,
     num_episodes: int,
     seed: int,
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> list[Episode]:
     """Runs episodes, each from a seed of its own, and returns them in order.
 
@@ -113,7 +105,7 @@ def run_episodes(
     Episodes that a crash of the environments cuts short start again from their seeds.
 
     Args:
-      policy: the policy.
+      policy: called for all environments at once.
       envs: the environments; their earlier episodes are dropped.
       num_episodes: at least the number of environments.
       seed: episode e starts from `episode_seed(seed, e)`.
@@ -129,22 +121,21 @@ def run_episodes(
         )
     finished: dict[int, Episode] = {}
     while len(finished) < num_episodes:
-        waiting = [episode for episode in range(num_episodes) if episode not in finished]
         with contextlib.suppress(EnvsRestarted):  # what was in progress starts again
-            for episode, result in _run(policy, envs, waiting, seed, on_step):
-                finished[episode] = result
+            _run(policy, envs, num_episodes, seed, on_step, finished)
     return [finished[episode] for episode in range(num_episodes)]
 
 
 def _run(
     policy: Policy,
     envs: EnvPool,
-    episodes_to_run: list[int],
+    num_episodes: int,
     seed: int,
-    on_step: Callable[[], None] | None,
-) -> Iterator[tuple[int, Episode]]:
-    """Yields each episode with its number, as soon as it has ended."""
-    waiting = collections.deque(episodes_to_run)
+    on_step: Callable[[], None],
+    finished: dict[int, Episode],
+) -> None:
+    """Runs the episodes that are not among the finished ones yet, and adds them."""
+    waiting = collections.deque(each for each in range(num_episodes) if each not in finished)
     episodes = np.full(envs.num_envs, -1)  # which episode an environment runs; -1 is none
     chunks = np.zeros(envs.num_envs, int)
     positions: list[list[np.ndarray]] = [[] for _ in range(envs.num_envs)]
@@ -157,24 +148,16 @@ def _run(
             mask = np.isin(np.arange(envs.num_envs), idle)
             observations, _ = envs.reset(env_seeds, mask)
         actions = policy(observations, np.maximum(episodes, 0), chunks)
-        if on_step is not None:
-            on_step()
+        on_step()
         observations, _, terminated, truncated, info = envs.step(actions)
         chunks += 1
-        for env in np.flatnonzero(episodes >= 0):
+        for env in np.flatnonzero(episodes >= 0).tolist():
             positions[env].append(info["positions"][env])
-        for env in np.flatnonzero((terminated | truncated) & (episodes >= 0)):
-            path = np.concatenate(positions[env])
-            yield (
-                int(episodes[env]),
-                Episode(
-                    success=float(info["success"][env]),
-                    episode_return=float(info["episode_return"][env]),
-                    length=int(info["episode_length"][env]),
-                    positions=path[~np.isnan(path).any(axis=1)],
-                ),
-            )
-            episodes[env] = -1
+            if terminated[env] or truncated[env]:
+                path = np.concatenate(positions[env])
+                path = path[~np.isnan(path).any(axis=1)]
+                finished[int(episodes[env])] = read_episode(info, env)._replace(positions=path)
+                episodes[env] = -1
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -234,38 +217,23 @@ def score(episodes: list[Episode]) -> float:
     return summary["return"] if math.isnan(summary["success"]) else summary["success"]
 
 
+@dataclasses.dataclass(eq=False)
 class Evaluator:
     """Evaluates agents on one environment, in processes that it starts once and keeps.
 
     The episodes depend on a seed alone, so that they are the same every time.
-
-    Args:
-      env_name: see `qam_jax.envs.make_env`.
-      num_episodes: episodes of an evaluation.
-      num_envs: environments side by side; 0 for twice the number of processors.
-      seed: seed of episodes and of the policy's noise, where `evaluate` is given none.
-      env_module: see `qam_jax.envs.make_env`.
-      max_crashes: crashes of the environments to survive, over all evaluations.
-      on_step: called before each step of the environments; may raise to end the evaluation.
     """
 
-    def __init__(
-        self,
-        env_name: str,
-        *,
-        num_episodes: int,
-        num_envs: int = 0,
-        seed: int = 0,
-        env_module: str = "",
-        max_crashes: int = 10,
-        on_step: Callable[[], None] | None = None,
-    ):
-        self._env_fn = partial(make_env, env_name, env_module)
-        self._num_episodes = num_episodes
-        self._num_envs = min(num_envs or 2 * num_usable_cpus(), num_episodes)
-        self._seed = seed
-        self._max_crashes = max_crashes
-        self._on_step = on_step
+    env_name: str  # see `qam_jax.envs.make_env`
+    _: dataclasses.KW_ONLY
+    num_episodes: int  # of an evaluation
+    num_envs: int = 0  # environments side by side; 0 for twice the number of processors
+    seed: int = 0  # of episodes and of the policy's noise, where `evaluate` is given none
+    env_module: str = ""  # see `qam_jax.envs.make_env`
+    max_crashes: int = 10  # crashes of the environments to survive, over all evaluations
+    on_step: Callable[[], None] = lambda: None  # called before each step; may raise to end it
+
+    def __post_init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._busy, self._closed = threading.Lock(), threading.Event()
         self._envs: EnvPool | None = None
@@ -279,17 +247,15 @@ class Evaluator:
         """
         with self._busy:  # one at a time in these environments
             if self._envs is None:
-                self._envs = EnvPool(
-                    self._env_fn,
-                    state.action_shape[0],
-                    self._num_envs,
-                    max_crashes=self._max_crashes,
-                )
+                env_fn = partial(make_env, self.env_name, self.env_module)
+                count = min(self.num_envs or 2 * num_usable_cpus(), self.num_episodes)
+                chunk_length = state.action_shape[0]
+                self._envs = EnvPool(env_fn, chunk_length, count, max_crashes=self.max_crashes)
             if agent not in self._bind_policies:
                 self._bind_policies[agent] = make_policy(agent)
-            seed = self._seed if seed is None else seed
+            seed = self.seed if seed is None else seed
             policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
-            return run_episodes(policy, self._envs, self._num_episodes, seed, self._before_step)
+            return run_episodes(policy, self._envs, self.num_episodes, seed, self._before_step)
 
     def start(
         self, agent: Agent, state: AgentState, seed: int | None = None
@@ -300,8 +266,7 @@ class Evaluator:
     def _before_step(self) -> None:
         if self._closed.is_set():
             raise concurrent.futures.CancelledError
-        if self._on_step is not None:
-            self._on_step()
+        self.on_step()
 
     def close(self) -> None:
         """Ends the environments' processes and the evaluations in them."""
@@ -327,21 +292,14 @@ def film_episodes(
       OSError: if this machine cannot render; says what to install.
       EnvFailure: if the environment cannot be filmed, or crashes again and again.
     """
-    before = os.environ.get("MUJOCO_GL")
     try:  # read by MuJoCo when the environment's process starts
         os.environ["MUJOCO_GL"] = find_render_backend()
     except OSError:
         if is_ogbench(env_name):
             raise  # others may do without MuJoCo
-    try:
-        env_fn = partial(make_film_env, env_name, folder, env_module)
-        envs = EnvPool(env_fn, state.action_shape[0], 1, max_crashes=_MAX_FILM_CRASHES)
-        try:
-            policy = make_policy(agent)(state, split_seed(seed).evaluation)
-            run_episodes(policy, envs, num_episodes, seed)
-        finally:
-            envs.close()
-    finally:
-        if before is None:
-            os.environ.pop("MUJOCO_GL", None)
+    env_fn = partial(make_film_env, env_name, folder, env_module)
+    envs = EnvPool(env_fn, state.action_shape[0], 1, max_crashes=_MAX_FILM_CRASHES)
+    with contextlib.closing(envs):
+        policy = make_policy(agent)(state, split_seed(seed).evaluation)
+        run_episodes(policy, envs, num_episodes, seed)
     return [folder / f"episode_{episode_seed(seed, e)}.mp4" for e in range(num_episodes)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +20,16 @@ from qam_jax.training.train import RunResult, train_seeds
 _logger = logging.getLogger(__name__)
 
 
-class Resolved(NamedTuple):
-    """Settings and config of a command line, and in words what the preset changed."""
-
-    settings: RunSettings
-    config: ConfigDict
-    notes: list[str]
+def launch(settings: RunSettings, config: ConfigDict) -> list[RunResult]:
+    """Trains the runs of the settings, or continues to, as the entry points do."""
+    keep_programs(settings.compilation_cache_dir)
+    if settings.video_episodes:
+        find_render_backend()  # fails now rather than at the end of the run
+    return train_seeds(settings, config)
 
 
 def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettings, ConfigDict]:
-    """Makes settings and config from the command line; logs what a preset changes.
+    """Makes settings and config from the command line, and logs what a preset changes.
 
     See `resolve_flags` for arguments and errors.
 
@@ -42,10 +43,16 @@ def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettin
     return settings, config
 
 
+class Resolved(NamedTuple):
+    """Settings and config of a command line, and in words what the preset changed."""
+
+    settings: RunSettings
+    config: ConfigDict
+    notes: list[str]
+
+
 def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
     """Resolves the command line's flags, then the preset's settings, then the defaults.
-
-    The settings' `preset` records what the preset changes, in the form of flags.
 
     Args:
       values: the parsed flags of `RunSettings`, and the algorithm's `config`.
@@ -63,7 +70,7 @@ def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
 
 
 def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> Resolved:
-    """Applies the preset that `settings.preset` names to settings and config.
+    """Applies the preset that `settings.preset` names; it then records the changes, as flags.
 
     Args:
       settings: settings of the run.
@@ -77,10 +84,10 @@ def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> 
         raise ValueError(f"there is no preset {settings.preset!r}: give --preset=paper, or none.")
     method = config.get("agent_name", "")
     preset = presets.paper(method, settings.env_name, settings.dataset_dir)
-    wanted = {**preset.settings, **{f"config.{k}": v for k, v in preset.config.items()}}
+    wanted = preset.settings | _named(preset.config)
     if settings.dataset:
         del wanted["ogbench_dataset_dir"]  # the user's own data take its place
-    present = {**dataclasses.asdict(settings), **{f"config.{k}": config[k] for k in config}}
+    present = dataclasses.asdict(settings) | _named(config)
     other = {name: value for name, value in wanted.items() if value != present.get(name)}
     taken = {name: value for name, value in other.items() if name not in given}
     notes = [f"Preset {settings.preset} for {method} in {settings.env_name}:"]
@@ -90,18 +97,21 @@ def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> 
             notes.append(f"  --{name}={value} (without it: {now})")
         else:
             notes.append(f"  --{name}={now} is given and stays; the preset has {value}")
-    defaults = get_config(method)
-    for name in sorted(set(defaults) - set(preset.config)):
-        if config[name] != defaults[name] and f"config.{name}" not in given:
+    for name, value in sorted(get_config(method).items()):
+        if name not in preset.config and config[name] != value and f"config.{name}" not in given:
             notes.append(
-                f"  not the paper's: --config holds {name}={config[name]}, by default "
-                f"{defaults[name]}"
+                f"  not the paper's: --config holds {name}={config[name]}, by default {value}"
             )
     record = " ".join([settings.preset, *(f"--{name}={value}" for name, value in taken.items())])
     changes = {name: value for name, value in taken.items() if name in preset.settings}
     fields = {name: preset.config[name] for name in preset.config if f"config.{name}" in taken}
     settings = dataclasses.replace(settings, **changes, preset=record)
     return Resolved(settings, ConfigDict({**config, **fields}), notes)
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config, by the names of their flags."""
+    return {f"config.{name}": value for name, value in config.items()}
 
 
 def check_data_folder(settings: RunSettings) -> None:
@@ -114,16 +124,3 @@ def check_data_folder(settings: RunSettings) -> None:
             "it, name their folder by --ogbench_dataset_dir, or give --ogbench_dataset_dir= "
             "(empty) to train on the dataset of a million transitions instead."
         )
-
-
-def launch(settings: RunSettings, config: ConfigDict) -> list[RunResult]:
-    """Trains the runs, or continues to, as the entry points do.
-
-    Args:
-      settings: settings of the runs.
-      config: the algorithm and its hyperparameters.
-    """
-    keep_programs(settings.compilation_cache_dir)
-    if settings.video_episodes:
-        find_render_backend()  # fails now rather than at the end of the run
-    return train_seeds(settings, config)

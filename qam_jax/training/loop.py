@@ -2,114 +2,144 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from qam_jax.agents import Agent, AgentState
+from qam_jax.agents import AgentState
 from qam_jax.runs import hosts
 from qam_jax.runs.stopping import Stopped, StopRequest
 from qam_jax.training.devices import Layout
-from qam_jax.training.evaluation import headline, score, summarize
-from qam_jax.training.run import PendingEvaluation, Run, Snapshot
+from qam_jax.training.evaluation import Episode, headline, score, summarize
+from qam_jax.training.run import Plan, Row, Run, Snapshot
 from qam_jax.training.update import MetricSums, averages, empty_sums
+from qam_jax.types import TransitionDataset
 
 
-class Stage(Protocol):
-    """A part of all runs of a program; `OfflineStage` describes the arguments of its methods."""
+class Stage:
+    """The stage that several runs are in, and how they make its updates together.
 
-    name: str
-    unit: str
-    agent: Agent
-    layout: Layout
-    start: int
-    end: int
-    overlaps: bool  # whether evaluations may go on during updates
-    brief: bool  # whether blocks are to be short, while an evaluation is at work
+    Args:
+      plan: what the runs share.
+      runs: the runs; they change.
+      layout: how they lie on the devices.
+    """
+
+    unit = "update"  # what a step is
+    overlaps = True  # whether evaluations may go on during updates
+    brief = False  # whether blocks are to be short, while an evaluation is at work
+
+    def __init__(self, plan: Plan, runs: Sequence[Run], layout: Layout):
+        self.name = runs[0].stage
+        self.start, self.end = plan.stages[self.name].start, plan.stages[self.name].stop
+        self.agent, self.config = plan.algorithm(self.name)
+        self.runs, self.layout, self.source = runs, layout, plan.source
+        self._dataset: TransitionDataset | None = None  # the last one that the source gave,
+        self._shared: TransitionDataset | None = None  # and its copy on the devices
 
     def advance(
-        self, state: AgentState, sums: MetricSums, steps: list[int], limits: list[int]
-    ) -> tuple[AgentState, MetricSums, list[int]]:
-        """Goes on by one block or round; returns the new states, sums and steps."""
+        self, state: AgentState, sums: MetricSums, limits: list[int]
+    ) -> tuple[AgentState, MetricSums]:
+        """Goes on by one block of updates, or one round of acting and updates.
 
-    def metrics(self, index: int) -> dict[str, float]:
+        Args:
+          state: states of the agents, stacked; donated.
+          sums: metrics since their last row, stacked; donated.
+          limits: step of each run at which to stop. The online stage may end somewhat beyond.
+
+        Returns:
+          The new states and sums; the steps of the runs are changed.
+
+        Raises:
+          NotFiniteError: if training went wrong.
+        """
+        raise NotImplementedError
+
+    def dataset(self, step: int) -> TransitionDataset:
+        """Returns the data of a step, on all devices."""
+        dataset = self.source.at(step)
+        if self._shared is None or dataset is not self._dataset:
+            self._dataset, self._shared = dataset, self.layout.share(dataset)
+        return self._shared
+
+    def metrics(self, run: Run) -> dict[str, float]:
         """Returns metrics of a run beside the agent's own, by name."""
+        return self.source.metrics()
 
-    def save(self, index: int) -> dict[str, Any]:
+    def save(self, run: Run) -> dict[str, Any]:
         """Returns what a checkpoint of a run needs beside state and metrics."""
+        return {}
 
     def close(self) -> None:
         """Ends what runs in the background."""
 
 
-def run_stage(
-    stage: Stage, runs: Sequence[Run], stop: StopRequest, ahead: Run | None = None
-) -> None:
-    """Takes runs from where they are to the end of a stage.
+def run_stage(stage: Stage, stop: StopRequest, until: int) -> None:
+    """Takes the runs of a stage from where they are to a later place.
 
     Rows, evaluations and checkpoints are due at multiples of their intervals and at the end. A
     round of the online stage may pass a step that was due: they keep that step's number.
 
     Args:
-      runs: runs in the stage; they change.
+      stage: the stage.
       stop: asks whether to stop. A run then goes back to the evaluation that is still at work.
-      ahead: a run of another seed; the stage ends early where that run is.
+      until: `Run.place` to come to, `stage.end` at most.
 
     Raises:
       Stopped: if it was asked to stop; checkpoints have been saved.
       NotFiniteError: if training went wrong.
     """
-    layout, interval = stage.layout, runs[0].settings.log_interval
-    state, sums = layout.join([run.state for run in runs]), layout.join([r.sums for r in runs])
+    runs, layout, interval = stage.runs, stage.layout, stage.runs[0].settings.log_interval
+    last_limit = until if stage.overlaps else stage.end
+    state, sums = layout.join([(run.state, run.sums) for run in runs])
     for run in runs:
         del run.state, run.sums
-    clock, firsts = time.perf_counter(), [run.step for run in runs]
-    with _progress_bar(stage, runs) as bar:
+    starts = [(time.perf_counter(), run.step) for run in runs]  # of the updates of a row
+
+    def snapshot(index: int) -> Snapshot:
+        run = runs[index]
+        return Snapshot(*layout.pick((state, sums), index), run.step, run.reported)
+
+    with _progress_bar(stage) as bar:
         while True:
-            dues = [_last_due(stage, run.step, interval) for run in runs]
-            seconds = time.perf_counter() - clock
+            now, dues = time.perf_counter(), [_last_due(stage, run.step, interval) for run in runs]
             try:
                 for index, (run, due) in enumerate(zip(runs, dues, strict=True)):
                     if due > run.reported:
-                        speed = (run.step - firsts[index]) / seconds
-                        own = layout.pick(state, index), layout.pick(sums, index)
-                        _report(stage, run, index, own, due, speed)
+                        began, first = starts[index]
+                        _report(
+                            stage, run, snapshot(index), due, (run.step - first) / (now - began)
+                        )
                         sums = layout.put(sums, index, empty_sums(sums.sums))
-                        clock, firsts[index] = time.perf_counter(), run.step
-                    if run.pending and run.pending.episodes.done():
-                        _finish_evaluation(stage, run, index)
+                        starts[index] = time.perf_counter(), run.step
+                    if run.pending and run.pending[1].done():
+                        _finish_evaluation(stage, run)
                 _check_stop(stop)
             except Stopped:
                 for index, run in enumerate(runs):
-                    own = layout.pick(state, index), layout.pick(sums, index)
-                    now = Snapshot(*own, run.step, run.reported)
-                    _save(stage, run, index, run.pending.before if run.pending else now)
+                    _save(stage, run, run.pending[0].before if run.pending else snapshot(index))
                 raise
             bar.n = min(run.step for run in runs) - stage.start
             bar.set_postfix_str(", ".join(headline(run.episodes) for run in runs if run.episodes))
-            if all(run.step >= stage.end or _is_level(run, ahead) for run in runs):
+            if all(run.place >= until for run in runs):
                 break
             # A run that is a row ahead of the others waits for them.
             limits = [
-                min(stage.end, due + interval) if due == min(dues) else run.step
+                min(last_limit, due + interval) if due == min(dues) else run.step
                 for run, due in zip(runs, dues, strict=True)
             ]
-            if ahead and stage.overlaps:
-                limits = [min(limit, ahead.step) for limit in limits]
             stage.brief = any(run.pending for run in runs)
-            state, sums, steps = stage.advance(state, sums, [run.step for run in runs], limits)
-            for run, step in zip(runs, steps, strict=True):
-                run.step = step
+            state, sums = stage.advance(state, sums, limits)
     for index, run in enumerate(runs):
-        run.state, run.sums = layout.local((layout.pick(state, index), layout.pick(sums, index)))
+        run.state, run.sums = layout.local(layout.pick((state, sums), index))
 
 
-def _progress_bar(stage: Stage, runs: Sequence[Run]) -> tqdm:
+def _progress_bar(stage: Stage) -> tqdm:
     return tqdm(
         total=stage.end - stage.start,
-        initial=min(run.step for run in runs) - stage.start,
+        initial=min(run.step for run in stage.runs) - stage.start,
         desc=stage.name,
         unit=stage.unit,
         smoothing=0.1,
@@ -128,62 +158,55 @@ def _check_stop(stop: StopRequest) -> None:
         raise Stopped(each)
 
 
-def _report(
-    stage: Stage, run: Run, index: int, own: tuple[AgentState, MetricSums], due: int, speed: float
-) -> None:
-    """Writes a run's row of metrics of step `due`, evaluates and saves if that is due too."""
-    settings = run.settings
-    state, sums = own
-    metrics = {**averages(sums), **stage.metrics(index), f"{stage.unit}s_per_second": speed}
-    run.write("train", due, metrics)
-    known = None
-    eval_due = _last_due(stage, due, settings.eval_interval)
-    evaluates = settings.env_name and eval_due > run.reported
-    saves = _last_due(stage, due, settings.save_interval) > run.reported
-    if evaluates or saves:
-        _finish_evaluation(stage, run, index)
-    overlaps = settings.overlap_evaluation and stage.overlaps and due < stage.end
-    if evaluates and overlaps and not hosts.several():
-        copied: tuple[AgentState, MetricSums] = jax.tree.map(jnp.copy, own)  # own is donated
-        before = Snapshot(*copied, run.step, run.reported)
-        episodes = run.start_evaluation(stage.agent, before.state)
-        run.pending = PendingEvaluation(episodes, before, due, eval_due, saves)
-        run.reported = due
-        return
-    if evaluates:
-        run.episodes = run.evaluate(stage.agent, stage.layout.local(state))
-        run.write("eval", eval_due, summarize(run.episodes))
-        known = score(run.episodes)
-    run.reported = due
-    if saves:
-        now = Snapshot(state, empty_sums(sums.sums), run.step, due)
-        _save(stage, run, index, now, known)
-
-
-def _finish_evaluation(stage: Stage, run: Run, index: int) -> None:
-    """Waits for the evaluation that is at work; writes its row and its checkpoint."""
-    if run.pending is None:
-        return
-    run.episodes = run.pending.episodes.result()
-    (_, before, row, due, save), run.pending = run.pending, None
-    run.write("eval", due, summarize(run.episodes))
-    if save:
-        then = before._replace(sums=empty_sums(before.sums.sums), reported=row)
-        _save(stage, run, index, then, score(run.episodes))
-
-
-def _is_level(run: Run, ahead: Run | None) -> bool:
-    """Whether a run has come as far as the one that was ahead of it."""
-    return ahead is not None and run.progress >= ahead.progress
-
-
 def _last_due(stage: Stage, step: int, interval: int) -> int:
     """Returns the last step up to this one at which something was due."""
     return stage.end if step >= stage.end else step - step % interval
 
 
-def _save(stage: Stage, run: Run, index: int, at: Snapshot, score: float | None = None) -> None:
+def _report(stage: Stage, run: Run, now: Snapshot, due: int, speed: float) -> None:
+    """Writes a run's row of metrics of step `due`, evaluates and saves if that is due too."""
+    settings = run.settings
+    metrics = {**averages(now.sums), **stage.metrics(run), f"{stage.unit}s_per_second": speed}
+    run.write("train", due, metrics)
+    eval_due = _last_due(stage, due, settings.eval_interval)
+    evaluates = bool(settings.env_name) and eval_due > run.reported
+    saves = _last_due(stage, due, settings.save_interval) > run.reported
+    if evaluates or saves:
+        _finish_evaluation(stage, run)
+    overlaps = settings.overlap_evaluation and stage.overlaps and due < stage.end
+    if evaluates and overlaps and not hosts.several():
+        state, sums = jax.tree.map(jnp.copy, (now.state, now.sums))  # which are donated
+        before = now._replace(state=state, sums=sums)
+        evaluation = run.start_evaluation(stage.agent, state)
+        run.pending = Row(before, due, eval_due, saves), evaluation
+    else:
+        episodes = run.evaluate(stage.agent, stage.layout.local(now.state)) if evaluates else []
+        _conclude(stage, run, Row(now, due, eval_due, saves), episodes)
+    run.reported = due
+
+
+def _finish_evaluation(stage: Stage, run: Run) -> None:
+    """Waits for the evaluation that is at work, if there is one."""
+    if run.pending is not None:
+        row, evaluation = run.pending
+        episodes = evaluation.result()
+        run.pending = None
+        _conclude(stage, run, row, episodes)
+
+
+def _conclude(stage: Stage, run: Run, row: Row, episodes: list[Episode]) -> None:
+    """Writes the results of an evaluation, if there was one, and the checkpoint that is due."""
+    if episodes:
+        run.episodes = episodes
+        run.write("eval", row.eval_due, summarize(episodes))
+    if row.saves:
+        before = row.before
+        after = before._replace(sums=empty_sums(before.sums.sums), reported=row.due)
+        _save(stage, run, after, score(episodes) if episodes else None)
+
+
+def _save(stage: Stage, run: Run, at: Snapshot, score: float | None = None) -> None:
     progress = {"stage": stage.name, "stage_start": stage.start, "step": at.step}
-    progress |= {"reported": at.reported, **stage.save(index)}
+    progress |= {"reported": at.reported, **stage.save(run)}
     milestone = at.reported == stage.end
     run.checkpoints.save(at.step, at.state, at.sums, progress, score, milestone=milestone)

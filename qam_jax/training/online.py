@@ -2,144 +2,48 @@
 
 import concurrent.futures
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from qam_jax.agents import Agent, AgentState
-from qam_jax.data.dataset import DataSource
-from qam_jax.data.replay import Replay, ReplayBuffer, sample_balanced, sample_mixed
-from qam_jax.envs import EnvPool, make_env
+from qam_jax.agents import AgentState
+from qam_jax.data.replay import ReplayBuffer, sample_balanced, sample_mixed
 from qam_jax.runs import hosts
-from qam_jax.runs.settings import RunSettings
-from qam_jax.training.collector import Collector, Experience, random_policy
-from qam_jax.training.devices import Layout, SharedData
-from qam_jax.training.evaluation import Episode, Policy, make_policy
+from qam_jax.training.collector import Experience, random_policy
+from qam_jax.training.devices import Layout
+from qam_jax.training.evaluation import Policy, make_policy
+from qam_jax.training.loop import Stage
+from qam_jax.training.run import Plan, Run
 from qam_jax.training.update import MetricSums, UpdateBlock, check_finite
 from qam_jax.types import Array, Batch, TransitionDataset
 
 
-class Acting:
-    """Environments of one run, and the experience gathered in them.
-
-    Where several processes train together, the first one acts, and sends the others what happened.
-
-    Args:
-      settings: settings of the run.
-      config: config of the algorithm.
-      dims: `(O, A)`.
-      folder: folder of the run.
-      log_episode: called with the run's step and each episode that ends, in order.
-    """
-
-    def __init__(
-        self,
-        settings: RunSettings,
-        config: ConfigDict,
-        dims: tuple[int, int],
-        folder: Path,
-        log_episode: Callable[[int, Episode], None],
-    ):
-        chunk_length = config.horizon_length if config.action_chunking else 1
-        self._round_length = settings.num_envs * chunk_length  # environment steps at most
-        self.random_policy = random_policy(settings.seed, (chunk_length, dims[1]))
-        self._log_episode = log_episode
-        self._pool = self.collector = None
-        if hosts.is_first():
-            self._pool = EnvPool(
-                partial(make_env, settings.env_name, settings.env_module),
-                chunk_length,
-                settings.num_envs,
-                max_crashes=settings.max_env_crashes,
-            )
-            self.collector = Collector(self._pool, settings.seed, sparse=settings.sparse)
-        capacity = settings.buffer_size or settings.online_steps + self._round_length
-        self.replay = Replay(capacity, *dims, folder / "replay", writes=hosts.is_first())
-
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Continues from the result of `save`.
-
-        Raises:
-          DamagedError: if the saved experience is missing or damaged.
-        """
-        episodes = self.replay.load(progress["transitions"], progress["episodes"])
-        if self.collector is not None:
-            self.collector.restore(progress, episodes)
-
-    def save(self) -> dict[str, Any]:
-        """Saves the experience; returns what else it takes to continue."""
-        self.replay.save()
-        episodes = self.collector.save() if self.collector is not None else {}
-        return {"transitions": self.replay.num_added, **episodes}
-
-    @property
-    def crashes(self) -> int:
-        """How often environments crashed."""
-        return self.collector.crashes if self.collector is not None else 0
-
-    def add(self, experience: Experience, step: int) -> int:
-        """Stores the experience of a round; returns the run's new step."""
-        self.replay.add(experience.transitions, experience.episodes, self._round_length)
-        step += len(experience.episodes)
-        for _, episode in sorted(experience.finished.items()):
-            self._log_episode(step, episode)
-        return step
-
-    def close(self) -> None:
-        """Ends the environments' processes."""
-        if self._pool is not None:
-            self._pool.close()
-
-
-class OnlineStage:
+class OnlineStage(Stage):
     """Acts, stores the experience, and trains on the dataset and on that experience.
 
     In every round each environment executes one chunk of actions; then there are `utd_ratio`
     updates for each environment step, in one compiled call.
-
-    Args:
-      settings: settings of all runs.
-      agent: the algorithm.
-      config: its config.
-      keys: keys of the batches, and of the actions, of each run.
-      source: source of the dataset.
-      layout: how the seeds lie on the devices.
-      acting: environments and experience of each run.
     """
 
-    name, unit, overlaps, brief = "online", "step", False, False
+    unit, overlaps = "step", False
 
-    def __init__(
-        self,
-        settings: RunSettings,
-        agent: Agent,
-        config: ConfigDict,
-        keys: Sequence[tuple[Array, Array]],
-        source: DataSource,
-        layout: Layout,
-        acting: Sequence[Acting],
-    ):
-        self.agent, self.layout, self._settings, self._source = agent, layout, settings, source
-        self._data = SharedData(source, layout)
-        self.start = settings.bc_steps + settings.offline_steps
-        self.end = settings.total_steps
-        batch_keys, self._policy_keys = zip(*keys, strict=True)
-        self._acting = acting
+    def __init__(self, plan: Plan, runs: Sequence[Run], layout: Layout):
+        super().__init__(plan, runs, layout)
+        self._settings, config = plan.settings, self.config
+        self._round_length = self._settings.num_envs * runs[0].state.action_shape[0]  # at most
+        for run in runs:
+            run.replay.buffer = layout.share(run.replay.buffer)
         # The choice of the run is part of the program, so that only its policy is copied. With
         # several processes it is not, since only one of them acts.
         choose = (lambda state, _: state) if hosts.several() else layout.pick
+        sample_actions = self.agent.sample_actions
         self._act: Callable[[Any, Array], Policy] = make_policy(
-            agent._replace(
-                sample_actions=lambda state, *rest: agent.sample_actions(choose(*state), *rest)
+            self.agent._replace(
+                sample_actions=lambda chosen, *rest: sample_actions(choose(*chosen), *rest)
             )
         )
-        self._threads = concurrent.futures.ThreadPoolExecutor(len(acting))
-        for each in acting:
-            each.replay.buffer = layout.share(each.replay.buffer)
-        sample_from = sample_balanced if settings.balanced_sampling else sample_mixed
+        self._threads = concurrent.futures.ThreadPoolExecutor(len(runs))
+        sample_from = sample_balanced if self._settings.balanced_sampling else sample_mixed
 
         def sample(data: list[tuple[TransitionDataset, ReplayBuffer]], keys: Array) -> Batch:
             sizes = config.batch_size, config.horizon_length, config.discount
@@ -148,49 +52,51 @@ class OnlineStage:
             ]
             return layout.stack(batches)
 
-        self._block = UpdateBlock(agent, layout.join(batch_keys), sample, layout)
+        keys = layout.join([run.batch_key for run in runs])
+        self._block = UpdateBlock(self.agent, keys, sample, layout)
 
     def advance(
-        self, state: AgentState, sums: MetricSums, steps: list[int], limits: list[int]
-    ) -> tuple[AgentState, MetricSums, list[int]]:
-        """Goes one round; see `OfflineStage.advance`. It may end somewhat beyond the limits."""
-        going = [index for index, step in enumerate(steps) if step < limits[index]]
-        policies = [self._policy(index, state, sums, steps[index]) for index in going]
-
-        def act() -> list[Experience]:
-            collectors = [self._acting[index].collector for index in going]
-            gathers = [each.gather for each in collectors if each is not None]  # each has one here
-            if len(gathers) == 1:
-                return [gathers[0](policies[0])]
-            return list(self._threads.map(lambda gather, policy: gather(policy), gathers, policies))
-
-        after = list(steps)
-        for index, experience in zip(going, hosts.from_first(act), strict=True):
-            after[index] = self._acting[index].add(experience, steps[index])
-        counts = [self._num_updates(*step) for step in zip(steps, after, strict=True)]
+        self, state: AgentState, sums: MetricSums, limits: list[int]
+    ) -> tuple[AgentState, MetricSums]:
+        """Acts for one round in the runs that have not come to their limits, and updates them."""
+        before = [run.step for run in self.runs]
+        going = [index for index, step in enumerate(before) if step < limits[index]]
+        policies = [self._policy(index, state, sums) for index in going]
+        acting = [self.runs[index] for index in going]
+        map_runs = self._threads.map if len(acting) > 1 else map  # a single run needs no thread
+        gathered = hosts.from_first(lambda: list(map_runs(_gather, acting, policies)))
+        for run, experience in zip(acting, gathered, strict=True):
+            self._store(run, experience)
+        after = [run.step for run in self.runs]
+        counts = [self._num_updates(*steps) for steps in zip(before, after, strict=True)]
         if any(counts):
-            data = [
-                (self._data.at(step), acting.replay.buffer)
-                for step, acting in zip(after, self._acting, strict=True)
-            ]
+            data = [(self.dataset(run.step), run.replay.buffer) for run in self.runs]
             state, sums = self._block(state, sums, data, counts)
         if any(after[index] >= limits[index] for index in going):  # before anything is logged
             check_finite(sums, state.params, self.layout)
-        return state, sums, after
+        return state, sums
+
+    def _store(self, run: Run, experience: Experience) -> None:
+        run.replay.add(experience.transitions, experience.episodes, self._round_length)
+        run.step += len(experience.episodes)
+        for _, episode in sorted(experience.finished.items()):
+            row = {"return": episode.episode_return, "length": episode.length}
+            run.write("env", run.step, {**row, "success": episode.success})
 
     def _num_updates(self, before: int, after: int) -> int:
         waiting = self.start + self._settings.start_training
         return min(after - before, max(0, after - waiting)) * self._settings.utd_ratio
 
-    def _policy(self, index: int, state: AgentState, sums: MetricSums, step: int) -> Policy:
+    def _policy(self, index: int, state: AgentState, sums: MetricSums) -> Policy:
+        run = self.runs[index]
         untrained = self.start == 0 and not self._settings.run
-        if untrained and step < self._settings.start_training:
-            return self._acting[index].random_policy
+        if untrained and run.step < self._settings.start_training:
+            return random_policy(run.settings.seed, state.action_shape)
         layout: Layout | None = self.layout
         if layout and hosts.several():  # the state of this run alone, in the process that acts
-            state, sums = layout.local((layout.pick(state, index), layout.pick(sums, index)))
+            state, sums = layout.local(layout.pick((state, sums), index))
             layout = None
-        policy = self._act((state, index), self._policy_keys[index])
+        policy = self._act((state, index), run.keys.experience)
 
         def checked(*arguments: np.ndarray) -> np.ndarray:
             actions = policy(*arguments)
@@ -200,19 +106,24 @@ class OnlineStage:
 
         return checked
 
-    def metrics(self, index: int) -> dict[str, float]:
-        """Returns metrics of a run beside the agent's own."""
-        acting = self._acting[index]
-        return {
-            **self._source.metrics(),
-            "replay_size": int(acting.replay.buffer.size),
-            "env_crashes": acting.crashes,
-        }
+    def metrics(self, run: Run) -> dict[str, float]:
+        """Returns metrics of the data, of the experience and of the environments."""
+        own = {"replay_size": int(run.replay.buffer.size), "env_crashes": 0}
+        if run.collector is not None:
+            own["env_crashes"] = run.collector.crashes
+        return {**super().metrics(run), **own}
 
-    def save(self, index: int) -> dict[str, Any]:
-        """Saves the experience of a run; returns what else its checkpoint needs."""
-        return self._acting[index].save()
+    def save(self, run: Run) -> dict[str, Any]:
+        """Saves the experience; returns what else a checkpoint needs."""
+        run.replay.save()
+        episodes = run.collector.save() if run.collector is not None else {}
+        return {"transitions": run.replay.num_added, **episodes}
 
     def close(self) -> None:
-        """Releases what the stage holds."""
+        """Ends the threads that act."""
         self._threads.shutdown()
+
+
+def _gather(run: Run, policy: Policy) -> Experience:
+    assert run.collector is not None  # in the process that acts
+    return run.collector.gather(policy)

@@ -16,14 +16,17 @@ from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
 from qam_jax.agents.base import check_has_behavior, with_behavior
 from qam_jax.agents.bc import behavior_config
 from qam_jax.data.dataset import DataSource
+from qam_jax.data.replay import Replay
+from qam_jax.envs import EnvPool, make_env
 from qam_jax.runs import hosts
 from qam_jax.runs.checkpoints import Checkpoints, SavedRun, init_state, load_run
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
 from qam_jax.runs.settings import RunSettings, resolved
+from qam_jax.training.collector import Collector
 from qam_jax.training.evaluation import Episode, Evaluator, split_seed
-from qam_jax.training.online import Acting
 from qam_jax.training.update import MetricSums, empty_sums, metric_names
+from qam_jax.types import Array
 
 _logger = logging.getLogger(__name__)
 
@@ -32,39 +35,27 @@ _ACTION_FIELDS = ("horizon_length", "action_chunking")  # they shape the policy'
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that the runs of a program share: all but their seeds.
+    """What the runs of a program share: everything but their seeds."""
 
-    Attributes:
-      settings: settings of the runs, with the first seed.
-      agent: the algorithm.
-      config: its config.
-      source: source of the data.
-      dims: `(O, A)`.
-      evaluator: None without an environment.
-    """
-
-    settings: RunSettings
+    settings: RunSettings  # with the first seed
     agent: Agent
     config: ConfigDict
     source: DataSource
-    dims: tuple[int, int]
-    evaluator: Evaluator | None
+    dims: tuple[int, int]  # (O, A)
+    evaluator: Evaluator | None  # None without an environment
 
     @property
-    def ends(self) -> dict[str, int]:
-        """Step at which each stage ends, in their order."""
-        settings = self.settings
-        border = settings.bc_steps + settings.offline_steps
-        return {"cloning": settings.bc_steps, "offline": border, "online": settings.total_steps}
-
-    @property
-    def starts(self) -> dict[str, int]:
-        """Step at which each stage starts."""
-        return dict(zip(self.ends, (0, *self.ends.values()), strict=False))
+    def stages(self) -> dict[str, range]:
+        """Steps of each stage, in their order."""
+        start, end = self.settings.bc_steps, self.settings.total_steps
+        border = start + self.settings.offline_steps
+        return {
+            "cloning": range(start), "offline": range(start, border), "online": range(border, end),
+        }  # fmt: skip
 
     def stage_at(self, step: int) -> str | None:
         """Returns the stage that goes on from a step; None at the end."""
-        return next((name for name, end in self.ends.items() if step < end), None)
+        return next((name for name, steps in self.stages.items() if step < steps.stop), None)
 
     @functools.cached_property
     def cloning(self) -> tuple[Agent, ConfigDict]:
@@ -83,66 +74,44 @@ class Plan:
 
 
 class Snapshot(NamedTuple):
-    """A run at one step: the agent's state, metrics since the last row, step and last row."""
+    """A run at one step."""
 
     state: AgentState
-    sums: MetricSums
+    sums: MetricSums  # of metrics since the last row
     step: int
-    reported: int
+    reported: int  # step of the last row
 
 
-class PendingEvaluation(NamedTuple):
-    """An evaluation that is at work while training goes on.
+class Row(NamedTuple):
+    """A row of metrics that an evaluation or a checkpoint belongs to."""
 
-    Attributes:
-      episodes: its result.
-      before: the run when the evaluation began, before the row of metrics of that step.
-      row: step of that row.
-      due: step that the evaluation is of.
-      save: whether a checkpoint follows.
-    """
-
-    episodes: Future[list[Episode]]
-    before: Snapshot
-    row: int
-    due: int
-    save: bool
+    before: Snapshot  # the run before this row
+    due: int  # step of the row
+    eval_due: int  # step of the evaluation
+    saves: bool  # whether a checkpoint follows
 
 
 class Run:
-    """One run.
-
-    Attributes:
-      settings: settings of this run, with its seed.
-      folder: its folder.
-      checkpoints: checkpoints in that folder.
-      keys: its sources of randomness.
-      log: log of its metrics, once its start is recorded; in process 0 alone.
-      stage: name of the stage that it is in.
-      step: updates of the earlier stages, plus environment steps of the online stage.
-      reported: step of its last row of metrics.
-      state: the agent's state at `step`, while no stage is at work.
-      sums: metrics since the last row, while no stage is at work.
-      acting: environments and experience, in the online stage.
-      episodes: episodes of the last evaluation of this process.
-      pending: evaluation that is at work while training goes on.
-    """
+    """One run: where it stands, and what it leaves in its folder."""
 
     def __init__(self, plan: Plan, settings: RunSettings, folder: Path, checkpoints: Checkpoints):
-        self._plan, self.settings = plan, settings
+        self._plan, self.settings = plan, settings  # of this run, with its seed
         self.folder, self.checkpoints = folder, checkpoints
         self.keys = split_seed(settings.seed)
-        self.log: MetricLog | None = None
-        self.stage, self.step, self.reported = "", 0, 0
-        self.state: AgentState
-        self.sums: MetricSums
-        self.acting: Acting | None = None
-        self.episodes: list[Episode] = []
-        self.pending: PendingEvaluation | None = None
+        self.log: MetricLog | None = None  # once its start is recorded; in process 0 alone
+        self.stage = ""  # name of the stage that it is in
+        self.step = 0  # updates of the earlier stages, plus environment steps of the online stage
+        self.reported = 0  # step of its last row of metrics
+        self.state: AgentState  # at `step`, while no stage is at work
+        self.sums: MetricSums  # of metrics since the last row, while no stage is at work
+        self.replay: Replay  # experience, in the online stage
+        self.collector: Collector | None = None  # acts in the online stage; in process 0 alone
+        self.episodes: list[Episode] = []  # of the last evaluation of this process
+        self.pending: tuple[Row, Future[list[Episode]]] | None = None  # its evaluation goes on
 
     def close(self) -> None:
         """Ends its environments and closes its files."""
-        for part in (self.acting, self.log):
+        for part in (self.collector, self.log):
             if part is not None:
                 part.close()
 
@@ -152,67 +121,60 @@ class Run:
         Raises:
           ValueError: if checkpoint and settings do not fit together.
         """
-        saved = self.checkpoints.restore_newest(self._restore)
-        if saved is not None:
-            self.stage, self.step, self.reported = saved["stage"], saved["step"], saved["reported"]
+        if self.checkpoints.restore_newest(self._restore):
             return
         plan, settings = self._plan, self.settings
         self.state = self._init_state(plan.agent)
         if settings.run:
-            self.state, self.step = start_from(
-                settings.run, settings.run_step, plan.config, self.state, self.folder
-            )
+            self.state, self.step = _start_from(settings, plan.config, self.state, self.folder)
             self.reported = self.step
         if settings.bc_steps > self.step:
             check_has_behavior(plan.config, self.state)
             self.state = self._init_state(plan.cloning[0])
-        if self.step > plan.ends["offline"] or self.step == settings.total_steps:
+        border = plan.stages["offline"].stop
+        if self.step > border or self.step == settings.total_steps:
             raise ValueError(
                 f"the checkpoint of {settings.run} has {self.step} steps, but --bc_steps and "
-                f"--offline_steps end after {plan.ends['offline']} and --online_steps="
+                f"--offline_steps end after {border} and --online_steps="
                 f"{settings.online_steps}: raise --offline_steps to {self.step}, or more to "
                 "train on, and --online_steps above 0 to fine-tune."
             )
-        self._enter_stage()
+        self.enter_stage()
 
-    def enter_next_stage(self) -> None:
-        """Goes on to the stage after the one that has ended."""
-        before, plan = self.stage, self._plan
-        if before == "cloning":
+    def enter_stage(self) -> None:
+        """Enters the stage that goes on from its step."""
+        plan, stage = self._plan, self._plan.stage_at(self.step)
+        assert stage is not None
+        if self.stage == "cloning":
             fresh = self._init_state(plan.agent)
             self.state = with_behavior(plan.config, fresh, self.state.params["behavior"])
-        self._enter_stage()
+        self.stage, self.sums = stage, plan.empty_sums(stage, self.state)
+        if stage == "online":
+            self._start_acting()
 
     @property
-    def progress(self) -> tuple[int, int, int]:
-        """How far the run is: stage, last row, and step where seeds make equal steps."""
-        step = self.step if self.stage != "online" else 0
-        return list(self._plan.ends).index(self.stage), self.reported, step
+    def place(self) -> int:
+        """How far it is in its stage: its step, or online, where seeds differ, its last row."""
+        return self.reported if self.stage == "online" else self.step
 
-    def _enter_stage(self) -> None:
-        stage = self._plan.stage_at(self.step)
-        assert stage is not None
-        self.stage, self.sums = stage, self._plan.empty_sums(stage, self.state)
-        if stage == "online":
-            self.acting = self._make_acting()
+    @property
+    def batch_key(self) -> Array:
+        """Key of its batches in this stage."""
+        if self.stage == "cloning":
+            return jax.random.fold_in(self.keys.cloning, 0)
+        return self.keys.batches
 
-    def _restore(self, step: int) -> dict[str, Any]:
-        """Reads one checkpoint; returns its progress."""
+    def _restore(self, step: int) -> bool:
+        """Reads one checkpoint."""
         saved = self.checkpoints.read_progress(step)
         self._check_continuation(saved)
-        stage = saved["stage"]
-        state = self._init_state(self._plan.algorithm(stage)[0])
-        sums = self._plan.empty_sums(stage, state)
+        self.stage, self.step, self.reported = saved["stage"], saved["step"], saved["reported"]
+        state = self._init_state(self._plan.algorithm(self.stage)[0])
+        sums = self._plan.empty_sums(self.stage, state)
         self.state, self.sums = self.checkpoints.restore(step, state, sums)
-        if stage == "online":
-            acting = self._make_acting()
-            try:
-                acting.restore(saved)
-            except BaseException:
-                acting.close()
-                raise
-            self.acting = acting
-        return saved
+        if self.stage == "online":
+            self._start_acting(saved)
+        return True
 
     def _check_continuation(self, saved: dict[str, Any]) -> None:
         limit = self.settings.total_steps
@@ -222,7 +184,7 @@ class Run:
                 "--bc_steps, --offline_steps and --online_steps together: give at least as many, "
                 "or another --run_id."
             )
-        start = self._plan.starts[saved["stage"]]
+        start = self._plan.stages[saved["stage"]].start
         if saved["stage_start"] != start:
             raise ValueError(
                 f"the run in {self.folder} began its {saved['stage']} stage after "
@@ -230,9 +192,21 @@ class Run:
                 f"after {start}: give the earlier numbers, or another --run_id."
             )
 
-    def _make_acting(self) -> Acting:
-        plan = self._plan
-        return Acting(self.settings, plan.config, plan.dims, self.folder, self._log_episode)
+    def _start_acting(self, saved: dict[str, Any] | None = None) -> None:
+        """Makes room for experience, and in process 0 the environments; may continue from saved."""
+        settings, (chunk_length, action_dim) = self.settings, self.state.action_shape
+        capacity = settings.buffer_size or settings.online_steps + settings.num_envs * chunk_length
+        shape = capacity, self._plan.dims[0], action_dim
+        self.replay = Replay(*shape, self.folder / "replay", writes=hosts.is_first())
+        episodes = self.replay.load(saved["transitions"], saved["episodes"]) if saved else {}
+        if not hosts.is_first():
+            return
+        env_fn = functools.partial(make_env, settings.env_name, settings.env_module)
+        crashes = settings.max_env_crashes
+        pool = EnvPool(env_fn, chunk_length, settings.num_envs, max_crashes=crashes)
+        self.collector = Collector(pool, settings.seed, sparse=settings.sparse)
+        if saved:
+            self.collector.restore(saved, episodes)
 
     def _init_state(self, agent: Agent) -> AgentState:
         key = self.keys.agent
@@ -274,61 +248,16 @@ class Run:
         if self.log is not None:
             self.log.write(kind, step, metrics)
 
-    def _log_episode(self, step: int, episode: Episode) -> None:
-        row = {"return": episode.episode_return, "length": episode.length}
-        self.write("env", step, {**row, "success": episode.success})
-
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the evaluation's episodes, in process 0 for all; none without an environment."""
+        """Runs the evaluation's episodes, in process 0 for all."""
         evaluator, seed = self._plan.evaluator, self.settings.seed
-        if evaluator is None:
-            return []
+        assert evaluator is not None
         return hosts.from_first(lambda: evaluator.evaluate(agent, state, seed))
 
     def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
         """Starts an evaluation beside training, by a single process."""
         assert self._plan.evaluator is not None
         return self._plan.evaluator.start(agent, state, self.settings.seed)
-
-
-def start_from(
-    run: str, step: str, config: ConfigDict, state: AgentState, folder: Path
-) -> tuple[AgentState, int]:
-    """Returns the state with which a run starts from the checkpoint of another run.
-
-    From a run of `bc`, or a checkpoint of the cloning stage, only the flow is taken; see
-    `with_behavior`. The rows of metrics are copied, so that there is one curve.
-
-    Args:
-      run: folder of the other run.
-      step: which of its checkpoints: a number, `newest` or `best`.
-      config: algorithm and hyperparameters of the new run.
-      state: state of the new run before any update.
-      folder: folder of the new run.
-
-    Returns:
-      The state, and the step of the other run.
-
-    Raises:
-      FileNotFoundError: if there is no such run or checkpoint.
-      ValueError: if the checkpoint is of another algorithm, horizon or network size; names the
-        difference.
-    """
-    saved = load_run(run, step)
-    cloned = set(saved.state.params) == {"behavior"} and config.agent_name != "bc"
-    _check_config(run, saved, config, cloned)
-    if cloned:
-        behavior = saved.state.params["behavior"]
-        _check_shapes(run, saved, behavior, state.params["behavior"], config)
-        state = with_behavior(config, state, behavior)
-    else:
-        _check_shapes(run, saved, saved.state, state, config)
-        state = saved.state
-    for kind in ("train", "eval", "env") if hosts.is_first() else ():
-        rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]
-        if rows:
-            write_csv(folder / f"{kind}.csv", rows[0], rows)
-    return state, saved.step
 
 
 def inherited_settings(run: str, step: str) -> dict[str, Any]:
@@ -346,6 +275,29 @@ def inherited_settings(run: str, step: str) -> dict[str, Any]:
         "bc_steps": bc_steps,
         "offline_steps": saved.step - bc_steps,
     }
+
+
+def _start_from(
+    settings: RunSettings, config: ConfigDict, state: AgentState, folder: Path
+) -> tuple[AgentState, int]:
+    """Returns the state and step of the other run's checkpoint; copies its rows, for one curve.
+
+    From a run of `bc`, or a checkpoint of the cloning stage, only the flow is taken.
+    """
+    run = settings.run
+    saved = load_run(run, settings.run_step)
+    cloned = set(saved.state.params) == {"behavior"} and config.agent_name != "bc"
+    _check_config(run, saved, config, cloned)
+    there: Any = saved.state
+    here: Any = state
+    if cloned:
+        there, here = there.params["behavior"], here.params["behavior"]
+    _check_shapes(run, saved, there, here, config)
+    for kind in ("train", "eval", "env") if hosts.is_first() else ():
+        rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]
+        if rows:
+            write_csv(folder / f"{kind}.csv", rows[0], rows)
+    return with_behavior(config, state, there) if cloned else there, saved.step
 
 
 def _check_config(run: str, saved: SavedRun, config: ConfigDict, cloned: bool) -> None:

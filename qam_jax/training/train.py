@@ -1,7 +1,7 @@
 """Training from the first step to the last: behaviour cloning, offline training, fine-tuning."""
 
-import contextlib
 import logging
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from qam_jax.runs.settings import RunSettings, check_settings, resolved
 from qam_jax.runs.stopping import StopRequest, stop_signals
 from qam_jax.training.devices import Layout
 from qam_jax.training.evaluation import Episode, Evaluator
-from qam_jax.training.loop import Stage, run_stage
+from qam_jax.training.loop import run_stage
 from qam_jax.training.offline import OfflineStage
 from qam_jax.training.online import OnlineStage
 from qam_jax.training.run import Plan, Run
@@ -33,23 +33,14 @@ _logger = logging.getLogger(__name__)
 
 
 class RunResult(NamedTuple):
-    """Result of a run.
-
-    Attributes:
-      seed: seed of the run.
-      folder: the run's folder.
-      agent: the algorithm.
-      state: its last state.
-      episodes: episodes of its last evaluation; none without an environment.
-      behavior_episodes: episodes of its behaviour flow; none if it has none, or acts by it.
-    """
+    """Result of a run."""
 
     seed: int
     folder: Path
     agent: Agent
-    state: AgentState
-    episodes: list[Episode]
-    behavior_episodes: list[Episode]
+    state: AgentState  # its last one
+    episodes: list[Episode]  # of its last evaluation; none without an environment
+    behavior_episodes: list[Episode]  # of its behaviour flow; none if it has none, or acts by it
 
 
 def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
@@ -89,19 +80,18 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     """
     check_settings(settings)
     agent = make_agent(agent_config)
-    if hosts.several():
-        values = resolved(settings, agent_config)
-        fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
-        hosts.check_same("settings", values | fields)
+    values = resolved(settings, agent_config)
+    fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
+    hosts.check_same("settings", values | fields)
     each = [settings.of_seed(index) for index in range(settings.num_seeds)]
-    layout = _make_layout(settings, agent_config, [own.seed for own in each])
+    Layout([own.seed for own in each], settings.num_devices, agent_config.batch_size)  # checks
     env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         folders = _claim_folders(each, agent_config, stack)
-        source = stack.enter_context(contextlib.closing(_open_source(settings, env)))
+        source = stack.enter_context(closing(_open_source(settings, env)))
         stop = stack.enter_context(stop_signals())
         checkpoints = [
-            stack.enter_context(contextlib.closing(Checkpoints(folder, settings.keep_checkpoints)))
+            stack.enter_context(closing(Checkpoints(folder, settings.keep_checkpoints)))
             for folder in folders
         ]
         dataset = source.at(max(step for saved in checkpoints for step in (0, *saved.steps)))
@@ -109,10 +99,10 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         dims = dataset.observations.shape[1], dataset.actions.shape[1]
         evaluator = _make_evaluator(settings, stop) if settings.env_name else None
         if evaluator:
-            stack.callback(evaluator.close)
+            stack.enter_context(closing(evaluator))
         plan = Plan(settings, agent, agent_config, source, dims, evaluator)
         runs = [
-            stack.enter_context(contextlib.closing(Run(plan, *parts)))
+            stack.enter_context(closing(Run(plan, *parts)))
             for parts in zip(each, folders, checkpoints, strict=True)
         ]
         for run in runs:
@@ -120,52 +110,34 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         _describe_data(plan, runs)
         for run in runs:
             run.record_start()
-        _catch_up(plan, runs, stop)
-        _train_together(plan, runs, layout, stop)
+        _train(plan, runs, stop)
         return [_evaluate_result(plan, run) for run in runs]
 
 
-def _train_together(plan: Plan, runs: list[Run], layout: Layout, stop: StopRequest) -> None:
-    """Takes runs that are equally far through the stages that are left."""
-    for name, end in plan.ends.items():
-        if runs[0].stage != name:
-            continue
-        with contextlib.closing(_make_stage(plan, name, runs, layout)) as stage:
-            run_stage(stage, runs, stop)
-        if plan.stage_at(end):
-            for run in runs:
-                run.enter_next_stage()
+def _train(plan: Plan, runs: list[Run], stop: StopRequest) -> None:
+    """Takes the runs through their stages: first the runs that are behind, then all together."""
+    order = list(plan.stages)
 
+    def place(run: Run) -> tuple[int, int]:
+        return order.index(run.stage), run.place
 
-def _catch_up(plan: Plan, runs: list[Run], stop: StopRequest) -> None:
-    """Continues each run that is behind alone, until it is as far as the run that is ahead."""
-    ahead = max(runs, key=lambda run: run.progress)
-    for run in runs:
-        if run.progress < ahead.progress:
-            _logger.info(
-                "Seed %d is at step %d, seed %d at step %d: seed %d is continued alone first.",
-                run.settings.seed, run.step, ahead.settings.seed, ahead.step, run.settings.seed,
-            )  # fmt: skip
-        while run.progress < ahead.progress:
-            layout = _make_layout(plan.settings, plan.config, [run.settings.seed])
-            with contextlib.closing(_make_stage(plan, run.stage, [run], layout)) as stage:
-                run_stage(stage, [run], stop, ahead)
-            if run.progress < ahead.progress:
-                run.enter_next_stage()
-
-
-def _make_stage(plan: Plan, name: str, runs: list[Run], layout: Layout) -> Stage:
-    agent, config = plan.algorithm(name)
-    if name == "online":
-        pairs = [(run.keys.batches, run.keys.experience) for run in runs]
-        acting = [run.acting for run in runs if run.acting is not None]  # each has it in this stage
-        return OnlineStage(plan.settings, agent, config, pairs, plan.source, layout, acting)
-    keys = [run.keys.batches for run in runs]
-    if name == "cloning":
-        keys = [jax.random.fold_in(run.keys.cloning, 0) for run in runs]
-    return OfflineStage(
-        name, agent, config, keys, plan.source, layout, plan.starts[name], plan.ends[name]
-    )
+    while going := [run for run in runs if run.reported < plan.settings.total_steps]:
+        hindmost = min(map(place, going))
+        group = [run for run in going if place(run) == hindmost]
+        name, seeds = group[0].stage, [run.settings.seed for run in group]
+        end = plan.stages[name].stop
+        until = min(
+            (run.place for run in going if run.stage == name and run not in group), default=end
+        )
+        if len(group) < len(going):
+            _logger.info("Seeds %s are behind, at step %d: the others wait.", seeds, group[0].step)
+        layout = Layout(seeds, plan.settings.num_devices, plan.config.batch_size)
+        stage = (OnlineStage if name == "online" else OfflineStage)(plan, group, layout)
+        with closing(stage):
+            run_stage(stage, stop, until)
+        if until == end and plan.stage_at(end):
+            for run in group:
+                run.enter_stage()
 
 
 def _evaluate_result(plan: Plan, run: Run) -> RunResult:
@@ -180,13 +152,7 @@ def _evaluate_result(plan: Plan, run: Run) -> RunResult:
     )
 
 
-def _make_layout(settings: RunSettings, config: ConfigDict, seeds: list[int]) -> Layout:
-    return Layout(seeds, settings.num_devices, config.batch_size)
-
-
-def _claim_folders(
-    each: list[RunSettings], config: ConfigDict, stack: contextlib.ExitStack
-) -> list[Path]:
+def _claim_folders(each: list[RunSettings], config: ConfigDict, stack: ExitStack) -> list[Path]:
     """Makes the folders of the runs; they belong to this program until the stack ends."""
 
     def claim() -> list[Path]:

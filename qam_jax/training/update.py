@@ -25,19 +25,12 @@ _EXTREMES = {
 
 
 class MetricSums(NamedTuple):
-    """Metrics of the updates since the last row of train.csv.
+    """Metrics of the updates since the last row of train.csv."""
 
-    Attributes:
-      sums: sum of each metric; of a metric named `*_min` or `*_max` its extreme.
-      count: [] int32, number of updates.
-      bad_update: [] int32, first update with a metric that is not finite; -1 if there is none.
-      bad_metric: [] int32, index of that metric among the sorted names.
-    """
-
-    sums: Metrics
-    count: Array  # type: ignore[assignment]  # tuples have a method of this name
-    bad_update: Array
-    bad_metric: Array
+    sums: Metrics  # sum of each metric; of a metric named `*_min` or `*_max` its extreme
+    count: Array  # type: ignore[assignment]  # [] int32, updates; tuples have a method `count`
+    bad_update: Array  # [] int32, first update with a metric that is not finite; -1 for none
+    bad_metric: Array  # [] int32, index of that metric among the sorted names
 
 
 class NotFiniteError(ValueError):
@@ -115,19 +108,19 @@ def metric_names(
     agent: Agent, state: AgentState, config: ConfigDict, observation_dim: int
 ) -> list[str]:
     """Returns the sorted names of an agent's metrics, from the shapes of its state alone."""
-    size, (_, action_dim) = config.batch_size, state.action_shape
-    shapes = {
-        "observations": (size, observation_dim),
-        "actions": (size, config.horizon_length, action_dim),
-        "rewards": (size,),
-        "masks": (size,),
-        "weights": (size,),
-        "next_observations": (size, observation_dim),
-    }
-    fields: dict[str, Any] = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()
-    }
-    return sorted(jax.eval_shape(make_update_step(agent), state, Batch(**fields))[1])
+
+    def array(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
+
+    batch = Batch(
+        observations=array(observation_dim),
+        actions=array(config.horizon_length, state.action_shape[1]),
+        rewards=array(),
+        masks=array(),
+        weights=array(),
+        next_observations=array(observation_dim),
+    )
+    return sorted(jax.eval_shape(make_update_step(agent), state, batch)[1])
 
 
 def empty_sums(names: Iterable[str]) -> MetricSums:

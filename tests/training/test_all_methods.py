@@ -1,5 +1,5 @@
-"""Every method, through the public interface, on real data in a real environment: two seeds at
-once, offline, continued from disk, fine-tuned online, evaluated, and read back."""
+"""Every method, through the public interface, in an environment of gymnasium: two seeds at once,
+offline, continued from disk, fine-tuned online, evaluated, and read back."""
 
 import dataclasses
 
@@ -7,22 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.agents import algorithm_names, get_config
+from qam_jax.agents import algorithm_names
 from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
-from qam_jax.runs.settings import RunSettings
 from qam_jax.training.train import train_seeds
 
 pytestmark = pytest.mark.slow
-
-_SMALL = {
-    "actor_hidden_dims": (8,),
-    "critic_hidden_dims": (8,),
-    "num_qs": 2,
-    "flow_steps": 2,
-    "batch_size": 8,
-    "horizon_length": 2,
-}
 
 _HAS_BEHAVIOR = (
     "bam cgql cgql_l cgql_m dsrl fedit fql ifql qam qam_e qam_f trqam".split()
@@ -30,27 +20,16 @@ _HAS_BEHAVIOR = (
 
 
 @pytest.fixture(name="settings", scope="module")
-def _settings(maze_data, tmp_path_factory):
-    return RunSettings(
-        env_name="pointmaze-medium-navigate-singletask-v0",
-        dataset_dir=str(maze_data),
-        data_source="local",
-        save_dir=str(tmp_path_factory.mktemp("exp")),
-        num_seeds=2,
-        offline_steps=4,
-        start_training=2,
-        log_interval=2,
-        eval_interval=10,
-        save_interval=2,
-        eval_episodes=1,
-        eval_envs=1,
-    )
+def _settings(short_run):
+    return dataclasses.replace(
+        short_run, num_seeds=2, offline_steps=4, start_training=2, log_interval=2,
+        eval_interval=10, save_interval=2,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", algorithm_names())
-def test_every_method_can_do_all_that_the_others_can(settings, name):
-    config = get_config(name)
-    config.update({field: value for field, value in _SMALL.items() if field in config})
+def test_every_method_can_do_all_that_the_others_can(settings, small_config, name):
+    config = small_config(name)
     settings = dataclasses.replace(settings, run_id=name)
     before = [result.state.params for result in train_seeds(settings, config)]
     results = train_seeds(
@@ -65,7 +44,7 @@ def test_every_method_can_do_all_that_the_others_can(settings, name):
         assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
         assert all(np.isfinite(row["loss"]) for row in rows[:2] + rows[3:])
         assert [row["step"] for row in read_csv(result.folder / "eval.csv")] == [4, 10]
-        assert result.episodes[0].length == 1000
+        assert result.episodes[0].length == 200
         assert bool(result.behavior_episodes) == (name in _HAS_BEHAVIOR)
     assert _changed(results[0].state.params, results[1].state.params)
 

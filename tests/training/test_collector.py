@@ -1,3 +1,4 @@
+import collections
 import sys
 
 import cloudpickle
@@ -62,18 +63,28 @@ def _policy(observations, episodes, chunks):
     return np.array(actions, np.float32)
 
 
+@pytest.fixture(name="pools", scope="module")
+def _pools():
+    """Environments by their kind, number and use in a test; several tests may share them."""
+    pools = {}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
 @pytest.fixture(name="collect")
-def _collect():
-    """Makes collectors, and ends their environments in the end."""
-    pools = []
+def _collect(pools):
+    """Makes collectors, each in environments that no other one of the test uses."""
+    used = collections.Counter()
 
     def make(env=Walk, num_envs=1, **arguments):
-        pools.append(EnvPool(env, 3, num_envs, max_crashes=2))
-        return Collector(pools[-1], 0, **arguments)
+        key = env, num_envs, used[env, num_envs]
+        used[env, num_envs] += 1
+        if key not in pools:
+            pools[key] = EnvPool(env, 3, num_envs, max_crashes=2)
+        return Collector(pools[key], 0, **arguments)
 
-    yield make
-    for pool in pools:
-        pool.close()
+    return make
 
 
 def _gather(collector, num_rounds, policy=_policy):

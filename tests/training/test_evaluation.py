@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sys
 from functools import partial
@@ -43,12 +44,31 @@ class Walk(gymnasium.Env):
         return np.array([self._place]), -1.0, success, self._steps == 20, info
 
 
-def _run(policy, num_envs, num_episodes=7, seed=0, env_fn=Walk, max_crashes=0):
+@pytest.fixture(name="envs", scope="module")
+def _envs():
+    """Three environments; evaluations may share them, since each drops earlier episodes."""
+    envs = EnvPool(Walk, 3, 3, max_crashes=0)
+    yield envs
+    envs.close()
+
+
+@pytest.fixture(name="expected", scope="module")
+def _expected(envs):
+    """Seven episodes without disturbances."""
+    return run_episodes(_noisy_policy, envs, 7, 0)
+
+
+def _run(num_envs, num_episodes=7, seed=0, env_fn=Walk, max_crashes=0):
     envs = EnvPool(env_fn, 3, num_envs, max_crashes=max_crashes)
-    try:
-        return run_episodes(policy, envs, num_episodes, seed)
-    finally:
-        envs.close()
+    with contextlib.closing(envs):
+        return run_episodes(_noisy_policy, envs, num_episodes, seed)
+
+
+def _assert_same(episodes, expected):
+    assert len(episodes) == len(expected)
+    for first, second in zip(episodes, expected, strict=True):
+        assert first[:3] == second[:3]
+        np.testing.assert_array_equal(first.positions, second.positions)
 
 
 def _noisy_policy(observations, episodes, chunks):
@@ -60,31 +80,28 @@ def _noisy_policy(observations, episodes, chunks):
     return np.array(actions, np.float32)
 
 
-def test_results_do_not_depend_on_how_many_environments_run_side_by_side():
-    alone, many = _run(_noisy_policy, 1), _run(_noisy_policy, 4)
-    assert len(alone) == len(many) == 7
-    for first, second in zip(alone, many, strict=True):
-        assert first[:3] == second[:3]
-        np.testing.assert_array_equal(first.positions, second.positions)
-    assert len({episode.positions[0, 0] for episode in alone}) == 7  # a seed of its own for each
-    assert _run(_noisy_policy, 2, seed=1)[0].positions[0, 0] != alone[0].positions[0, 0]
+def test_results_do_not_depend_on_how_many_environments_run_side_by_side(envs, expected):
+    _assert_same(_run(1), expected)
+    assert len({episode.positions[0, 0] for episode in expected}) == 7  # a seed of its own for each
+    other = run_episodes(_noisy_policy, envs, 3, seed=1)
+    assert other[0].positions[0, 0] != expected[0].positions[0, 0]
 
 
-def test_positions_and_lengths_are_those_of_every_step():
-    for episode in _run(_noisy_policy, 3):
+def test_positions_and_lengths_are_those_of_every_step(expected):
+    for episode in expected:
         np.testing.assert_array_equal(episode.positions[:, 1], np.arange(1, episode.length + 1))
         assert episode.episode_return == -episode.length
         assert episode.success == (episode.positions[-1, 0] > 2)
 
 
-def test_policy_is_called_once_per_chunk_for_all_environments():
+def test_policy_is_called_once_per_chunk_for_all_environments(envs):
     calls = []
 
     def policy(observations, episodes, chunks):
         calls.append((len(observations), tuple(chunks)))
         return np.zeros((len(observations), 3, 1), np.float32)
 
-    _run(policy, 3, num_episodes=3)
+    run_episodes(policy, envs, 3, 0)
     # 20 steps in chunks of 3: 7 calls, each for all 3 environments.
     assert calls == [(3, (chunk,) * 3) for chunk in range(7)]
 
@@ -128,24 +145,22 @@ def _raise():
 
 
 @pytest.mark.parametrize("fault", [_raise, partial(os._exit, 1)])
-def test_a_crash_does_not_change_the_results(tmp_path, fault):
+def test_a_crash_does_not_change_the_results(expected, tmp_path, fault):
     for token in ("first", "second"):
         (tmp_path / token).touch()
-    crashed = _run(_noisy_policy, 3, env_fn=partial(Crashing, tmp_path, fault), max_crashes=5)
+    crashed = _run(2, env_fn=partial(Crashing, tmp_path, fault), max_crashes=5)
     assert not list(tmp_path.iterdir())
-    for first, second in zip(crashed, _run(_noisy_policy, 3), strict=True):
-        assert first[:3] == second[:3]
-        np.testing.assert_array_equal(first.positions, second.positions)
+    _assert_same(crashed, expected)
 
 
 def test_crashes_without_end_are_an_error(tmp_path):
     for token in range(9):
         (tmp_path / str(token)).touch()
     with pytest.raises(EnvFailure, match=r"crashed 2 times.*lost contact"):
-        _run(_noisy_policy, 3, env_fn=partial(Crashing, tmp_path, _raise), max_crashes=1)
+        _run(2, env_fn=partial(Crashing, tmp_path, _raise), max_crashes=1)
 
 
-def test_an_evaluation_can_be_abandoned_and_repeated():
+def test_an_evaluation_can_be_abandoned_and_repeated(envs, expected):
     steps = []
 
     def on_step():
@@ -153,15 +168,10 @@ def test_an_evaluation_can_be_abandoned_and_repeated():
         if len(steps) == 4:
             raise KeyboardInterrupt
 
-    envs = EnvPool(Walk, 3, 2, max_crashes=0)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_episodes(_noisy_policy, envs, 7, 0, on_step)
-        again = run_episodes(_noisy_policy, envs, 7, 0, on_step)
-    finally:
-        envs.close()
+    with pytest.raises(KeyboardInterrupt):
+        run_episodes(_noisy_policy, envs, 7, 0, on_step)
+    _assert_same(run_episodes(_noisy_policy, envs, 7, 0, on_step), expected)
     assert len(steps) > 8
-    assert [episode[:3] for episode in again] == [e[:3] for e in _run(_noisy_policy, 2)]
 
 
 def test_seeds_of_episodes_do_not_depend_on_how_many_there_are():
@@ -202,7 +212,7 @@ def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch):
     agent = make_agent(config)
     state = agent.init(jax.random.PRNGKey(0), jnp.zeros(2), jnp.zeros(1))
     runs = []
-    for num_envs in (1, 3):
+    for num_envs in (1, 2):
         evaluator = Evaluator(
             "Slope-v0", num_episodes=3, num_envs=num_envs, env_module="own_slope", max_crashes=0
         )
@@ -227,9 +237,9 @@ def test_without_success_a_summary_speaks_of_the_return():
     assert describe(episodes(1.0, 0.0)).startswith("success 50% of 2 episodes")
 
 
-def test_more_environments_than_episodes_are_refused():
+def test_more_environments_than_episodes_are_refused(envs):
     with pytest.raises(ValueError, match="3 environments for 2 episodes"):
-        _run(_noisy_policy, 3, num_episodes=2)
+        run_episodes(_noisy_policy, envs, 2, 0)
 
 
 def test_interval_is_wilsons():

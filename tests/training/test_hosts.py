@@ -15,19 +15,14 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.agents import get_config
 from qam_jax.runs import hosts
 from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.hosts import check_same, session
 from qam_jax.runs.metrics import read_csv
-from qam_jax.runs.settings import HostSettings, RunSettings
+from qam_jax.runs.settings import HostSettings
 from qam_jax.training.train import train
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
-_SMALL = {
-    "actor_hidden_dims": (8,), "critic_hidden_dims": (8,), "num_qs": 2, "flow_steps": 2,
-    "batch_size": 8, "horizon_length": 2,
-}  # fmt: skip
 _TRAIN = """
 import json, sys
 from qam_jax.agents import get_config
@@ -44,22 +39,13 @@ with session(HostSettings(**hosts)):
 
 
 @pytest.fixture(name="base", scope="module")
-def _base(random_data):
-    """A short run on random data."""
-    return RunSettings(
-        dataset=str(random_data),
-        env_name="Pendulum-v1",
-        seed=3,
-        run_id="run",
-        num_devices=0,
-        offline_steps=8,
-        start_training=4,
-        log_interval=4,
-        eval_interval=8,
-        save_interval=4,
-        eval_episodes=1,
-        eval_envs=1,
-    )
+def _base(short_run):
+    return dataclasses.replace(short_run, seed=3, run_id="run", num_devices=0, start_training=4)
+
+
+@pytest.fixture(name="config", scope="module")
+def _config(small_config):
+    return small_config()
 
 
 @pytest.fixture(name="start", scope="module")
@@ -85,22 +71,15 @@ def _start(tmp_path_factory):
     return start
 
 
-def _config():
-    config = get_config("qam")
-    config.update(_SMALL)
-    return config
-
-
 def _address():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
-def _flags(settings):
-    values = dataclasses.asdict(settings)
-    config = [f"--config.{name}={value}".replace(" ", "") for name, value in _SMALL.items()]
-    return [*(f"--{name}={value}" for name, value in values.items()), *config]
+def _flags(settings, config):
+    values = dataclasses.asdict(settings) | {f"config.{name}": config[name] for name in config}
+    return [f"--{name}={value}".replace(" ", "") for name, value in values.items()]
 
 
 def _finish(process):
@@ -116,7 +95,7 @@ def _rows(folder, kind):
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_two_devices_of_one(base, start, tmp_path):
+def test_two_processes_agree_with_two_devices_of_one(base, config, start, tmp_path):
     """One seed, whose batches they share, offline and online; and two seeds, one each."""
     runs = {"one": {"online_steps": 8}, "two": {"num_seeds": 2, "env_name": ""}}
     children = []
@@ -132,7 +111,7 @@ def test_two_processes_agree_with_two_devices_of_one(base, start, tmp_path):
             common = {"coordinator_address": _address(), "num_processes": 2}
             hosts = [{**common, "process_id": index} for index in range(2)]
         for each in hosts:
-            arguments = map(json.dumps, (each, _SMALL, all_runs))
+            arguments = map(json.dumps, (each, config.to_dict(), all_runs))
             children.append(start("-c", _TRAIN, *arguments, num_devices=3 - count))
     for code, _, errors in map(_finish, children):
         assert code == 0, errors
@@ -157,12 +136,12 @@ def test_two_processes_agree_with_two_devices_of_one(base, start, tmp_path):
         assert writers == {"ocdbt.process_0", "ocdbt.process_1"}
 
 
-def _start_two(start, settings):
-    config = _SCRIPT.parent / "configs" / "qam.py"
+def _start_two(start, settings, config):
+    file = _SCRIPT.parent / "configs" / "qam.py"
     common = [
         _SCRIPT,
-        f"--config={config}",
-        *_flags(settings),
+        f"--config={file}",
+        *_flags(settings, config),
         f"--coordinator_address={_address()}",
         "--heartbeat_timeout=10",
     ]
@@ -189,9 +168,9 @@ def _endless(base, tmp_path):
 
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.slow
-def test_when_one_is_lost_the_other_ends_and_the_run_can_be_continued(endless, start, lost):
+def test_when_one_is_lost_the_other_ends_and_the_run_can_be_continued(endless, config, start, lost):
     """By both again, of which then one is asked to stop; and by a single process."""
-    processes = _start_two(start, endless)
+    processes = _start_two(start, endless, config)
     _wait_for(processes[0], 9)
     processes[lost].kill()
     code, _, errors = _finish(processes[1 - lost])
@@ -200,7 +179,7 @@ def test_when_one_is_lost_the_other_ends_and_the_run_can_be_continued(endless, s
     assert _finish(processes[lost])[0] == -signal.SIGKILL
     folder = next(Path(endless.save_dir).glob("*/*/run"))
     step = load_run(folder).step
-    processes = _start_two(start, endless)
+    processes = _start_two(start, endless, config)
     _wait_for(processes[0], step + 1)
     processes[lost].terminate()
     (code, output, errors), (other_code, other_output, other_errors) = map(_finish, processes)
@@ -211,7 +190,7 @@ def test_when_one_is_lost_the_other_ends_and_the_run_can_be_continued(endless, s
         assert "Stopped by SIGTERM. The same command continues." in each
     step = load_run(folder).step
     end = step - step % 4 + 8
-    train(dataclasses.replace(endless, num_devices=1, offline_steps=end), _config())
+    train(dataclasses.replace(endless, num_devices=1, offline_steps=end), config)
     assert load_run(folder).step == end
     assert [row["step"] for row in _rows(folder, "train")] == list(range(4, end + 1, 4))
 

@@ -7,12 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import cloudpickle
-import gymnasium
 import jax
 import numpy as np
 import pytest
 
-from qam_jax.agents import get_config
 from qam_jax.envs import EnvFailure, make_env
 from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
@@ -28,50 +26,15 @@ _ENV_NAME = "Pendulum-v1"
 
 
 @pytest.fixture(name="settings", scope="module")
-def _settings(tmp_path_factory):
-    """A dataset gathered by random actions, as a user would make one."""
-    env = gymnasium.make(_ENV_NAME)
-    env.action_space.seed(0)
-    columns = {"observations": [], "actions": [], "rewards": [], "terminals": []}
-    for episode in range(2):
-        observation, _ = env.reset(seed=episode)
-        truncated = False
-        while not truncated:
-            action = env.action_space.sample()
-            columns["observations"].append(observation)
-            columns["actions"].append(action / env.action_space.high)
-            observation, reward, _, truncated, _ = env.step(action)
-            columns["rewards"].append(reward)
-            columns["terminals"].append(float(truncated))
-    path = tmp_path_factory.mktemp("own") / "pendulum.npz"
-    np.savez(path, **{name: np.array(column) for name, column in columns.items()})
-    return RunSettings(
-        dataset=str(path),
-        env_name=_ENV_NAME,
-        save_dir=str(tmp_path_factory.mktemp("exp")),
-        offline_steps=8,
-        online_steps=0,
-        start_training=0,
-        log_interval=4,
-        eval_interval=8,
-        save_interval=8,
-        eval_episodes=2,
-        eval_envs=2,
-    )
-
-
-def _config(name="qam", **changes):
-    config = get_config(name)
-    small = {"actor_hidden_dims": (8,), "flow_steps": 2, "batch_size": 8, "horizon_length": 2}
-    if name == "qam":
-        small |= {"critic_hidden_dims": (8,), "num_qs": 2}
-    config.update({**small, **changes})
-    return config
+def _settings(short_run):
+    assert short_run.env_name == _ENV_NAME
+    return dataclasses.replace(short_run, save_interval=8)
 
 
 @pytest.fixture(name="offline", scope="module")
-def _offline(settings):
-    return train(dataclasses.replace(settings, run_id="offline"), _config())
+def _offline(settings, small_config):
+    rare = dataclasses.replace(settings, run_id="offline", eval_interval=200, save_interval=200)
+    return train(rare, small_config())
 
 
 def _steps(folder, kind):
@@ -79,17 +42,18 @@ def _steps(folder, kind):
 
 
 @pytest.mark.slow
-def test_an_offline_run_goes_straight_on_online(settings, offline):
+def test_an_offline_run_goes_straight_on_online(settings, offline, small_config):
     """In its own folder, by one more flag, with one curve; and with episodes that are logged."""
-    again = dataclasses.replace(settings, run_id="offline", online_steps=408, num_envs=2)
-    again = dataclasses.replace(again, eval_interval=200, log_interval=4, save_interval=200)
-    with pytest.raises(ValueError, match=r"eval_interval is 8 there and 200 here"):
-        train(again, _config())
-    again = dataclasses.replace(again, eval_interval=8, save_interval=8, online_steps=408)
-    result = train(dataclasses.replace(again, online_steps=404), _config())
+    again = dataclasses.replace(
+        settings, run_id="offline", online_steps=408, num_envs=2, buffer_size=0
+    )
+    with pytest.raises(ValueError, match=r"eval_interval is 200 there and 8 here"):
+        train(again, small_config())
+    again = dataclasses.replace(again, eval_interval=200, save_interval=200)
+    result = train(dataclasses.replace(again, online_steps=404), small_config())
     assert result.folder == offline.folder
     assert int(result.state.step) == 8 + 404
-    assert _steps(result.folder, "eval")[:3] == [8, 16, 24]
+    assert _steps(result.folder, "eval") == [8, 200, 400, 412]
     assert _steps(result.folder, "train")[-1] == 412
     episodes = read_csv(result.folder / "env.csv")
     assert [row["length"] for row in episodes] == [200, 200]
@@ -97,21 +61,21 @@ def test_an_offline_run_goes_straight_on_online(settings, offline):
     assert all(-2000 < row["return"] < 0 and np.isnan(row["success"]) for row in episodes)
     assert read_csv(result.folder / "train.csv")[-1]["replay_size"] == 404
     with pytest.raises(ValueError, match=r"holds 412 steps already, more than the 28"):
-        train(dataclasses.replace(again, online_steps=20), _config())
+        train(dataclasses.replace(again, online_steps=20), small_config())
     with pytest.raises(ValueError, match=r"began its online stage after 8 steps.*now put it after"):
-        train(dataclasses.replace(again, offline_steps=12), _config())
+        train(dataclasses.replace(again, offline_steps=12), small_config())
     with pytest.raises(ValueError, match=r"num_envs is 2 there and 1 here"):
-        train(dataclasses.replace(again, num_envs=1), _config())
+        train(dataclasses.replace(again, num_envs=1), small_config())
 
 
 @pytest.mark.slow
-def test_updates_per_step_and_random_actions_before_training(settings):
+def test_updates_per_step_and_random_actions_before_training(settings, small_config):
     """From nothing: no update and uniform actions until the start, then so many for each step."""
     alone = dataclasses.replace(
         settings, group="nothing", offline_steps=0, online_steps=24, start_training=11, utd_ratio=3,
         balanced_sampling=True,
     )  # fmt: skip
-    result = train(alone, _config())
+    result = train(alone, small_config())
     assert int(result.state.step) == 3 * (24 - 11)
     rows = read_csv(result.folder / "train.csv")
     assert np.isnan(rows[0]["loss"])
@@ -124,23 +88,23 @@ def test_updates_per_step_and_random_actions_before_training(settings):
 
 
 @pytest.mark.slow
-def test_rounds_that_go_beyond_an_interval_keep_its_number(settings):
+def test_rounds_that_go_beyond_an_interval_keep_its_number(settings, small_config):
     odd = dataclasses.replace(
         settings, group="odd", offline_steps=0, online_steps=16, num_envs=3, start_training=0
     )
-    result = train(odd, _config())  # six steps in a round
+    result = train(odd, small_config())  # six steps in a round
     assert _steps(result.folder, "train") == [4, 12, 16]  # after 6, 12 and 18 steps
     assert _steps(result.folder, "eval") == [8, 16]
     assert int(result.state.step) == 18
     assert load_run(result.folder).step == 18
-    assert train(odd, _config()).folder == result.folder  # finished
+    assert train(odd, small_config()).folder == result.folder  # finished
     assert _steps(result.folder, "eval") == [8, 16]
 
 
 @pytest.mark.slow
-def test_a_stage_of_behavior_cloning_comes_first(settings):
+def test_a_stage_of_behavior_cloning_comes_first(settings, small_config):
     cloned = dataclasses.replace(settings, group="cloned", bc_steps=8, offline_steps=8)
-    config = _config(lr=1e-9)  # so that what follows hardly changes the flow
+    config = small_config(lr=1e-9)  # so that what follows hardly changes the flow
     result = train(cloned, config)
     assert _steps(result.folder, "train") == [4, 8, 12, 16]
     assert _steps(result.folder, "eval") == [8, 16]
@@ -154,29 +118,29 @@ def test_a_stage_of_behavior_cloning_comes_first(settings):
     assert load_run(result.folder, 8).agent is not None
 
 
-def test_a_run_starts_from_another_ones_checkpoint(settings, offline):
+def test_a_run_starts_from_another_ones_checkpoint(settings, offline, small_config):
     inherited = inherited_settings(str(offline.folder), "8")
     assert (inherited["offline_steps"], inherited["env_name"]) == (8, _ENV_NAME)
     tuned = RunSettings(**{
         **inherited, "run": str(offline.folder), "run_step": "8", "group": "tuned",
         "save_dir": settings.save_dir, "online_steps": 8, "num_envs": 1,
     })  # fmt: skip
-    result = train(tuned, _config(lr=1e-5))
+    result = train(tuned, small_config(lr=1e-9))
     assert int(result.state.step) == 16
     assert _steps(result.folder, "train") == [4, 8, 12, 16]  # one curve
     assert _steps(result.folder, "eval") == [8, 16]
     assert json.loads((result.folder / "config.json").read_text())["run"] == str(offline.folder)
     with pytest.raises(ValueError, match=r"has 8 steps.*raise --offline_steps to 8"):
-        train(dataclasses.replace(tuned, run_id="other", offline_steps=4), _config())
+        train(dataclasses.replace(tuned, run_id="other", offline_steps=4), small_config())
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_behavior_cloning_alone(settings):
-    cloned = train(dataclasses.replace(settings, group="bc"), _config("bc"))
+def test_a_run_starts_from_behavior_cloning_alone(settings, small_config):
+    cloned = train(dataclasses.replace(settings, group="bc"), small_config("bc"))
     tuned = dataclasses.replace(
         settings, run=str(cloned.folder), group="from_bc", offline_steps=8, online_steps=4
     )
-    result = train(tuned, _config(lr=1e-9))
+    result = train(tuned, small_config(lr=1e-9))
     expected = cloned.state.params["behavior"]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
@@ -186,30 +150,32 @@ def test_a_run_starts_from_behavior_cloning_alone(settings):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("misfit", "message"),
     [
-        (_config("bc"), r"agent_name = 'qam', this one 'bc'"),
-        (_config(horizon_length=3), r"horizon_length = 2, this one 3.*--config.horizon_length=2"),
+        ({"agent_name": "bc"}, r"agent_name = 'qam', this one 'bc'"),
+        ({"horizon_length": 3}, r"horizon_length = 2, this one 3.*--config.horizon_length=2"),
         (
-            _config(critic_hidden_dims=(16,)),
+            {"critic_hidden_dims": (16,)},
             r"params/critic/.* has the shape \(2, 8\) there.*critic_hidden_dims = \[8\] there",
         ),
-        (_config(num_qs=3), r"num_qs = 2 there and 3 here"),
+        ({"num_qs": 3}, r"num_qs = 2 there and 3 here"),
     ],
 )
 @pytest.mark.slow
-def test_a_checkpoint_that_does_not_fit_is_refused(settings, offline, config, message):
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    settings, offline, small_config, misfit, message
+):
     tuned = dataclasses.replace(
         settings, run=str(offline.folder), run_step="8", group="misfit", online_steps=4
     )
     with pytest.raises(ValueError, match=message):
-        train(tuned, config)
+        train(tuned, small_config(**misfit))
 
 
 @pytest.mark.slow
-def test_training_without_an_environment(settings):
+def test_training_without_an_environment(settings, small_config):
     alone = dataclasses.replace(settings, env_name="")
-    result = train(alone, _config())
+    result = train(alone, small_config())
     assert result.episodes == result.behavior_episodes == []
     assert int(load_run(result.folder).state.step) == 8
     assert not (result.folder / "eval.csv").exists()
@@ -228,17 +194,19 @@ class _StopsLater(StopRequest):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(settings, offline, monkeypatch):
+def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(
+    settings, offline, monkeypatch, small_config
+):
     stopped = dataclasses.replace(settings, group="stopped", run_id="offline")
     with monkeypatch.context() as patch:
         request = contextlib.nullcontext(_StopsLater())
         patch.setattr("qam_jax.training.train.stop_signals", lambda: request)
         with pytest.raises(Stopped):
-            train(stopped, _config())
+            train(stopped, small_config())
     folder = next(Path(settings.save_dir).glob("stopped/*/offline"))
     assert load_run(folder).step == 8
     assert not (folder / "eval.csv").exists()
-    result = train(stopped, _config())
+    result = train(stopped, small_config())
     jax.tree.map(np.testing.assert_array_equal, result.state, load_run(offline.folder, 8).state)
     assert _steps(folder, "train") == [4, 8]
     evaluation = read_csv(folder / "eval.csv")
@@ -246,9 +214,11 @@ def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(settings, of
 
 
 @pytest.mark.slow
-def test_a_broken_environment_does_not_cost_a_checkpoint(settings, tmp_path, monkeypatch):
+def test_a_broken_environment_does_not_cost_a_checkpoint(
+    settings, tmp_path, monkeypatch, small_config
+):
     started = dataclasses.replace(settings, group="broken", online_steps=8)
-    folder = train(started, _config()).folder
+    folder = train(started, small_config()).folder
     (tmp_path / "breaks_pendulum.py").write_text(
         "import gymnasium.envs.classic_control.pendulum as module\n"
         "def broken(*_, **__): raise RuntimeError('no licence')\n"
@@ -256,15 +226,15 @@ def test_a_broken_environment_does_not_cost_a_checkpoint(settings, tmp_path, mon
     )
     monkeypatch.syspath_prepend(tmp_path)
     make = partial(make_env, _ENV_NAME, "breaks_pendulum")
-    monkeypatch.setattr("qam_jax.training.online.make_env", lambda *_: make())
+    monkeypatch.setattr("qam_jax.training.run.make_env", lambda *_: make())
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.raises(EnvFailure, match="no licence"):
-        train(dataclasses.replace(started, online_steps=12), _config())
+        train(dataclasses.replace(started, online_steps=12), small_config())
     assert load_run(folder).step == 16
 
 
 @pytest.mark.slow
-def test_training_that_goes_wrong_stops_and_keeps_the_last_checkpoint(settings):
+def test_training_that_goes_wrong_stops_and_keeps_the_last_checkpoint(settings, small_config):
     wrong = dataclasses.replace(
         settings, group="wrong", offline_steps=2000, log_interval=1, eval_interval=2000,
         save_interval=1,
@@ -272,7 +242,7 @@ def test_training_that_goes_wrong_stops_and_keeps_the_last_checkpoint(settings):
     with pytest.raises(
         NotFiniteError, match=r"the metric '\w+' is not finite at update (\d+)"
     ) as e:
-        train(wrong, _config(lr=3e5, clip_grad_norm=0.0))
+        train(wrong, small_config(lr=3e5, clip_grad_norm=0.0))
     update = int(re.search(r"at update (\d+)", str(e.value))[1])
     folder = next(Path(settings.save_dir).glob("wrong/*/*"))
     saved = load_run(folder)

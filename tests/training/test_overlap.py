@@ -7,10 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.agents import get_config
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.metrics import MetricLog, read_csv
-from qam_jax.runs.settings import RunSettings
 from qam_jax.runs.stopping import Stopped
 from qam_jax.training import evaluation
 from qam_jax.training.train import train, train_seeds
@@ -21,32 +19,21 @@ _WRITE = MetricLog.write
 
 
 @pytest.fixture(name="settings", scope="module")
-def _settings(maze_data, tmp_path_factory):
-    return RunSettings(
-        env_name="pointmaze-medium-navigate-singletask-task3-v0",
-        dataset_dir=str(maze_data),
-        data_source="local",
-        save_dir=str(tmp_path_factory.mktemp("exp")),
-        offline_steps=12,
-        log_interval=2,
-        eval_interval=4,
-        save_interval=4,
-        keep_checkpoints=9,
-        eval_episodes=1,
-        eval_envs=1,
+def _settings(short_run):
+    return dataclasses.replace(
+        short_run, offline_steps=12, log_interval=2, eval_interval=4, keep_checkpoints=9,
         run_id="run",
-    )
+    )  # fmt: skip
 
 
-def _config():
-    config = get_config("bc")
-    config.update({"actor_hidden_dims": (8,), "flow_steps": 2, "batch_size": 8})
-    return config
+@pytest.fixture(name="config", scope="module")
+def _config(small_config):
+    return small_config("bc")
 
 
 @pytest.fixture(name="plain", scope="module")
-def _plain(settings):
-    return train(dataclasses.replace(settings, group="plain"), _config())
+def _plain(settings, config):
+    return train(dataclasses.replace(settings, group="plain"), config)
 
 
 def _assert_same(result, expected):
@@ -55,7 +42,7 @@ def _assert_same(result, expected):
         rows, others = (read_csv(each.folder / f"{kind}.csv") for each in (result, expected))
         for row in rows + others:
             row["updates_per_second"] = 0  # the clock's
-        assert rows == others
+        np.testing.assert_equal(rows, others)
     saved, other = Checkpoints(result.folder), Checkpoints(expected.folder)
     assert saved.steps == other.steps == [4, 8, 12]
     assert saved.best_step == other.best_step
@@ -64,12 +51,12 @@ def _assert_same(result, expected):
         assert first == second
 
 
-def test_a_run_that_trains_on_is_the_same_run(settings, plain):
+def test_a_run_that_trains_on_is_the_same_run(settings, config, plain):
     overlapped = dataclasses.replace(settings, group="overlapped", overlap_evaluation=True)
-    _assert_same(train(overlapped, _config()), plain)
+    _assert_same(train(overlapped, config), plain)
 
 
-def test_training_goes_on_meanwhile(settings, monkeypatch):
+def test_training_goes_on_meanwhile(settings, config, monkeypatch):
     going_on = dataclasses.replace(settings, group="going_on", overlap_evaluation=True)
     run_episodes, row_6 = evaluation.run_episodes, threading.Event()
 
@@ -84,18 +71,18 @@ def test_training_goes_on_meanwhile(settings, monkeypatch):
 
     monkeypatch.setattr(evaluation, "run_episodes", wait)
     monkeypatch.setattr(MetricLog, "write", write)
-    train(going_on, _config())
+    train(going_on, config)
 
 
-def test_several_seeds(settings, plain):
+def test_several_seeds(settings, config, plain):
     both = dataclasses.replace(settings, group="both", num_seeds=2, overlap_evaluation=True)
-    results = train_seeds(both, _config())
+    results = train_seeds(both, config)
     assert [row["step"] for row in read_csv(results[1].folder / "eval.csv")] == [4, 8, 12]
     rows = [read_csv(each.folder / "train.csv")[-1]["loss"] for each in (results[0], plain)]
     np.testing.assert_allclose(*rows, rtol=1e-4)
 
 
-def test_a_run_stopped_amid_an_evaluation_goes_back_to_it(settings, plain, monkeypatch):
+def test_a_run_stopped_amid_an_evaluation_goes_back_to_it(settings, config, plain, monkeypatch):
     stopped = dataclasses.replace(settings, group="stopped", overlap_evaluation=True)
 
     def stop(policy, envs, num_episodes, seed, on_step):
@@ -103,16 +90,16 @@ def test_a_run_stopped_amid_an_evaluation_goes_back_to_it(settings, plain, monke
 
     monkeypatch.setattr(evaluation, "run_episodes", stop)
     with pytest.raises(Stopped):
-        train(stopped, _config())
+        train(stopped, config)
     monkeypatch.undo()
     folder = plain.folder.parents[2] / "stopped" / plain.folder.parent.name / "run"
     progress = Checkpoints(folder).read_progress(4)
     assert (progress["step"], progress["reported"]) == (4, 2)
     assert not (folder / "eval.csv").exists()
-    _assert_same(train(stopped, _config()), plain)
+    _assert_same(train(stopped, config), plain)
 
 
-def test_an_error_amid_an_evaluation_ends_the_run(settings, monkeypatch):
+def test_an_error_amid_an_evaluation_ends_the_run(settings, config, monkeypatch):
     failing = dataclasses.replace(settings, group="failing", overlap_evaluation=True)
 
     def fail(policy, envs, num_episodes, seed, on_step):
@@ -120,4 +107,4 @@ def test_an_error_amid_an_evaluation_ends_the_run(settings, monkeypatch):
 
     monkeypatch.setattr(evaluation, "run_episodes", fail)
     with pytest.raises(ValueError, match="the environment is gone"):
-        train(failing, _config())
+        train(failing, config)

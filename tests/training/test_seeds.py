@@ -12,40 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qam_jax.agents import get_config
 from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
-from qam_jax.runs.settings import RunSettings
 from qam_jax.runs.stopping import Stopped, StopRequest
 from qam_jax.training.devices import Layout
 from qam_jax.training.train import train, train_seeds
 
 
 @pytest.fixture(name="base", scope="module")
-def _base(random_data, tmp_path_factory):
-    """Two seeds of a short run, offline and then online, on random data."""
-    return RunSettings(
-        dataset=str(random_data),
-        env_name="Pendulum-v1",
-        save_dir=str(tmp_path_factory.mktemp("exp")),
-        seed=3,
-        num_seeds=2,
-        offline_steps=8,
-        online_steps=12,
-        start_training=4,
-        log_interval=4,
-        eval_interval=4,
-        save_interval=4,
-        eval_episodes=1,
-        eval_envs=1,
+def _base(short_run):
+    """Two seeds of a short run, offline and then online."""
+    return dataclasses.replace(
+        short_run, seed=3, num_seeds=2, online_steps=12, start_training=4, eval_interval=4
     )
 
 
-def _config():
-    config = get_config("qam")
-    small = {"actor_hidden_dims": (8,), "critic_hidden_dims": (8,), "num_qs": 2}
-    config.update({**small, "flow_steps": 2, "batch_size": 8, "horizon_length": 2})
-    return config
+@pytest.fixture(name="config", scope="module")
+def _config(small_config):
+    return small_config()
 
 
 @pytest.fixture(name="settings")
@@ -54,10 +38,10 @@ def _settings(base, tmp_path):
 
 
 @pytest.fixture(name="alone", scope="module")
-def _alone(base):
+def _alone(base, config):
     """The result of each seed as a run of its own."""
     runs = [dataclasses.replace(base, seed=seed, num_seeds=1) for seed in (3, 4)]
-    return [train(run, _config()) for run in runs]
+    return [train(run, config) for run in runs]
 
 
 def _assert_same(result, expected):
@@ -75,28 +59,28 @@ def _assert_same(result, expected):
 
 
 @pytest.mark.slow
-def test_each_seed_is_the_run_that_it_would_be_alone(settings, alone):
-    together = train_seeds(settings, _config())
+def test_each_seed_is_the_run_that_it_would_be_alone(settings, config, alone):
+    together = train_seeds(settings, config)
     assert [result.seed for result in together] == [3, 4]
     for result, expected in zip(together, alone, strict=True):
         assert result.folder.name == expected.folder.name
-        config = json.loads((result.folder / "config.json").read_text())
-        assert (config["seed"], config["num_seeds"]) == (result.seed, 1)
+        saved = json.loads((result.folder / "config.json").read_text())
+        assert (saved["seed"], saved["num_seeds"]) == (result.seed, 1)
         _assert_same(result, expected)
     more = dataclasses.replace(settings, seed=4, num_seeds=1, online_steps=14)
-    assert load_run(train(more, _config()).folder).step == 22
+    assert load_run(train(more, config).folder).step == 22
 
 
 @pytest.mark.slow
-def test_seeds_that_are_not_equally_far_catch_up(settings, alone):
+def test_seeds_that_are_not_equally_far_catch_up(settings, config, alone):
     first = dataclasses.replace(settings, num_seeds=1, online_steps=4)
-    train(first, _config())  # seed 3 is online when seed 4 has not begun
-    for result, expected in zip(train_seeds(settings, _config()), alone, strict=True):
+    train(first, config)  # seed 3 is online when seed 4 has not begun
+    for result, expected in zip(train_seeds(settings, config), alone, strict=True):
         _assert_same(result, expected)
 
 
 @pytest.mark.slow
-def test_seeds_that_are_stopped_are_continued(settings, alone, monkeypatch):
+def test_seeds_that_are_stopped_are_continued(settings, config, alone, monkeypatch):
     checks = iter([False] * 5 + [True])  # the sixth time that the run asks
 
     def check(request):
@@ -106,26 +90,26 @@ def test_seeds_that_are_stopped_are_continued(settings, alone, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "check", check)
         with pytest.raises(Stopped):
-            train_seeds(settings, _config())
-    for result, expected in zip(train_seeds(settings, _config()), alone, strict=True):
+            train_seeds(settings, config)
+    for result, expected in zip(train_seeds(settings, config), alone, strict=True):
         _assert_same(result, expected)
 
 
 @pytest.mark.slow
-def test_a_run_id_serves_several_seeds(settings):
+def test_a_run_id_serves_several_seeds(settings, config):
     own = dataclasses.replace(settings, run_id="mine", offline_steps=4, online_steps=0)
-    results = train_seeds(dataclasses.replace(own, eval_interval=4), _config())
+    results = train_seeds(dataclasses.replace(own, eval_interval=4), config)
     assert [result.folder.name for result in results] == ["mine-seed3", "mine-seed4"]
     with pytest.raises(ValueError, match="num_seeds is 2: train_seeds trains several"):
-        train(own, _config())
+        train(own, config)
 
 
-def test_more_devices_than_there_are(settings):
+def test_more_devices_than_there_are(settings, config):
     count = jax.local_device_count() + 1
     with pytest.raises(
         ValueError, match=rf"--num_devices={count}, but this process has {count - 1}"
     ):
-        train_seeds(dataclasses.replace(settings, num_devices=count), _config())
+        train_seeds(dataclasses.replace(settings, num_devices=count), config)
 
 
 def test_joined_trees_come_apart_again():
@@ -156,10 +140,10 @@ print("FOLDERS", json.dumps([str(result.folder) for result in results]))
 
 @pytest.mark.parametrize(("num_seeds", "num_devices"), [(2, 8), (1, 2)])
 @pytest.mark.slow
-def test_eight_devices_agree_with_one(settings, alone, num_seeds, num_devices):
+def test_eight_devices_agree_with_one(settings, config, alone, num_seeds, num_devices):
     """Two seeds, the batches of each over four devices; and one whose batches two devices share."""
     several = dataclasses.replace(settings, num_seeds=num_seeds, num_devices=num_devices)
-    arguments = [dataclasses.asdict(several), _config().to_dict()]
+    arguments = [dataclasses.asdict(several), config.to_dict()]
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qam_jax.agents import get_config, make_agent
+from qam_jax.agents import make_agent
 from qam_jax.data.dataset import make_dataset, sample_windows
+from qam_jax.runs.checkpoints import init_state
 from qam_jax.training.devices import Layout
 from qam_jax.training.update import (
     NotFiniteError,
@@ -14,24 +15,14 @@ from qam_jax.training.update import (
     averages,
     check_finite,
     empty_sums,
+    make_update_step,
     metric_names,
 )
 
 
-def _config():
-    config = get_config("qam")
-    small = {"actor_hidden_dims": (8,), "critic_hidden_dims": (8,), "num_qs": 2}
-    config.update({**small, "flow_steps": 2, "batch_size": 8})
-    return config
-
-
-def _empty_sums(agent, state):
-    return empty_sums(metric_names(agent, state, _config(), 3))
-
-
-@pytest.fixture(name="parts")
-def _parts():
-    """An agent, its first state, a block of updates, and a dataset."""
+@pytest.fixture(name="parts", scope="module")
+def _parts(small_config):
+    """An agent, copies of its first state and of empty sums, a sampler, and a dataset."""
     rng = np.random.default_rng(0)
     data = {
         "observations": rng.normal(size=(50, 3)),
@@ -39,26 +30,29 @@ def _parts():
         "rewards": -np.ones(50),
         "terminals": np.eye(50)[-1] + np.eye(50)[20],
     }
-    config = _config()
+    config = small_config()
     agent = make_agent(config)
+    first = init_state(agent, jax.random.PRNGKey(0), 3, 2)
+    sums = empty_sums(metric_names(agent, first, config, 3))
 
     def sample(dataset, key):
-        return sample_windows(dataset, key, config.batch_size, 5, config.discount)
+        return sample_windows(
+            dataset, key, config.batch_size, config.horizon_length, config.discount
+        )
 
-    def state():
-        return agent.init(jax.random.PRNGKey(0), jnp.zeros(3), jnp.zeros(2))
+    def start():
+        return jax.tree.map(jnp.copy, (first, sums))
 
-    return agent, state, sample, make_dataset(data)
+    return agent, start, sample, make_dataset(data)
 
 
 def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
-    agent, init, sample, dataset = parts
+    agent, start, sample, dataset = parts
     key = jax.random.PRNGKey(7)
     block = UpdateBlock(agent, key, sample, Layout([0]))
 
     def run(lengths):
-        state = init()
-        sums = _empty_sums(agent, state)
+        state, sums = start()
         for length in lengths:
             state, sums = block(state, sums, dataset, [length])
         return state, sums
@@ -66,7 +60,7 @@ def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
     whole = run([6])
     jax.tree.map(np.testing.assert_array_equal, whole, run([1, 3, 2]))
     # The same again by single updates, which also gives the metrics that were tallied.
-    state, update, rows = init(), jax.jit(agent.update), []
+    (state, _), update, rows = start(), make_update_step(agent), []
     for step in range(6):
         state, metrics = update(state, sample(dataset, jax.random.fold_in(key, step)))
         rows.append(metrics)
@@ -82,18 +76,18 @@ def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
 
 @pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_that_they_would_be_alone(parts):
-    agent, _, sample, dataset = parts
+    agent, start, sample, dataset = parts
     layout = Layout([4, 5, 6])
     keys = [jax.random.PRNGKey(seed) for seed in layout.seeds]
-    states = [agent.init(key, jnp.zeros(3), jnp.zeros(2)) for key in keys]
-    sums = _empty_sums(agent, states[0])
+    states = [init_state(agent, key, 3, 2) for key in keys]
+    _, sums = start()
     block = UpdateBlock(agent, layout.join(keys), layout.map(sample, (None, 0)), layout)
     together = layout.join(states), layout.join([sums] * 3)
     for counts in ([2, 2, 2], [1, 0, 3]):
         together = block(*together, dataset, counts)
     for index, count in enumerate([3, 2, 5]):
         alone = UpdateBlock(agent, keys[index], sample, Layout([0]))
-        expected = alone(states[index], _empty_sums(agent, states[index]), dataset, [count])
+        expected = alone(states[index], start()[1], dataset, [count])
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
             layout.pick(together, index),
@@ -102,9 +96,8 @@ def test_runs_side_by_side_are_the_runs_that_they_would_be_alone(parts):
 
 
 def test_of_runs_side_by_side_the_one_that_went_wrong_is_named(parts):
-    agent, init, *_ = parts
     layout = Layout([7, 8])
-    state, sums = init(), _empty_sums(agent, init())
+    state, sums = parts[1]()
     states, all_sums = layout.join([state, state]), layout.join([sums, sums])
     check_finite(all_sums, states.params, layout)
     broken = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
@@ -116,18 +109,17 @@ def test_of_runs_side_by_side_the_one_that_went_wrong_is_named(parts):
 
 
 def test_the_first_metric_that_is_not_finite_is_named_with_its_update(parts):
-    agent, init, sample, dataset = parts
+    agent, start, sample, dataset = parts
 
     def explode(state, batch):
-        state, metrics = agent.update(state, batch)
+        state = state.replace(step=state.step + 1)
         bad = jnp.where(state.step >= 3, jnp.inf, 0.0)
         worse = jnp.where(state.step >= 4, jnp.nan, 0.0)
-        return state, metrics | {"bc_loss": metrics["bc_loss"] + bad, "loss": worse}
+        return state, {"bc_loss": bad, "loss": worse}
 
     exploding = agent._replace(update=explode)
     block = UpdateBlock(exploding, jax.random.PRNGKey(0), sample, Layout([0]))
-    state = init()
-    state, sums = block(state, _empty_sums(exploding, state), dataset, [2])
+    state, sums = block(start()[0], empty_sums(["bc_loss", "loss"]), dataset, [2])
     check_finite(sums, state.params)
     state, sums = block(state, sums, dataset, [4])
     with pytest.raises(NotFiniteError, match="metric 'bc_loss' is not finite at update 3"):
@@ -135,15 +127,12 @@ def test_the_first_metric_that_is_not_finite_is_named_with_its_update(parts):
 
 
 def test_a_parameter_that_is_not_finite_is_named(parts):
-    agent, init, *_ = parts
-    state = init()
-    sums = _empty_sums(agent, state)
+    state, sums = parts[1]()
     kernel = state.params["flow"]["MLP_0"]["Dense_1"]["kernel"]
     state.params["flow"]["MLP_0"]["Dense_1"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
     with pytest.raises(NotFiniteError, match="parameter 'flow/MLP_0/Dense_1/kernel' is not finite"):
         check_finite(sums, state.params)
 
 
-def test_no_updates_have_no_averages(parts):
-    agent, init, *_ = parts
-    assert averages(_empty_sums(agent, init())) == {}
+def test_no_updates_have_no_averages():
+    assert averages(empty_sums(["loss", "q_min"])) == {}

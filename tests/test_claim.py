@@ -106,8 +106,9 @@ def _affine_correction(num_steps, params):
 @pytest.mark.parametrize(
     ("q_fn", "tolerance"),
     [
-        (_linear_q, {"mean": 0.06, "covariance": 0.10}),  # measured at T = 80: 0.045 and 0.086
-        (_quadratic_q, {"mean": 0.03, "covariance": 0.14}),  # measured at T = 80: 0.011 and 0.126
+        # measured at T = 80: 0.045 and 0.086; 0.011 and 0.126
+        (_linear_q, {"mean": 0.06, "covariance": 0.10}),
+        pytest.param(_quadratic_q, {"mean": 0.03, "covariance": 0.14}, marks=pytest.mark.slow),
     ],
 )
 def test_tilted_gaussian(q_fn, tolerance):

@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "flow_matching_loss": "flow",
     "memoryless_noise_scale": "flow",
+    "reverse_flow": "flow",
     "sample_flow": "flow",
+    "sample_flow_and_sde": "flow",
     "sample_memoryless_sde": "flow",
     "adjoint_matching_loss": "adjoint",
     "solve_lean_adjoint": "adjoint",

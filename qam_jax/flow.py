@@ -77,6 +77,43 @@ def sample_flow(velocity_fn: VelocityFn, noise: Array, num_steps: int) -> Array:
     return actions
 
 
+def reverse_flow(
+    velocity_fn: VelocityFn, actions: Array, distances: Array, num_steps: int
+) -> Array:
+    """Follows the flow backwards from actions, by `num_steps` steps (RQL, arXiv 2606.17551).
+
+    `x <- x - (d / T) f(x, t)`, `t <- t - d / T`, from `t = 1` on; each step takes the velocity at
+    the point that it leaves.
+
+    Args:
+      velocity_fn: the flow, `(x [..., D], t [..., 1]) -> [..., D]`.
+      actions: [..., D], at time 1.
+      distances: [..., 1] in [0, 1], `d`, how far back each sample goes.
+      num_steps: `T`, at least 1.
+
+    Returns:
+      [..., D], the points at time `1 - d`; not clipped.
+
+    Raises:
+      ValueError: if `num_steps` is less than 1 or `distances` does not fit `actions`.
+
+    Examples:
+      Half of the way back along a constant velocity:
+
+      >>> print(reverse_flow(lambda x, t: 2 + 0 * x, jnp.ones((1, 1)), jnp.full((1, 1), 0.5), 4))
+      [[0.]]
+    """
+    check_positive("num_steps", num_steps)
+    check_shape("distances", distances, (*actions.shape[:-1], 1))
+    step_sizes = distances / num_steps
+
+    def step(x: Array, index: Array) -> tuple[Array, None]:
+        return x - step_sizes * velocity_fn(x, 1 - index * step_sizes), None
+
+    points, _ = jax.lax.scan(step, actions, jnp.arange(num_steps), unroll=unroll(num_steps))
+    return points
+
+
 def memoryless_noise_scale(num_steps: int) -> Array:
     """Noise scale under which the end of the SDE is independent of its start.
 

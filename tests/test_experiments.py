@@ -67,7 +67,7 @@ def test_help_is_printed_without_a_run(script):
 
 def test_one_config_file_serves_every_algorithm():
     path = _ROOT / "experiments" / "configs" / "default.py"
-    assert len(algorithm_names()) == 19
+    assert len(algorithm_names()) == 23
     for name in algorithm_names():
         assert runpy.run_path(str(path))["get_config"](name) == get_config(name)
 

@@ -182,3 +182,24 @@ def test_sampled_sde_can_be_differentiated_through_its_steps():
 def test_deviation_costs_by_hand():
     costs = flow.deviation_costs(jnp.full((2, 3, 2), 2.0), jnp.ones((2, 3, 2)))
     np.testing.assert_allclose(costs[:, 0], [2 * 2 / 6, 2 * 2 / 2], rtol=1e-6)  # sigma^2: 6, 2
+
+
+def test_reversal_of_a_constant_flow_is_exact():
+    actions, distances = jnp.ones((3, 2)), jnp.array([[0.0], [0.4], [1.0]])
+    points = flow.reverse_flow(lambda x, t: jnp.full_like(x, 2.0), actions, distances, 5)
+    np.testing.assert_allclose(points, 1 - 2 * jnp.broadcast_to(distances, (3, 2)), atol=1e-6)
+
+
+def test_reversal_takes_the_velocity_at_the_point_that_it_leaves():
+    """Of `f = 1.3 x`, there and back shrinks by `(1 - (1.3 / T)^2)^T`."""
+    actions = jnp.ones((1, 1))
+    points = flow.reverse_flow(lambda x, t: 1.3 * x, actions, jnp.ones((1, 1)), 10)
+    back = flow.sample_flow(lambda x, t: 1.3 * x, points, 10)
+    np.testing.assert_allclose(back, (1 - 0.13**2) ** 10, rtol=1e-5)
+    points = flow.reverse_flow(lambda x, t: t, actions, jnp.full((1, 1), 0.5), 2)
+    np.testing.assert_allclose(points, 1 - 0.25 * (1 + 0.75), rtol=1e-6)
+
+
+def test_reversal_names_distances_that_do_not_fit():
+    with pytest.raises(ValueError, match="distances"):
+        flow.reverse_flow(_linear_velocity, jnp.zeros((3, 2)), jnp.zeros(3), 4)

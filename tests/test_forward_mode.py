@@ -36,6 +36,7 @@ _CASES = {
     "one step": _applied(networks.OneStepActor((8,)), _S, _X),
     "gaussian": _applied(networks.TanhGaussian((8,)), _S, _X),
     "flow matching": (lambda x: flow.flow_matching_loss(_velocity, _X, x, jnp.abs(_T)), _X + 1),
+    "reversal": (lambda x: flow.reverse_flow(_velocity, x, jnp.abs(jnp.sin(_T)), 4), _X),
     "sampler": (lambda x: flow.sample_flow(_velocity, x, 4), _X),
     "sde": (lambda x: flow.sample_memoryless_sde(_velocity, _velocity, x, _NOISE), _X),
     "ode and sde": (

@@ -79,7 +79,8 @@ def make_agent(config: ConfigDict) -> Agent:
     agent = _find_algorithm(config.agent_name).make_agent(config)
     if config.matmul_precision == "default":
         return agent  # `jax.default_matmul_precision` of the caller holds
-    return Agent(*(_with_precision(function, config.matmul_precision) for function in agent))
+    precision = config.matmul_precision
+    return Agent._make(function and _with_precision(function, precision) for function in agent)
 
 
 def display_name(agent_name: str) -> str:

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState
-from qam_jax.critic import td_loss, td_target
+from qam_jax.critic import expectile_loss, td_loss, td_target
 from qam_jax.networks import (
     CriticEnsemble,
+    StateValue,
     TanhGaussian,
     VectorField,
     critic_values,
@@ -31,6 +32,12 @@ LossFn = Callable[[AgentState, Params, Batch, Array, Key], Loss]
 TargetFn = Callable[[AgentState, Batch, Key], Array]
 """TD targets [B] of the critics: `(state, batch, key) -> [B]`."""
 
+ValueLearning = Callable[[AgentState, Batch, Key], Callable[[Params], Loss]]
+"""What regresses the critics: `(state, batch, key) -> (params -> (loss, metrics))`.
+
+What the first call computes (samples, targets) is held fixed in the second.
+"""
+
 
 def make_actor_critic(
     config: ConfigDict,
@@ -40,7 +47,8 @@ def make_actor_critic(
     actor_loss: LossFn,
     policy: PolicyFn,
     target_names: tuple[str, ...] = ("critic",),
-    target_fn: TargetFn | None = None,
+    value_learning: ValueLearning | None = None,
+    rates: dict[str, float] | None = None,
     rank: Callable[..., Array] = jnp.mean,
     optimizer: optax.GradientTransformation | None = None,
 ) -> base.Agent:
@@ -54,12 +62,15 @@ def make_actor_critic(
         taken in `params`, `state.params` holds the same numbers fixed.
       policy: how the agent acts, before best-of-n.
       target_names: the networks that have a moving average.
-      target_fn: `(state, batch, key) -> [B]`, the TD targets; `policy_targets` by default.
+      value_learning: what regresses the critics; by default `td_learning` at the policy's actions.
+      rates: of the moving averages, by network; by default `config.tau` for all.
       rank: see `best_actions`.
       optimizer: by default `base.make_optimizer(config)`.
     """
     optimizer = base.make_optimizer(config) if optimizer is None else optimizer
-    target_fn = target_fn or partial(policy_targets, config, critic, policy)
+    value_learning = value_learning or td_learning(
+        config, critic, partial(policy_targets, config, critic, policy)
+    )
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
@@ -72,18 +83,70 @@ def make_actor_critic(
         return base.init_state(optimizer, params, target_names, key, action_shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
-        key, target_key, actor_key = jax.random.split(state.key, 3)
+        key, value_key, actor_key = jax.random.split(state.key, 3)
         actions = base.flat_actions(config, batch)
-        targets = target_fn(state, batch, target_key)
+        value_loss = value_learning(state, batch, value_key)
 
         def loss_fn(params: Params) -> Loss:
-            loss, metrics = critic_loss(critic, params["critic"], batch, actions, targets)
+            loss, metrics = value_loss(params)
             extra, more = actor_loss(state, params, batch, actions, actor_key)
             return loss + extra, metrics | more
 
-        return base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
+        return base.apply_gradients(state, optimizer, loss_fn, key, rates or config.tau)
 
     return base.Agent(init, update, make_sampler(config, critic, policy, rank))
+
+
+def td_learning(config: ConfigDict, critic: CriticEnsemble, target_fn: TargetFn) -> ValueLearning:
+    """Regression of the critics on the targets [B] of `(state, batch, key)`."""
+
+    def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
+        actions, targets = base.flat_actions(config, batch), target_fn(state, batch, key)
+        return lambda params: critic_loss(critic, params["critic"], batch, actions, targets)
+
+    return value_learning
+
+
+def implicit_learning(
+    config: ConfigDict,
+    critic: CriticEnsemble,
+    value: StateValue,
+    pool: Callable[[Array], Array],
+    *,
+    weigh_values: bool = True,
+) -> ValueLearning:
+    """Implicit Q-learning (IQL, arXiv 2110.06169): critics and a value learn from data alone.
+
+    The critics bootstrap from `V(s')`; `V(s)` is the expectile `config.kappa` of the pooled target
+    critics at the data's actions.
+
+    Args:
+      config: of the algorithm.
+      critic: the ensemble.
+      value: network of `V`; its parameters are `params["value"]`.
+      pool: makes one value [B] of the target critics' values [K, B].
+      weigh_values: whether windows over an episode's end are left out of the loss of `V` too.
+    """
+
+    def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
+        del key  # no action is drawn
+        actions, observations = base.flat_actions(config, batch), batch.observations
+        next_values = value.apply({"params": state.params["value"]}, batch.next_observations)
+        targets = bootstrap(config, batch, next_values[None])
+        target_critic = state.target_params["critic"]
+        pooled = pool(critic_values(critic, target_critic, observations, actions))
+        weights = batch.weights if weigh_values else jnp.ones_like(batch.weights)
+
+        def loss(params: Params) -> Loss:
+            td_loss, metrics = critic_loss(critic, params["critic"], batch, actions, targets)
+            values = value.apply({"params": params["value"]}, observations)
+            value_loss = jnp.mean(weights * expectile_loss(pooled - values, config.kappa))
+            metrics |= {"value_loss": value_loss, "v_mean": jnp.mean(values)}
+            return td_loss + value_loss, metrics
+
+        return loss
+
+    return value_learning
 
 
 def critic_loss(
@@ -100,7 +163,12 @@ def critic_loss(
     """
     q_values = critic_values(critic, params, batch.observations, actions)
     loss = td_loss(q_values, targets, batch.weights)
-    return loss, {
+    return loss, critic_metrics(loss, q_values)
+
+
+def critic_metrics(loss: Array, q_values: Array) -> Metrics:
+    """Metrics of the critics' loss and values [K, B]."""
+    return {
         "critic_loss": loss,
         "q_mean": jnp.mean(q_values),
         "q_min": jnp.min(q_values),
@@ -168,7 +236,7 @@ def best_actions(
 
 def repeat_observations(config: ConfigDict, observations: Array) -> Array:
     """Observations [N, ..., O], one for each of the `best_of_n` actions of a decision."""
-    return jnp.broadcast_to(observations, (config.best_of_n, *observations.shape))
+    return jnp.broadcast_to(observations, (config.get("best_of_n", 1), *observations.shape))
 
 
 def choose_best(

@@ -27,11 +27,13 @@ class Agent(NamedTuple):
       update: `(state, batch) -> (state, metrics)`, one gradient step; not jitted.
       sample_actions: `(state, observations [..., O], key) -> [..., H, A]` in [-1, 1]; `H` is 1
         without action chunking.
+      explore: the same while data are gathered, for algorithms that act otherwise then.
     """
 
     init: Callable[[Key, Array, Array], "AgentState"]
     update: Callable[["AgentState", Batch], tuple["AgentState", Metrics]]
     sample_actions: Callable[["AgentState", Array, Key], Array]
+    explore: Callable[["AgentState", Array, Key], Array] | None = None
 
 
 @state_dataclass
@@ -235,7 +237,7 @@ def apply_gradients(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[[Params], tuple[Array, Metrics]],
     key: Key,
-    tau: float = 0.0,
+    tau: float | dict[str, float] = 0.0,
 ) -> tuple[AgentState, Metrics]:
     """Takes one step of the optimiser, then moves the targets towards the new parameters.
 
@@ -244,7 +246,7 @@ def apply_gradients(
       optimizer: the optimiser that `state.opt_state` belongs to.
       loss_fn: `params -> (loss, metrics)`.
       key: the new state's source of randomness.
-      tau: rate of the target networks' moving average, in [0, 1].
+      tau: rate of the target networks' moving average, in [0, 1]; or one for each of them.
 
     Returns:
       The new state, and the metrics with `loss` and `grad_norm`, the norm before clipping.
@@ -253,11 +255,15 @@ def apply_gradients(
     grad_norm = global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    online = {name: params[name] for name in state.target_params}
+    rates = tau if isinstance(tau, dict) else dict.fromkeys(state.target_params, tau)
+    targets = {
+        name: optax.incremental_update(params[name], target, rates[name])
+        for name, target in state.target_params.items()
+    }
     state = dataclasses.replace(
         state,
         params=params,
-        target_params=optax.incremental_update(online, state.target_params, tau),
+        target_params=targets,
         opt_state=opt_state,
         key=key,
         step=state.step + 1,

@@ -5,6 +5,8 @@ expectile of the critics, the critics bootstrap from it, and the policy takes th
 actions of a flow that is cloned from the data.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -12,8 +14,8 @@ from ml_collections import ConfigDict
 from qam_jax.agents import actor_critic, base
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
-from qam_jax.critic import expectile_loss, pessimistic_value
-from qam_jax.networks import StateValue, critic_values
+from qam_jax.critic import pessimistic_value
+from qam_jax.networks import StateValue
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "IFQL"
@@ -47,29 +49,21 @@ def make_agent(config: ConfigDict) -> base.Agent:
             "value": value.init(value_key, observation)["params"],
         }
 
-    def target_fn(state: AgentState, batch: Batch, key: Key) -> Array:
-        del key  # no action is drawn
-        next_values = value.apply({"params": state.params["value"]}, batch.next_observations)
-        return actor_critic.bootstrap(config, batch, next_values[None])
-
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, key)
-        target_critic = state.target_params["critic"]
-        q_values = critic_values(critic, target_critic, batch.observations, actions)
-        values = value.apply({"params": params["value"]}, batch.observations)
-        errors = pessimistic_value(q_values, config.rho) - values
-        value_loss = jnp.mean(expectile_loss(errors, config.kappa))
-        metrics = {"bc_loss": bc_loss, "value_loss": value_loss, "v_mean": jnp.mean(values)}
-        return bc_loss + value_loss, metrics
+        return bc_loss, {"bc_loss": bc_loss}
 
+    pool = partial(pessimistic_value, rho=config.rho)
     return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow),
-        target_fn=target_fn,
+        value_learning=actor_critic.implicit_learning(
+            config, critic, value, pool, weigh_values=False
+        ),
         rank=jnp.min,
     )

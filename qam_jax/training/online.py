@@ -36,7 +36,7 @@ class OnlineStage(Stage):
         # The choice of the run is part of the program, so that only its policy is copied. With
         # several processes it is not, since only one of them acts.
         choose = (lambda state, _: state) if hosts.several() else layout.pick
-        sample_actions = self.agent.sample_actions
+        sample_actions = self.agent.explore or self.agent.sample_actions
         self._act: Callable[[Any, Array], Policy] = make_policy(
             self.agent._replace(
                 sample_actions=lambda chosen, *rest: sample_actions(choose(*chosen), *rest)

@@ -11,7 +11,8 @@ def _env_name(domain):
 
 def test_every_method_runs_in_every_domain():
     """Each is an algorithm, and takes the settings and fields that its preset names."""
-    assert paper_methods() == algorithm_names()
+    later = {"edp", "fan", "qgf", "rql"}  # than the paper
+    assert set(paper_methods()) == set(algorithm_names()) - later
     assert len(paper_domains()) == 16
     for domain in paper_domains():
         for method in paper_methods():

@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 
-from qam_jax.agents import algorithm_names
-from qam_jax.runs.presets import paper_domains
+from qam_jax.runs.presets import paper_domains, paper_methods
 from qam_jax.sweeps.studies import (
     Study,
     choose,
@@ -40,7 +39,7 @@ def test_together_they_have_all_domains_and_methods():
         for env_name in load_study(name).env_names
     }
     assert domains == set(paper_domains())
-    assert load_study("main").methods == tuple(algorithm_names())
+    assert load_study("main").methods == tuple(paper_methods())
     assert load_study("rlpd").env_names == load_study("main").env_names
 
 

@@ -15,7 +15,7 @@ from qam_jax.training.train import train_seeds
 pytestmark = pytest.mark.slow
 
 _HAS_BEHAVIOR = (
-    "bam cgql cgql_l cgql_m dsrl fedit fql ifql qam qam_e qam_f trqam".split()
+    "bam cgql cgql_l cgql_m dsrl fan fedit fql ifql qgf qam qam_e qam_f trqam".split()
 )  # which is not the policy itself
 
 

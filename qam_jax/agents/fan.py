@@ -1,0 +1,138 @@
+"""Flow-anchored noise-conditioned Q-learning (FAN; arXiv 2605.01663).
+
+A one-step actor `mu(s, z)` is anchored to a cloned flow: on the straight path from the noise to the
+action that it makes, the flow's velocity should be that of the path. No ODE is solved. The critics
+`Q_k(s, a, n)` are conditioned on noise, upper values `Z_k(s, a)` are expectiles over it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.base import AgentState
+from qam_jax.critic import expectile_loss, td_loss
+from qam_jax.networks import OneStepActor, critic_values
+from qam_jax.types import Array, Batch, Key, Params, VelocityFn
+
+DISPLAY_NAME = "FAN"
+RANGES = {
+    "actor_anchor": base.AT_LEAST_0,
+    "critic_anchor": base.AT_LEAST_0,
+    "kappa": base.SHARE,
+}
+
+
+def get_config() -> ConfigDict:
+    """FAN with the defaults of its code: single actions, two critics, no clipping of gradients.
+
+    The code sets both anchors for each domain. With chunks of actions the critics' anchor is
+    divided by their length, since it is a sum over the action's dimensions.
+    """
+    fields = {**base.base_config(), **base.critic_config()}
+    del fields["best_of_n"]  # it takes the only action that it draws
+    return ConfigDict(
+        {
+            "agent_name": "fan",
+            **fields,
+            "clip_grad_norm": 0.0,
+            "discount": 0.995,
+            "horizon_length": 1,
+            "num_qs": 2,
+            "rho": 0.0,  # pessimism of the upper values in the backup, in standard deviations
+            "actor_anchor": 10.0,  # weight of the actor's distance from the flow
+            "critic_anchor": 10.0,  # weight of the next action's distance, in the backup
+            "kappa": 0.9,  # expectile of the upper values; 0.5 is the mean over noise
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts with the one-step actor."""
+    flow, critic, upper = base.make_flow(config), base.make_critic(config), base.make_critic(config)
+    actor = OneStepActor(**base.network_fields(config, "actor"))
+
+    def draw(params: Params, observations: Array, noise: Array) -> Array:
+        return actor.apply({"params": params["actor"]}, observations, noise)
+
+    def noisy_values(params: Params, observations: Array, actions: Array, noise: Array) -> Array:
+        """`Q_k(s, a, n)` [K, B]."""
+        inputs = jnp.concatenate([actions, noise], axis=-1)
+        return critic_values(critic, params, observations, inputs)
+
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+        noise = base.draw_noise(state, observations, key)
+        return jnp.clip(draw(state.params, observations, noise), -1, 1)
+
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
+        flow_key, actor_key, critic_key, upper_key = jax.random.split(key, 4)
+        noisy = jnp.concatenate([action, action])
+        return {
+            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+            "actor": actor.init(actor_key, observation, action)["params"],
+            "critic": critic.init(critic_key, observation, noisy)["params"],
+            "upper": upper.init(upper_key, observation, action)["params"],
+        }
+
+    def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
+        noise_key, time_key, upper_key = jax.random.split(key, 3)
+        actions, next_observations = base.flat_actions(config, batch), batch.next_observations
+        noise = base.draw_noise(state, next_observations, noise_key)
+        next_actions = jnp.clip(draw(state.params, next_observations, noise), -1, 1)
+        velocity = base.flow_velocity(flow, state.params["behavior"], next_observations)
+        squares = jnp.square(anchor_errors(velocity, noise, next_actions, time_key))
+        penalty = config.critic_anchor / state.action_shape[0] * jnp.sum(squares, axis=-1)
+        next_values = critic_values(upper, state.params["upper"], next_observations, next_actions)
+        targets = actor_critic.bootstrap(config, batch, next_values - penalty)
+        fresh = base.draw_noise(state, batch.observations, upper_key)
+        target_critic, observations = state.target_params["critic"], batch.observations
+        upper_targets = jnp.mean(noisy_values(target_critic, observations, actions, fresh), axis=0)
+
+        def loss(params: Params) -> Loss:
+            q_values = noisy_values(params["critic"], observations, actions, noise)
+            values = critic_values(upper, params["upper"], observations, actions)
+            critic_loss = td_loss(q_values, targets, batch.weights)
+            losses = batch.weights * expectile_loss(upper_targets - values, config.kappa)
+            metrics = actor_critic.critic_metrics(critic_loss, q_values)
+            metrics |= {"upper_loss": jnp.mean(losses), "upper_mean": jnp.mean(values)}
+            return critic_loss + metrics["upper_loss"], metrics
+
+        return loss
+
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
+        bc_key, noise_key, time_key, value_key = jax.random.split(key, 4)
+        observations, frozen = batch.observations, state.params
+        bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
+        noise = base.draw_noise(state, observations, noise_key)
+        drawn = draw(params, observations, noise)
+        velocity = base.flow_velocity(flow, frozen["behavior"], observations)
+        anchor = jnp.mean(jnp.square(anchor_errors(velocity, noise, drawn, time_key)))
+        clipped, fresh = jnp.clip(drawn, -1, 1), base.draw_noise(state, observations, value_key)
+        q_value = jnp.mean(noisy_values(frozen["critic"], observations, clipped, fresh))
+        upper_value = jnp.mean(critic_values(upper, frozen["upper"], observations, clipped))
+        loss = bc_loss + config.actor_anchor * anchor - q_value - upper_value
+        metrics = {"bc_loss": bc_loss, "anchor_loss": anchor}
+        return loss, metrics | {"actor_q": q_value, "actor_upper": upper_value}
+
+    return actor_critic.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy,
+        value_learning=value_learning,
+    )  # fmt: skip
+
+
+def anchor_errors(velocity_fn: VelocityFn, noise: Array, actions: Array, key: Key) -> Array:
+    """`a - z - f(s, (1 - t) z + t a, t)` [B, D] at one random time per sample.
+
+    Args:
+      velocity_fn: the cloned flow, `(x [B, D], t [B, 1]) -> [B, D]`.
+      noise: [B, D], `z`, that the actions were made of.
+      actions: [B, D], `a`; the gradient reaches them through the flow's argument too.
+      key: source of the times.
+    """
+    times = jax.random.uniform(key, (len(actions), 1))
+    return actions - noise - velocity_fn((1 - times) * noise + times * actions, times)

@@ -1,0 +1,123 @@
+"""Q-guided flow (QGF; arXiv 2606.11087): a cloned flow, guided by the critics only as it acts.
+
+Critics are learned by implicit Q-learning, and nothing couples them to the flow in training. Each
+step of the ODE adds the critics' gradient at the clean action that the flow's velocity points to.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax.agents import actor_critic, base
+from qam_jax.agents.actor_critic import Loss, LossFn, PolicyFn
+from qam_jax.agents.base import AgentState
+from qam_jax.networks import CriticEnsemble, StateValue, VectorField, critic_values
+from qam_jax.types import Array, Batch, Key, Params
+
+DISPLAY_NAME = "QGF"
+RANGES = {"guidance_weight": base.AT_LEAST_0, "kappa": base.SHARE}
+
+
+def get_config() -> ConfigDict:
+    """QGF with the settings of its code's runs, but for its larger networks and batches."""
+    return ConfigDict(
+        {
+            "agent_name": "qgf",
+            **implicit_config(),
+            "kappa": 0.9,  # expectile of the value; 0.5 is the mean
+            "guidance_weight": 0.02,  # of the critics' gradient in each step of the ODE
+        }
+    )
+
+
+def implicit_config() -> ConfigDict:
+    """Fields of the methods of the same code: two critics by implicit Q-learning, no clipping."""
+    return ConfigDict(
+        {
+            **base.base_config(),
+            **base.critic_config(),
+            "clip_grad_norm": 0.0,
+            "discount": 0.999,
+            "num_qs": 2,
+            "rho": 0.0,  # of the bootstrapped value, which is a single one
+        }
+    )
+
+
+def make_agent(config: ConfigDict) -> base.Agent:
+    """Builds the agent; it acts by the guided ODE of the cloned flow."""
+    flow, critic = base.make_flow(config), base.make_critic(config)
+
+    def actor_loss(
+        state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
+    ) -> Loss:
+        points, times, velocities = draw_points(config, actions, key)
+        velocity = base.flow_velocity(flow, params["behavior"], batch.observations)
+        bc_loss = jnp.mean(jnp.square(velocity(points, times) - velocities))
+        return bc_loss, {"bc_loss": bc_loss}
+
+    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+        plain = base.flow_velocity(flow, state.params["behavior"], observations)
+        value_fn = partial(lowest_value, critic, state, observations)
+
+        def guided(x: Array, t: Array) -> Array:
+            velocity = plain(x, t)
+            clean = jnp.clip(x + (1 - t) * velocity, -1, 1)
+            return velocity + config.guidance_weight * actor_critic.action_gradient(value_fn, clean)
+
+        return base.flow_actions(config, guided, base.draw_noise(state, observations, key))
+
+    return make_implicit_agent(config, flow, critic, actor_loss, policy)
+
+
+def make_implicit_agent(
+    config: ConfigDict,
+    flow: VectorField,
+    critic: CriticEnsemble,
+    actor_loss: LossFn,
+    policy: PolicyFn,
+) -> base.Agent:
+    """Agent of one flow beside implicit Q-learning; the lowest target critic picks best of n."""
+    value = StateValue(**base.network_fields(config, "critic"))
+
+    def init_actor(key: Key, observation: Array, action: Array) -> Params:
+        flow_key, value_key = jax.random.split(key)
+        return {
+            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+            "value": value.init(value_key, observation)["params"],
+        }
+
+    pool = partial(jnp.min, axis=0)
+    agent = actor_critic.make_actor_critic(
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy, rank=jnp.min,
+        value_learning=actor_critic.implicit_learning(config, critic, value, pool),
+    )  # fmt: skip
+
+    def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
+        params = {**state.params, "critic": state.target_params["critic"]}
+        return agent.sample_actions(dataclasses.replace(state, params=params), observations, key)
+
+    return agent._replace(sample_actions=sample_actions)
+
+
+def draw_points(config: ConfigDict, actions: Array, key: Key) -> tuple[Array, Array, Array]:
+    """Points [B, D] of straight paths to the actions, their times [B, 1], and velocities [B, D].
+
+    The times lie on the grid of the ODE, with both of its ends.
+    """
+    noise_key, time_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, actions.shape)
+    times = jax.random.randint(time_key, (len(actions), 1), 0, config.flow_steps + 1)
+    times = times / config.flow_steps
+    return (1 - times) * noise + times * actions, times, actions - noise
+
+
+def lowest_value(
+    critic: CriticEnsemble, state: AgentState, observations: Array, actions: Array
+) -> Array:
+    """The lowest target critic's value [...] of actions [..., D]."""
+    params = state.target_params["critic"]
+    return jnp.min(critic_values(critic, params, observations, actions), axis=0)

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.util
 import pickle
 import signal
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,18 @@ from gymnasium.vector.utils import CloudpickleWrapper, clear_mpi_env_vars
 
 from qam_jax.envs.wrappers import OpenLoopChunks
 
-_CLOSE_SECONDS = 5.0  # for an environment to close by itself
+_CLOSE_SECONDS = 5.0  # for the environments to close by themselves
+_WAIT_SECONDS = 0.5  # between two calls of `on_wait`
+_TASKS = {"at_rest": "start", "reset": "reset", "step": "execute a chunk of actions"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _logger = logging.getLogger(__name__)
 
 
 class EnvsRestarted(Exception):
-    """The environments were started anew: all episodes in progress are lost, the caller resets."""
+    """The environments were started anew, for the reason that is its text.
+
+    All episodes in progress are lost; the caller resets.
+    """
 
 
 class EnvFailure(RuntimeError):
@@ -43,10 +49,10 @@ class EnvPool:
     Own code, because gymnasium's `AsyncVectorEnv` blocks on errors that cannot be pickled. The
     caller resets the environments that have ended, and so chooses each episode's seed.
 
-    A crash is an error in an environment, a value that is not finite, or the end of its process.
-    All processes are then started anew, and `EnvsRestarted` tells the caller to reset. The same
-    happens after a call that a signal handler interrupted, which does not count as a crash. There
-    is no limit on how long a step may take.
+    A crash is an error in an environment, a value that is not finite, the end of its process, or
+    an answer that takes too long. All processes are then started anew, and `EnvsRestarted` tells
+    the caller to reset. The same happens after a call that was interrupted, by `on_wait` or a
+    signal handler, which does not count as a crash.
 
     The processes ignore SIGINT and SIGTERM, which clusters and terminals send to all processes
     alike: this process decides when they end. They end by themselves when this process is gone.
@@ -55,7 +61,10 @@ class EnvPool:
       env_fn: makes one environment with observations [O]; can be pickled by cloudpickle.
       horizon_length: `H`, actions in a chunk.
       num_envs: number of environments.
-      max_crashes: number of crashes to survive.
+      max_crashes: number of crashes to survive; the next one raises EnvFailure.
+      timeout: seconds in which an environment has to start, to reset, or to execute a chunk.
+      on_wait: called before each call of the environments, and often while it waits for them; may
+        raise to interrupt the call.
 
     Attributes:
       num_envs: number of environments.
@@ -72,8 +81,11 @@ class EnvPool:
         num_envs: int,
         *,
         max_crashes: int,
+        timeout: float = 60.0,
+        on_wait: Callable[[], None] = lambda: None,
     ):
         self.num_envs = num_envs
+        self._horizon_length, self._timeout, self._on_wait = horizon_length, timeout, on_wait
         self.crashes = 0
         self._max_crashes = max_crashes
         self._closed = False
@@ -111,7 +123,9 @@ class EnvPool:
         options = {"replay": dict(replay or {})}
         chosen = np.flatnonzero(mask).tolist()
         selected = {i: {"seed": seeds[i], "options": options} for i in chosen}
-        self._latest |= self._call("reset", selected)
+        longest = max(map(len, options["replay"].values()), default=0)
+        chunks = -(-longest // self._horizon_length)
+        self._latest |= self._call("reset", selected, (1 + chunks) * self._timeout)
         return self._stack()
 
     def step(
@@ -127,7 +141,8 @@ class EnvPool:
           EnvsRestarted, EnvFailure: as `reset`.
         """
         actions = np.asarray(actions)  # processes would have to load JAX for its arrays
-        answers = self._call("step", {i: {"action": actions[i]} for i in range(self.num_envs)})
+        arguments = {i: {"action": actions[i]} for i in range(self.num_envs)}
+        answers = self._call("step", arguments, self._timeout)
         self._latest = {index: (answer[0], answer[4]) for index, answer in answers.items()}
         observations, infos = self._stack()
         _, rewards, terminated, truncated, _ = zip(*answers.values(), strict=True)
@@ -141,11 +156,11 @@ class EnvPool:
 
     def close(self) -> None:
         """Lets the environments close, and kills those that have not closed after 5 seconds."""
-        self._closed = True
+        self._closed, end = True, time.monotonic() + _CLOSE_SECONDS
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(_CLOSE_SECONDS)
+            process.join(max(0.0, end - time.monotonic()))
         _kill(self._processes, self._pipes)
 
     def _stack(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -153,26 +168,38 @@ class EnvPool:
         stacked = {key: np.stack([info[key] for info in infos]) for key in infos[0]}
         return np.stack(observations), stacked
 
-    def _call(self, method: str, arguments: Mapping[int, dict[str, Any]]) -> dict[int, Any]:
+    def _call(
+        self, method: str, arguments: Mapping[int, dict[str, Any]], seconds: float
+    ) -> dict[int, Any]:
         """Calls a method of some environments, given the arguments of each."""
         if self._closed:
             raise gymnasium.error.ClosedEnvironmentError(f"{method} of closed environments.")
+        self._on_wait()
         if not self._processes:
-            self._restart("the call before was interrupted")
+            self._restart("the call before was interrupted, or failed")
         try:
             with self._all_or_nothing():
-                return self._exchange(method, arguments)
+                return self._exchange(method, arguments, seconds)
         except _CrashError as error:
             self._count(error)
             self._restart(str(error))
 
-    def _exchange(self, method: str, arguments: Mapping[int, dict[str, Any]]) -> dict[int, Any]:
+    def _exchange(
+        self, method: str, arguments: Mapping[int, dict[str, Any]], seconds: float
+    ) -> dict[int, Any]:
         answers = {}
-        index = 0
+        index, end = 0, time.monotonic() + seconds
         try:
             for index, kwargs in arguments.items():
                 self._pipes[index].send((method, kwargs))
             for index in arguments:
+                while not self._pipes[index].poll(min(_WAIT_SECONDS, self._timeout)):
+                    self._on_wait()
+                    if time.monotonic() > end:
+                        raise _CrashError(
+                            f"an environment took more than {seconds:g} seconds to "
+                            f"{_TASKS[method]} (--env_timeout)"
+                        )
                 answers[index], problem = self._pipes[index].recv()
                 if problem is not None:
                     _logger.debug("Details of the environment's error:\n%s", problem[1])
@@ -189,7 +216,7 @@ class EnvPool:
             except _CrashError as error:
                 self._count(error)
             else:
-                raise EnvsRestarted(f"the environments were started anew, since {reason}.")
+                raise EnvsRestarted(reason)
 
     def _count(self, error: _CrashError) -> None:
         self.crashes += 1
@@ -198,7 +225,6 @@ class EnvPool:
             self.crashes, self._max_crashes, error,
         )  # fmt: skip
         if self.crashes > self._max_crashes:
-            self.close()
             raise EnvFailure(
                 f"the environments crashed {self.crashes} times, more than the "
                 f"{self._max_crashes} that are survived. The last crash was {error}. Mend the "
@@ -223,7 +249,8 @@ class EnvPool:
                     process.start()
                     self._processes.append(process)
                     theirs.close()
-            self._latest = self._exchange("at_rest", {i: {} for i in range(self.num_envs)})
+            nothing: dict[int, dict[str, Any]] = {i: {} for i in range(self.num_envs)}
+            self._latest = self._exchange("at_rest", nothing, self._timeout)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

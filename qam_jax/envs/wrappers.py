@@ -81,8 +81,9 @@ class OpenLoopChunks(gymnasium.Wrapper):
       horizon_length: `H`.
 
     Raises:
-      ValueError: from `reset` or `step`, if an observation or a reward is not finite; names the
-        entry, the step, the episode's seed and the environment.
+      ValueError: from `reset` or `step`, if an observation or a reward is not finite, or an
+        observation is not as its space says; names the step, the episode's seed and the
+        environment.
     """
 
     def __init__(self, env: gymnasium.Env, horizon_length: int):
@@ -148,19 +149,28 @@ class OpenLoopChunks(gymnasium.Wrapper):
         return steps
 
     def _finite(self, name: str, values: Any) -> np.ndarray:
-        """A copy as float32. Raises ValueError if it is not finite."""
-        values = np.array(values, np.float32)
-        finite = np.isfinite(values)
-        if finite.all():
-            return values
-        index = np.argwhere(~finite)[0].tolist()
+        """A copy as float32. Raises ValueError if it is not finite, or not of its space."""
+        given = np.asarray(values)
+        shape = self.observation_space.shape if name == "observation" else ()
+        if given.shape != shape or given.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} has the shape {given.shape} and the type {given.dtype} {self._place()}: "
+                f"expected numbers of the shape {shape}, as the observation_space says."
+            )
+        copy = given.astype(np.float32)
+        finite = np.isfinite(copy)
+        if not finite.all():
+            index = np.argwhere(~finite)[0].tolist()
+            raise ValueError(
+                f"{name}{index or ''} is {copy[tuple(index)]} {self._place()}: observations and "
+                "rewards must stay finite; otherwise return terminated=True one step earlier."
+            )
+        return copy
+
+    def _place(self) -> str:
         when = f"step {self._length}" if self._length else "the reset"
         env = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
-        raise ValueError(
-            f"{name}{index or ''} is {values[tuple(index)]} after {when} of the episode of seed "
-            f"{self._seed} in {env!r}: observations and rewards must stay finite; otherwise return "
-            "terminated=True one step earlier."
-        )
+        return f"after {when} of the episode of seed {self._seed} in {env!r}"
 
     def _summary(self, steps: list[tuple[np.ndarray, float, Any]]) -> EpisodeSummary:
         horizon = self._horizon_length

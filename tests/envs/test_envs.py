@@ -161,6 +161,22 @@ def test_what_is_not_finite_is_named():
         OpenLoopChunks(Scripted([fine], first=(1e300, 0.0)), 2).reset(seed=7)
 
 
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        ((0.0,), r"observation has the shape \(1,\) .*after step 1.*expected .*\(2,\)"),
+        ([[0.0, 1.0]], r"the shape \(1, 2\)"),
+        (("a", "b"), r"the type <U1"),
+        ((None, None), r"the type object"),
+    ],
+)
+def test_an_observation_has_to_be_of_its_space(observation, message):
+    env = OpenLoopChunks(Scripted([(observation, 0.0, {})]), 1)
+    env.reset(seed=7)
+    with pytest.raises(ValueError, match=message):
+        env.step(np.zeros((1, 1)))
+
+
 @pytest.mark.parametrize("env_name", [_ENV_NAME, _SLOW_ENV])
 def test_replay_takes_an_episode_back_to_where_it_was(env_name):
     env = OpenLoopChunks(make_env(env_name), 5)

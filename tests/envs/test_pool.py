@@ -63,8 +63,8 @@ def _raise():
     raise UnpicklableError("the arm", "fell off")
 
 
-def _start_pool(env_fn, num_envs=2, max_crashes=3):
-    return EnvPool(env_fn, 3, num_envs, max_crashes=max_crashes)
+def _start_pool(env_fn, num_envs=2, max_crashes=3, **kwargs):
+    return EnvPool(env_fn, 3, num_envs, max_crashes=max_crashes, **kwargs)
 
 
 @pytest.fixture
@@ -141,6 +141,10 @@ def test_too_many_crashes_end_in_an_error_that_says_what_to_do(make_pool):
     for part in ("3 times", "UnpicklableError: the arm fell off", "raise --max_env_crashes"):
         assert part in str(caught.value)
     assert not multiprocessing.active_children()
+    with pytest.raises(EnvsRestarted):
+        pool.reset([10, 20], _BOTH)  # another attempt, which has no crash left
+    assert pool.crashes == 3
+    pool.reset([10, 30], _BOTH)
 
 
 def test_an_environment_that_cannot_be_made_is_an_error_at_once(caplog):
@@ -177,6 +181,36 @@ def test_a_restart_that_fails_is_a_crash_as_well(make_pool, tmp_path):
     assert pool.crashes == 2
     pool.reset([0], _BOTH[:1])
     pool.step(_ACTIONS[:1])
+
+
+def test_one_that_hangs_is_a_crash(make_pool, monkeypatch):
+    pool = make_pool(partial(Faulty, signal.pause), max_crashes=0)
+    pool.reset([10, 20], _BOTH)
+    pool.step(_ACTIONS)
+    monkeypatch.setattr(pool, "_timeout", 0.1)
+    with pytest.raises(EnvFailure, match=r"more than 0.1 seconds to execute.*--env_timeout"):
+        pool.step(_ACTIONS)
+    assert not multiprocessing.active_children()
+    with pytest.raises(EnvFailure, match=r"crashed 2 times.*more than 0.1 seconds to start"):
+        pool.reset([10, 20], _BOTH)
+
+
+def test_waiting_for_one_that_hangs_can_be_interrupted(make_pool):
+    calls = []
+
+    def on_wait():
+        calls.append(None)
+        if len(calls) == hanging + 2:  # the first call is before the step
+            raise KeyboardInterrupt
+
+    hanging = 10**9
+    pool = make_pool(partial(Faulty, signal.pause), on_wait=on_wait)
+    pool.reset([10, 20], _BOTH)
+    pool.step(_ACTIONS)
+    hanging = len(calls)
+    with pytest.raises(KeyboardInterrupt):
+        pool.step(_ACTIONS)
+    assert not multiprocessing.active_children()
 
 
 class Deaf(Counter):

@@ -13,6 +13,9 @@ _EPISODES = flags.DEFINE_integer("episodes", 50, "Number of episodes.", lower_bo
 _ENVS = flags.DEFINE_integer(
     "envs", 0, "Environments side by side; 0: twice the processors.", lower_bound=0
 )
+_ENV_TIMEOUT = flags.DEFINE_integer(
+    "env_timeout", 60, "Seconds for an environment to start, reset or execute a chunk.", 1
+)
 _SEED = flags.DEFINE_integer(
     "seed", None, "Seed of the episodes; by default the seed of the run.", lower_bound=0
 )
@@ -44,6 +47,7 @@ def main(argv: list[str]) -> None:
             num_episodes=_EPISODES.value,
             num_envs=_ENVS.value,
             seed=seed,
+            env_timeout=_ENV_TIMEOUT.value,
         )
         with contextlib.closing(evaluator):
             episodes = evaluator.evaluate(run.agent, run.state)
@@ -57,6 +61,7 @@ def main(argv: list[str]) -> None:
                 num_episodes=_VIDEO_EPISODES.value,
                 seed=seed,
                 env_module=env_module,
+                env_timeout=_ENV_TIMEOUT.value,
             )
             print("Films:", *videos, sep="\n  ")
 

@@ -22,6 +22,7 @@ from qam_jax.agents.bc import behavior_config
 from qam_jax.files import DamagedError, flush_to_disk, read_json, write_json
 from qam_jax.runs import hosts
 from qam_jax.runs.folder import read_config, read_metadata
+from qam_jax.runs.metrics import read_csv, score
 from qam_jax.types import Array
 
 _logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ class Checkpoints:
 
     A checkpoint holds the agent's state, the metrics since their last row, and `progress`: as JSON,
     whatever else it takes to continue. It takes its name, the step, once it is on the disk with a
-    checksum of each file. Orbax's own manager does not serve: a damaged file would stop it.
+    checksum of each file. It is written before its evaluation: its score is the row of `eval.csv`
+    that `progress["evaluation"]` names, if it names one. Orbax's own manager does not serve: a
+    damaged file would stop it.
 
     Several processes that train together all call the same methods; each writes a part of the
     arrays, process 0 everything else.
@@ -98,42 +101,47 @@ class Checkpoints:
         state: AgentState,
         sums: chex.ArrayTree,
         progress: dict[str, Any],
-        score: float | None = None,
         milestone: bool = False,
     ) -> None:
-        """Starts to write a checkpoint.
-
-        A run that was stopped during an evaluation has a checkpoint of that step already. It gives
-        way only to a milestone, or to a checkpoint with a score.
+        """Starts to write a checkpoint. One of the same step gives way only to a milestone.
 
         Args:
           step: step of the run.
           state: the agent's state, on the devices of all processes.
           sums: metrics since their last row.
           progress: anything else, for JSON.
-          score: the higher, the better; None if unknown.
           milestone: whether the checkpoint is kept for good.
 
         Raises:
           OSError: if this checkpoint or the one before cannot be written. Older ones remain.
         """
-        if step in self._merits and score is None and not milestone:
+        if step in self._merits and self._merits[step].milestone >= milestone:
             return
         self.wait()
         items = jax.device_get((state, sums))
         self._check_space(step, items)
-        merit = _Merit(-math.inf if score is None else score, milestone)
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(state if hosts.several() else items[0]),
             tally=ocp.args.StandardSave(items[1]),
-            progress=ocp.args.JsonSave({**progress, **merit._asdict()}),
+            progress=ocp.args.JsonSave({**progress, "milestone": milestone}),
         )
         try:
             self._orbax.save(self.folder / f"{step}{_PART}", args=arguments, force=True)
         except Exception as error:
             raise self._failed(step, error) from error
-        self._merits[step] = merit
+        self._merits[step] = _Merit(-math.inf, milestone)
         self._writing = step, self._thread.submit(self._finish, step)
+
+    def has_score(self, step: int) -> bool:
+        """Whether the score of a checkpoint is known."""
+        return self._merits[step].score > -math.inf
+
+    def set_score(self, step: int, value: float) -> None:
+        """Ranks a checkpoint, if there is one of this step, by the row of its evaluation."""
+        self.wait()
+        if step in self._merits:
+            self._merits[step] = self._merits[step]._replace(score=value)
+            self._remove_outdated()
 
     def wait(self) -> None:
         """Waits until everything is on disk; raises OSError if it cannot be written."""
@@ -216,26 +224,30 @@ class Checkpoints:
 
     def _read_merits(self) -> dict[int, _Merit]:
         paths = [path for path in self.folder.glob("*") if path.name.isdigit()]
-        return {int(path.name): _read_merit(path) for path in paths}
+        rows = read_csv(self.folder.parent / "eval.csv")
+        scores = {int(row["step"]): score(row) for row in rows}
+        return {int(path.name): _read_merit(path, scores) for path in paths}
 
     def _finish(self, step: int) -> None:
         """Gives a checkpoint its name once it is on the disk, then removes those it replaces."""
         self._orbax.wait_until_finished()
-        milestones = [each for each, merit in self._merits.items() if merit.milestone]
-        kept = {*self.steps[-self._keep :], self.best_step, *milestones}
-        outdated = [each for each in self.steps if each not in kept]
         if hosts.is_first():
             part, folder = self.folder / f"{step}{_PART}", self.folder / str(step)
             write_json(part / _CHECKSUMS, _checksums(part))
             for path in (*part.rglob("*"), part):
                 flush_to_disk(path)
-            shutil.rmtree(folder, ignore_errors=True)  # of the same step, without a score
+            shutil.rmtree(folder, ignore_errors=True)  # of the same step, no milestone
             part.rename(folder)
             flush_to_disk(self.folder)
-            for old in outdated:
-                shutil.rmtree(self.folder / str(old))
-        for old in outdated:
+        self._remove_outdated()
+
+    def _remove_outdated(self) -> None:
+        milestones = [each for each, merit in self._merits.items() if merit.milestone]
+        kept = {*self.steps[-self._keep :], self.best_step, *milestones}
+        for old in set(self.steps) - kept:
             del self._merits[old]
+            if hosts.is_first():
+                shutil.rmtree(self.folder / str(old))
 
     def _read(self, step: int, **items: Any) -> Any:
         """Reads `progress` and other items, after a check of the checkpoint's files."""
@@ -343,12 +355,16 @@ def _restore_like(tree: chex.ArrayTree) -> ocp.args.StandardRestore:
     return ocp.args.StandardRestore(jax.device_get(tree) if hosts.several() else tree)
 
 
-def _read_merit(folder: Path) -> _Merit:
-    """Reads why a checkpoint is kept; one that cannot tell is kept for good."""
+def _read_merit(folder: Path, scores: dict[int, float]) -> _Merit:
+    """Reads why a checkpoint is kept; one that cannot tell is kept for good.
+
+    Scores are given by the step of the evaluation; checkpoints of earlier versions hold their own.
+    """
     earlier = folder / "metrics" / "metrics"  # of runs before checkpoints had checksums
     try:
         saved = read_json(earlier if earlier.exists() else folder / "progress" / "metadata")
-        return _Merit(float(saved["score"]), bool(saved["milestone"]))
+        own = saved["score"] if "score" in saved else scores.get(saved["evaluation"], -math.inf)
+        return _Merit(float(own), bool(saved["milestone"]))
     except (OSError, ValueError, LookupError, TypeError):
         return _Merit(-math.inf, milestone=True)
 

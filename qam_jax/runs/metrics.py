@@ -83,6 +83,15 @@ def read_csv(path: Path) -> list[dict[str, float]]:
     ]
 
 
+def score(row: Mapping[str, float]) -> float:
+    """Returns what checkpoints are ranked by: success rate of an evaluation, or else mean return.
+
+    The row is one of `eval.csv`.
+    """
+    success = row.get("success", math.nan)
+    return row["return"] if math.isnan(success) else success
+
+
 def write_csv(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, float]]) -> None:
     """Writes a file of metrics; a missing value or nan is left empty."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:

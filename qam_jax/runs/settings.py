@@ -113,7 +113,17 @@ class RunSettings(DataSettings):
     eval_envs: int = _free(
         0, "Environments evaluated side by side; 0: twice the processors.", 0, 10**4
     )
+    strict_evaluation: bool = _free(
+        False, "Stop where an evaluation fails; else that is said and counted, and the run goes on."
+    )
     max_env_crashes: int = _free(10, "Crashes of environments that a run endures.", 0, 10**6)
+    env_timeout: int = _free(
+        60,
+        "Seconds in which an environment has to start, to reset, or to execute a chunk of actions; "
+        "more count as a crash.",
+        1,
+        10**6,
+    )
     video_episodes: int = _free(
         0, "Episodes filmed at the end of the run.", 0, 10**4, inherited=False
     )

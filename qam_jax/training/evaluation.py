@@ -19,6 +19,7 @@ import scipy
 
 from qam_jax.agents import Agent, AgentState
 from qam_jax.envs import (
+    EnvFailure,
     EnvPool,
     EnvsRestarted,
     find_render_backend,
@@ -92,13 +93,7 @@ def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
     return bind
 
 
-def run_episodes(
-    policy: Policy,
-    envs: EnvPool,
-    num_episodes: int,
-    seed: int,
-    on_step: Callable[[], None] = lambda: None,
-) -> list[Episode]:
+def run_episodes(policy: Policy, envs: EnvPool, num_episodes: int, seed: int) -> list[Episode]:
     """Runs episodes, each from a seed of its own, and returns them in order.
 
     The policy is called once for all environments, and only when their chunks are used up.
@@ -109,7 +104,6 @@ def run_episodes(
       envs: the environments; their earlier episodes are dropped.
       num_episodes: at least the number of environments.
       seed: episode e starts from `episode_seed(seed, e)`.
-      on_step: called before each step of the environments; may raise to end the evaluation.
 
     Raises:
       ValueError: if there are more environments than episodes.
@@ -122,7 +116,7 @@ def run_episodes(
     finished: dict[int, Episode] = {}
     while len(finished) < num_episodes:
         with contextlib.suppress(EnvsRestarted):  # what was in progress starts again
-            _run(policy, envs, num_episodes, seed, on_step, finished)
+            _run(policy, envs, num_episodes, seed, finished)
     return [finished[episode] for episode in range(num_episodes)]
 
 
@@ -131,7 +125,6 @@ def _run(
     envs: EnvPool,
     num_episodes: int,
     seed: int,
-    on_step: Callable[[], None],
     finished: dict[int, Episode],
 ) -> None:
     """Runs the episodes that are not among the finished ones yet, and adds them."""
@@ -148,7 +141,6 @@ def _run(
             mask = np.isin(np.arange(envs.num_envs), idle)
             observations, _ = envs.reset(env_seeds, mask)
         actions = policy(observations, np.maximum(episodes, 0), chunks)
-        on_step()
         observations, _, terminated, truncated, info = envs.step(actions)
         chunks += 1
         for env in np.flatnonzero(episodes >= 0).tolist():
@@ -211,12 +203,6 @@ def headline(episodes: list[Episode]) -> str:
     return f"success={summary['success']:.0%}"
 
 
-def score(episodes: list[Episode]) -> float:
-    """Returns the score that checkpoints are ranked by: success rate, or else mean return."""
-    summary = summarize(episodes)
-    return summary["return"] if math.isnan(summary["success"]) else summary["success"]
-
-
 @dataclasses.dataclass(eq=False)
 class Evaluator:
     """Evaluates agents on one environment, in processes that it starts once and keeps.
@@ -231,13 +217,34 @@ class Evaluator:
     seed: int = 0  # of episodes and of the policy's noise, where `evaluate` is given none
     env_module: str = ""  # see `qam_jax.envs.make_env`
     max_crashes: int = 10  # crashes of the environments to survive, over all evaluations
-    on_step: Callable[[], None] = lambda: None  # called before each step; may raise to end it
+    env_timeout: float = 60.0  # seconds, see `EnvPool`
+    on_wait: Callable[[], None] = lambda: None  # may raise to end an evaluation, see `EnvPool`
 
     def __post_init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._busy, self._closed = threading.Lock(), threading.Event()
         self._envs: EnvPool | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
+
+    def check(self, agent: Agent, state: AgentState) -> None:
+        """Starts the environments, resets them, and executes one chunk of the agent's actions.
+
+        Raises:
+          EnvFailure: if an environment cannot be made, or at its first crash.
+        """
+        with self._busy:
+            envs, policy = self._prepare(agent, state, self.seed)
+            count = envs.num_envs
+            try:
+                observations, _ = envs.reset(list(range(count)), np.ones(count, bool))
+                envs.step(policy(observations, np.arange(count), np.zeros(count, int)))
+            except EnvsRestarted as reason:
+                raise EnvFailure(
+                    f"the environment {self.env_name!r} fails when it is reset and stepped "
+                    f"once, before training: {reason}. By gymnasium's rules reset() returns "
+                    "(observation, info), and step(action) returns (observation, reward, "
+                    "terminated, truncated, info)."
+                ) from None
 
     def evaluate(self, agent: Agent, state: AgentState, seed: int | None = None) -> list[Episode]:
         """Runs the episodes of a seed with the agent's policy.
@@ -246,16 +253,23 @@ class Evaluator:
           EnvFailure: if the environments cannot be made or crash too often.
         """
         with self._busy:  # one at a time in these environments
-            if self._envs is None:
-                env_fn = partial(make_env, self.env_name, self.env_module)
-                count = min(self.num_envs or 2 * num_usable_cpus(), self.num_episodes)
-                chunk_length = state.action_shape[0]
-                self._envs = EnvPool(env_fn, chunk_length, count, max_crashes=self.max_crashes)
-            if agent not in self._bind_policies:
-                self._bind_policies[agent] = make_policy(agent)
             seed = self.seed if seed is None else seed
-            policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
-            return run_episodes(policy, self._envs, self.num_episodes, seed, self._before_step)
+            envs, policy = self._prepare(agent, state, seed)
+            return run_episodes(policy, envs, self.num_episodes, seed)
+
+    def _prepare(self, agent: Agent, state: AgentState, seed: int) -> tuple[EnvPool, Policy]:
+        if self._envs is None:
+            self._envs = EnvPool(
+                partial(make_env, self.env_name, self.env_module),
+                state.action_shape[0],
+                min(self.num_envs or 2 * num_usable_cpus(), self.num_episodes),
+                max_crashes=self.max_crashes,
+                timeout=self.env_timeout,
+                on_wait=self._on_wait,
+            )
+        if agent not in self._bind_policies:
+            self._bind_policies[agent] = make_policy(agent)
+        return self._envs, self._bind_policies[agent](state, split_seed(seed).evaluation)
 
     def start(
         self, agent: Agent, state: AgentState, seed: int | None = None
@@ -263,10 +277,10 @@ class Evaluator:
         """Calls `evaluate` in a thread, after the evaluations that were started before."""
         return self._thread.submit(self.evaluate, agent, state, seed)
 
-    def _before_step(self) -> None:
+    def _on_wait(self) -> None:
         if self._closed.is_set():
             raise concurrent.futures.CancelledError
-        self.on_step()
+        self.on_wait()
 
     def close(self) -> None:
         """Ends the environments' processes and the evaluations in them."""
@@ -274,6 +288,15 @@ class Evaluator:
         self._thread.shutdown(cancel_futures=True)
         if self._envs is not None:
             self._envs.close()
+
+
+def check_films(env_name: str, env_module: str = "", env_timeout: float = 60.0) -> None:
+    """Renders one frame of an environment. Raises as `film_episodes`."""
+    with contextlib.closing(_film_pool(env_name, Path(), env_module, 1, env_timeout)) as envs:
+        try:
+            envs.reset([0], np.ones(1, bool))
+        except EnvsRestarted as reason:
+            raise EnvFailure(f"no film can be made of {env_name!r}: {reason}.") from None
 
 
 def film_episodes(
@@ -285,6 +308,7 @@ def film_episodes(
     num_episodes: int,
     seed: int,
     env_module: str = "",
+    env_timeout: float = 60.0,
 ) -> list[Path]:
     """Films the first episodes of an evaluation with the same seed; returns the films' paths.
 
@@ -292,14 +316,21 @@ def film_episodes(
       OSError: if this machine cannot render; says what to install.
       EnvFailure: if the environment cannot be filmed, or crashes again and again.
     """
+    envs = _film_pool(env_name, folder, env_module, state.action_shape[0], env_timeout)
+    with contextlib.closing(envs):
+        policy = make_policy(agent)(state, split_seed(seed).evaluation)
+        run_episodes(policy, envs, num_episodes, seed)
+    return [folder / f"episode_{episode_seed(seed, e)}.mp4" for e in range(num_episodes)]
+
+
+def _film_pool(
+    env_name: str, folder: Path, env_module: str, horizon_length: int, env_timeout: float
+) -> EnvPool:
     try:  # read by MuJoCo when the environment's process starts
         os.environ["MUJOCO_GL"] = find_render_backend()
     except OSError:
         if is_ogbench(env_name):
             raise  # others may do without MuJoCo
     env_fn = partial(make_film_env, env_name, folder, env_module)
-    envs = EnvPool(env_fn, state.action_shape[0], 1, max_crashes=_MAX_FILM_CRASHES)
-    with contextlib.closing(envs):
-        policy = make_policy(agent)(state, split_seed(seed).evaluation)
-        run_episodes(policy, envs, num_episodes, seed)
-    return [folder / f"episode_{episode_seed(seed, e)}.mp4" for e in range(num_episodes)]
+    crashes = _MAX_FILM_CRASHES
+    return EnvPool(env_fn, horizon_length, 1, max_crashes=crashes, timeout=env_timeout)

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict, config_flags
 
 from qam_jax.agents import get_config
 from qam_jax.data.download import MIRRORS
-from qam_jax.envs import find_render_backend
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings, from_flags
 from qam_jax.training.devices import keep_programs
@@ -23,8 +22,6 @@ _logger = logging.getLogger(__name__)
 def launch(settings: RunSettings, config: ConfigDict) -> list[RunResult]:
     """Trains the runs of the settings, or continues to, as the entry points do."""
     keep_programs(settings.compilation_cache_dir)
-    if settings.video_episodes:
-        find_render_backend()  # fails now rather than at the end of the run
     return train_seeds(settings, config)
 
 

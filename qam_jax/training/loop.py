@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from qam_jax.agents import AgentState
+from qam_jax.envs import EnvFailure
 from qam_jax.runs import hosts
+from qam_jax.runs.metrics import score
 from qam_jax.runs.stopping import Stopped, StopRequest
 from qam_jax.training.devices import Layout
-from qam_jax.training.evaluation import Episode, headline, score, summarize
-from qam_jax.training.run import Plan, Row, Run, Snapshot
+from qam_jax.training.evaluation import Episode, headline, summarize
+from qam_jax.training.run import Plan, Run, Snapshot
 from qam_jax.training.update import MetricSums, averages, empty_sums
 from qam_jax.types import TransitionDataset
 
@@ -39,6 +41,10 @@ class Stage:
         self._dataset: TransitionDataset | None = None  # the last one that the source gave,
         self._shared: TransitionDataset | None = None  # and its copy on the devices
 
+    def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
+        """Compiles the program of the updates, by making none; arguments as `advance`."""
+        raise NotImplementedError
+
     def advance(
         self, state: AgentState, sums: MetricSums, limits: list[int]
     ) -> tuple[AgentState, MetricSums]:
@@ -54,6 +60,7 @@ class Stage:
 
         Raises:
           NotFiniteError: if training went wrong.
+          Stopped, EnvFailure: from the environments, before anything has changed.
         """
         raise NotImplementedError
 
@@ -80,7 +87,8 @@ def run_stage(stage: Stage, stop: StopRequest, until: int) -> None:
     """Takes the runs of a stage from where they are to a later place.
 
     Rows, evaluations and checkpoints are due at multiples of their intervals and at the end. A
-    round of the online stage may pass a step that was due: they keep that step's number.
+    round of the online stage may pass a step that was due: they keep that step's number. The
+    checkpoint of a row is saved before its evaluation.
 
     Args:
       stage: the stage.
@@ -89,51 +97,73 @@ def run_stage(stage: Stage, stop: StopRequest, until: int) -> None:
 
     Raises:
       Stopped: if it was asked to stop; checkpoints have been saved.
+      EnvFailure: if environments crash too often; checkpoints have been saved.
       NotFiniteError: if training went wrong.
     """
-    runs, layout, interval = stage.runs, stage.layout, stage.runs[0].settings.log_interval
-    last_limit = until if stage.overlaps else stage.end
-    state, sums = layout.join([(run.state, run.sums) for run in runs])
+    runs, layout = stage.runs, stage.layout
+    trees = layout.join([(run.state, run.sums) for run in runs])
     for run in runs:
         del run.state, run.sums
+    if any(run.place < until for run in runs):
+        trees = jax.block_until_ready(stage.compile(*trees))
+    with stop.deferred():
+        trees = _run(stage, stop, until, trees)
+        for run in runs:
+            run.checkpoints.wait()  # after this a signal may end the process at once
+    for index, run in enumerate(runs):
+        run.state, run.sums = layout.local(layout.pick(trees, index))
+
+
+def _run(
+    stage: Stage, stop: StopRequest, until: int, trees: tuple[AgentState, MetricSums]
+) -> tuple[AgentState, MetricSums]:
+    """Makes the updates of `run_stage` from stacked states and sums, and returns the new ones."""
+    (state, sums), runs, layout = trees, stage.runs, stage.layout
+    interval, last_limit = runs[0].settings.log_interval, until if stage.overlaps else stage.end
     starts = [(time.perf_counter(), run.step) for run in runs]  # of the updates of a row
 
     def snapshot(index: int) -> Snapshot:
         run = runs[index]
         return Snapshot(*layout.pick((state, sums), index), run.step, run.reported)
 
-    with _progress_bar(stage) as bar:
-        while True:
-            now, dues = time.perf_counter(), [_last_due(stage, run.step, interval) for run in runs]
-            try:
-                for index, (run, due) in enumerate(zip(runs, dues, strict=True)):
-                    if due > run.reported:
-                        began, first = starts[index]
-                        _report(
-                            stage, run, snapshot(index), due, (run.step - first) / (now - began)
-                        )
-                        sums = layout.put(sums, index, empty_sums(sums.sums))
-                        starts[index] = time.perf_counter(), run.step
-                    if run.pending and run.pending[1].done():
-                        _finish_evaluation(stage, run)
-                _check_stop(stop)
-            except Stopped:
+    try:
+        with _progress_bar(stage) as bar:
+            while True:
+                now = time.perf_counter()
+                dues = [_last_due(stage, run.step, interval) for run in runs]
+                new = [index for index, run in enumerate(runs) if dues[index] > run.reported]
+                for index in new:
+                    run, (began, first) = runs[index], starts[index]
+                    speed = (run.step - first) / (now - began)
+                    saves = _report(stage, run, snapshot(index).sums, dues[index], speed)
+                    sums = layout.put(sums, index, empty_sums(sums.sums))
+                    if saves:
+                        _save(stage, run, snapshot(index))
                 for index, run in enumerate(runs):
-                    _save(stage, run, run.pending[0].before if run.pending else snapshot(index))
-                raise
-            bar.n = min(run.step for run in runs) - stage.start
-            bar.set_postfix_str(", ".join(headline(run.episodes) for run in runs if run.episodes))
-            if all(run.place >= until for run in runs):
-                break
-            # A run that is a row ahead of the others waits for them.
-            limits = [
-                min(last_limit, due + interval) if due == min(dues) else run.step
-                for run, due in zip(runs, dues, strict=True)
-            ]
-            stage.brief = any(run.pending for run in runs)
-            state, sums = stage.advance(state, sums, limits)
-    for index, run in enumerate(runs):
-        run.state, run.sums = layout.local(layout.pick((state, sums), index))
+                    if run.owed and not run.pending:
+                        _evaluate(stage, run, snapshot(index))
+                    elif run.pending and run.pending[1].done():
+                        _finish_evaluation(run)
+                for index in new:
+                    starts[index] = time.perf_counter(), runs[index].step
+                _check_stop(stop)
+                bar.n = min(run.step for run in runs) - stage.start
+                episodes = [run.episodes for run in runs if run.episodes]
+                bar.set_postfix_str(", ".join(map(headline, episodes)))
+                if all(run.place >= until for run in runs):
+                    return state, sums
+                # A run that is a row ahead of the others waits for them.
+                limits = [
+                    min(last_limit, due + interval) if due == min(dues) else run.step
+                    for run, due in zip(runs, dues, strict=True)
+                ]
+                stage.brief = any(run.pending for run in runs)
+                state, sums = stage.advance(state, sums, limits)
+    except (Stopped, EnvFailure) as error:
+        if isinstance(error, Stopped) or not hosts.several():  # the others have another error
+            for index, run in enumerate(runs):
+                _save(stage, run, run.pending[0] if run.pending else snapshot(index))
+        raise
 
 
 def _progress_bar(stage: Stage) -> tqdm:
@@ -163,50 +193,57 @@ def _last_due(stage: Stage, step: int, interval: int) -> int:
     return stage.end if step >= stage.end else step - step % interval
 
 
-def _report(stage: Stage, run: Run, now: Snapshot, due: int, speed: float) -> None:
-    """Writes a run's row of metrics of step `due`, evaluates and saves if that is due too."""
+def _report(stage: Stage, run: Run, sums: MetricSums, due: int, speed: float) -> bool:
+    """Writes a run's row of metrics of step `due`; returns whether a checkpoint is to follow."""
     settings = run.settings
-    metrics = {**averages(now.sums), **stage.metrics(run), f"{stage.unit}s_per_second": speed}
+    metrics = {**averages(sums), **stage.metrics(run), f"{stage.unit}s_per_second": speed}
+    if run.failed_evaluations:
+        metrics["failed_evaluations"] = run.failed_evaluations
     run.write("train", due, metrics)
     eval_due = _last_due(stage, due, settings.eval_interval)
     evaluates = bool(settings.env_name) and eval_due > run.reported
     saves = _last_due(stage, due, settings.save_interval) > run.reported
     if evaluates or saves:
-        _finish_evaluation(stage, run)
-    overlaps = settings.overlap_evaluation and stage.overlaps and due < stage.end
-    if evaluates and overlaps and not hosts.several():
-        state, sums = jax.tree.map(jnp.copy, (now.state, now.sums))  # which are donated
-        before = now._replace(state=state, sums=sums)
-        evaluation = run.start_evaluation(stage.agent, state)
-        run.pending = Row(before, due, eval_due, saves), evaluation
-    else:
-        episodes = run.evaluate(stage.agent, stage.layout.local(now.state)) if evaluates else []
-        _conclude(stage, run, Row(now, due, eval_due, saves), episodes)
+        _finish_evaluation(run)
+    if evaluates:
+        run.owed = eval_due
     run.reported = due
+    return saves
 
 
-def _finish_evaluation(stage: Stage, run: Run) -> None:
+def _evaluate(stage: Stage, run: Run, now: Snapshot) -> None:
+    """Makes the evaluation that is due, or starts it beside training."""
+    overlaps = run.settings.overlap_evaluation and stage.overlaps and run.reported < stage.end
+    if overlaps and not hosts.several():
+        state, sums = jax.tree.map(jnp.copy, (now.state, now.sums))  # which are donated
+        copy = now._replace(state=state, sums=sums)
+        run.pending = copy, run.start_evaluation(stage.agent, state)
+    else:
+        _conclude(run, now, run.evaluate(stage.agent, stage.layout.local(now.state)))
+
+
+def _finish_evaluation(run: Run) -> None:
     """Waits for the evaluation that is at work, if there is one."""
     if run.pending is not None:
-        row, evaluation = run.pending
-        episodes = evaluation.result()
+        evaluated, evaluation = run.pending
+        episodes = run.result_of(evaluation.result)
         run.pending = None
-        _conclude(stage, run, row, episodes)
+        _conclude(run, evaluated, episodes)
 
 
-def _conclude(stage: Stage, run: Run, row: Row, episodes: list[Episode]) -> None:
-    """Writes the results of an evaluation, if there was one, and the checkpoint that is due."""
+def _conclude(run: Run, evaluated: Snapshot, episodes: list[Episode]) -> None:
+    """Writes the results of an evaluation; there are no episodes if it failed."""
+    assert run.owed is not None
     if episodes:
-        run.episodes = episodes
-        run.write("eval", row.eval_due, summarize(episodes))
-    if row.saves:
-        before = row.before
-        after = before._replace(sums=empty_sums(before.sums.sums), reported=row.due)
-        _save(stage, run, after, score(episodes) if episodes else None)
+        summary = summarize(episodes)
+        run.write("eval", run.owed, summary)
+        run.checkpoints.set_score(evaluated.step, score(summary))
+    run.episodes, run.owed = episodes, None
 
 
-def _save(stage: Stage, run: Run, at: Snapshot, score: float | None = None) -> None:
+def _save(stage: Stage, run: Run, at: Snapshot) -> None:
     progress = {"stage": stage.name, "stage_start": stage.start, "step": at.step}
-    progress |= {"reported": at.reported, **stage.save(run)}
+    progress |= {"reported": at.reported, "evaluation": run.owed}
+    progress |= {"failed_evaluations": run.failed_evaluations, **stage.save(run)}
     milestone = at.reported == stage.end
-    run.checkpoints.save(at.step, at.state, at.sums, progress, score, milestone=milestone)
+    run.checkpoints.save(at.step, at.state, at.sums, progress, milestone)

@@ -34,6 +34,10 @@ class OfflineStage(Stage):
         keys = layout.join([run.batch_key for run in runs])
         self._block = UpdateBlock(self.agent, keys, layout.map(sample, in_axes=(None, 0)), layout)
 
+    def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
+        """Compiles the program of the updates, by making none."""
+        return self._block(state, sums, self.dataset(self.runs[0].step), [0] * len(self.runs))
+
     def advance(
         self, state: AgentState, sums: MetricSums, limits: list[int]
     ) -> tuple[AgentState, MetricSums]:

@@ -42,6 +42,7 @@ class OnlineStage(Stage):
                 sample_actions=lambda chosen, *rest: sample_actions(choose(*chosen), *rest)
             )
         )
+        self._before: dict[Run, dict[str, Any]] = {}  # episodes before the round in progress
         self._threads = concurrent.futures.ThreadPoolExecutor(len(runs))
         sample_from = sample_balanced if self._settings.balanced_sampling else sample_mixed
 
@@ -55,6 +56,10 @@ class OnlineStage(Stage):
         keys = layout.join([run.batch_key for run in runs])
         self._block = UpdateBlock(self.agent, keys, sample, layout)
 
+    def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
+        """Compiles the program of the updates, by making none."""
+        return self._block(state, sums, self._data(), [0] * len(self.runs))
+
     def advance(
         self, state: AgentState, sums: MetricSums, limits: list[int]
     ) -> tuple[AgentState, MetricSums]:
@@ -64,17 +69,21 @@ class OnlineStage(Stage):
         policies = [self._policy(index, state, sums) for index in going]
         acting = [self.runs[index] for index in going]
         map_runs = self._threads.map if len(acting) > 1 else map  # a single run needs no thread
+        self._before = {run: self._episodes(run) for run in self.runs}
         gathered = hosts.from_first(lambda: list(map_runs(_gather, acting, policies)))
+        self._before = {}
         for run, experience in zip(acting, gathered, strict=True):
             self._store(run, experience)
         after = [run.step for run in self.runs]
         counts = [self._num_updates(*steps) for steps in zip(before, after, strict=True)]
         if any(counts):
-            data = [(self.dataset(run.step), run.replay.buffer) for run in self.runs]
-            state, sums = self._block(state, sums, data, counts)
+            state, sums = self._block(state, sums, self._data(), counts)
         if any(after[index] >= limits[index] for index in going):  # before anything is logged
             check_finite(sums, state.params, self.layout)
         return state, sums
+
+    def _data(self) -> list[tuple[TransitionDataset, ReplayBuffer]]:
+        return [(self.dataset(run.step), run.replay.buffer) for run in self.runs]
 
     def _store(self, run: Run, experience: Experience) -> None:
         run.replay.add(experience.transitions, experience.episodes, self._round_length)
@@ -114,10 +123,16 @@ class OnlineStage(Stage):
         return {**super().metrics(run), **own}
 
     def save(self, run: Run) -> dict[str, Any]:
-        """Saves the experience; returns what else a checkpoint needs."""
+        """Saves the experience; returns what else a checkpoint needs.
+
+        Amid a round that was given up, that is what there was before it.
+        """
         run.replay.save()
-        episodes = run.collector.save() if run.collector is not None else {}
+        episodes = self._before.get(run) or self._episodes(run)
         return {"transitions": run.replay.num_added, **episodes}
+
+    def _episodes(self, run: Run) -> dict[str, Any]:
+        return run.collector.save() if run.collector is not None else {}
 
     def close(self) -> None:
         """Ends the threads that act."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from qam_jax.runs.checkpoints import Checkpoints, SavedRun, init_state, load_run
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
 from qam_jax.runs.settings import RunSettings, resolved
+from qam_jax.runs.stopping import StopRequest
 from qam_jax.training.collector import Collector
 from qam_jax.training.evaluation import Episode, Evaluator, split_seed
 from qam_jax.training.update import MetricSums, empty_sums, metric_names
@@ -43,6 +44,7 @@ class Plan:
     source: DataSource
     dims: tuple[int, int]  # (O, A)
     evaluator: Evaluator | None  # None without an environment
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     @property
     def stages(self) -> dict[str, range]:
@@ -82,15 +84,6 @@ class Snapshot(NamedTuple):
     reported: int  # step of the last row
 
 
-class Row(NamedTuple):
-    """A row of metrics that an evaluation or a checkpoint belongs to."""
-
-    before: Snapshot  # the run before this row
-    due: int  # step of the row
-    eval_due: int  # step of the evaluation
-    saves: bool  # whether a checkpoint follows
-
-
 class Run:
     """One run: where it stands, and what it leaves in its folder."""
 
@@ -106,8 +99,10 @@ class Run:
         self.sums: MetricSums  # of metrics since the last row, while no stage is at work
         self.replay: Replay  # experience, in the online stage
         self.collector: Collector | None = None  # acts in the online stage; in process 0 alone
+        self.owed: int | None = None  # step of an evaluation that is due, until it is done
+        self.pending: tuple[Snapshot, Future[list[Episode]]] | None = None  # it goes on meanwhile
         self.episodes: list[Episode] = []  # of the last evaluation of this process
-        self.pending: tuple[Row, Future[list[Episode]]] | None = None  # its evaluation goes on
+        self.failed_evaluations = 0
 
     def close(self) -> None:
         """Ends its environments and closes its files."""
@@ -169,6 +164,9 @@ class Run:
         saved = self.checkpoints.read_progress(step)
         self._check_continuation(saved)
         self.stage, self.step, self.reported = saved["stage"], saved["step"], saved["reported"]
+        owed = saved.get("evaluation")  # earlier versions saved after it
+        self.owed = None if self.checkpoints.has_score(step) else owed
+        self.failed_evaluations = saved.get("failed_evaluations", 0)
         state = self._init_state(self._plan.algorithm(self.stage)[0])
         sums = self._plan.empty_sums(self.stage, state)
         self.state, self.sums = self.checkpoints.restore(step, state, sums)
@@ -201,9 +199,14 @@ class Run:
         episodes = self.replay.load(saved["transitions"], saved["episodes"]) if saved else {}
         if not hosts.is_first():
             return
-        env_fn = functools.partial(make_env, settings.env_name, settings.env_module)
-        crashes = settings.max_env_crashes
-        pool = EnvPool(env_fn, chunk_length, settings.num_envs, max_crashes=crashes)
+        pool = EnvPool(
+            functools.partial(make_env, settings.env_name, settings.env_module),
+            chunk_length,
+            settings.num_envs,
+            max_crashes=settings.max_env_crashes,
+            timeout=settings.env_timeout,
+            on_wait=self._plan.stop.check,
+        )
         self.collector = Collector(pool, settings.seed, sparse=settings.sparse)
         if saved:
             self.collector.restore(saved, episodes)
@@ -249,15 +252,33 @@ class Run:
             self.log.write(kind, step, metrics)
 
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the evaluation's episodes, in process 0 for all."""
+        """Runs the evaluation's episodes, in process 0 for all; none if it fails."""
         evaluator, seed = self._plan.evaluator, self.settings.seed
         assert evaluator is not None
-        return hosts.from_first(lambda: evaluator.evaluate(agent, state, seed))
+        return hosts.from_first(
+            lambda: self.result_of(lambda: evaluator.evaluate(agent, state, seed))
+        )
 
     def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
-        """Starts an evaluation beside training, by a single process."""
+        """Starts an evaluation beside training, by a single process; see `result_of`."""
         assert self._plan.evaluator is not None
         return self._plan.evaluator.start(agent, state, self.settings.seed)
+
+    def result_of(self, evaluation: Callable[[], list[Episode]]) -> list[Episode]:
+        """Returns the episodes of an evaluation; none if it fails, which is logged and counted."""
+        try:
+            return evaluation()
+        except Exception as error:
+            if self.settings.strict_evaluation:
+                raise
+            self.failed_evaluations += 1
+            _logger.debug("Details of the evaluation's error:", exc_info=True)
+            _logger.warning(
+                "The evaluation of step %d failed; %d so far did. The run goes on without it "
+                "(--strict_evaluation stops it). The reason: %s",
+                self.owed or self.step, self.failed_evaluations, error,
+            )  # fmt: skip
+            return []
 
 
 def inherited_settings(run: str, step: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from qam_jax.runs.lock import lock_folder
 from qam_jax.runs.settings import RunSettings, check_settings, resolved
 from qam_jax.runs.stopping import StopRequest, stop_signals
 from qam_jax.training.devices import Layout
-from qam_jax.training.evaluation import Episode, Evaluator
+from qam_jax.training.evaluation import Episode, Evaluator, check_films
 from qam_jax.training.loop import run_stage
 from qam_jax.training.offline import OfflineStage
 from qam_jax.training.online import OnlineStage
@@ -74,6 +74,7 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     Raises:
       ValueError: if settings, config, environment, data or run folder do not fit together, or
         training goes wrong.
+      EnvFailure: if the environment does not run, or crashes too often.
       OSError: if a run's folder cannot be written to, another process is at work in it, or one
         of the processes that train together has failed.
       Stopped: if a signal asked the runs to stop; the same call continues them.
@@ -89,7 +90,8 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     with ExitStack() as stack:
         folders = _claim_folders(each, agent_config, stack)
         source = stack.enter_context(closing(_open_source(settings, env)))
-        stop = stack.enter_context(stop_signals())
+        # Several processes have to stop together.
+        stop = stack.enter_context(stop_signals(at_once=not hosts.several()))
         checkpoints = [
             stack.enter_context(closing(Checkpoints(folder, settings.keep_checkpoints)))
             for folder in folders
@@ -100,13 +102,14 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         evaluator = _make_evaluator(settings, stop) if settings.env_name else None
         if evaluator:
             stack.enter_context(closing(evaluator))
-        plan = Plan(settings, agent, agent_config, source, dims, evaluator)
+        plan = Plan(settings, agent, agent_config, source, dims, evaluator, stop)
         runs = [
             stack.enter_context(closing(Run(plan, *parts)))
             for parts in zip(each, folders, checkpoints, strict=True)
         ]
         for run in runs:
             run.begin()
+        _check_environment(plan, runs[0])
         _describe_data(plan, runs)
         for run in runs:
             run.record_start()
@@ -121,7 +124,8 @@ def _train(plan: Plan, runs: list[Run], stop: StopRequest) -> None:
     def place(run: Run) -> tuple[int, int]:
         return order.index(run.stage), run.place
 
-    while going := [run for run in runs if run.reported < plan.settings.total_steps]:
+    total = plan.settings.total_steps
+    while going := [run for run in runs if run.reported < total or run.owed]:
         hindmost = min(map(place, going))
         group = [run for run in going if place(run) == hindmost]
         name, seeds = group[0].stage, [run.settings.seed for run in group]
@@ -180,8 +184,21 @@ def _make_evaluator(settings: RunSettings, stop: StopRequest) -> Evaluator:
         num_envs=settings.eval_envs,
         seed=settings.seed,
         max_crashes=settings.max_env_crashes,
-        on_step=stop.check,
+        env_timeout=settings.env_timeout,
+        on_wait=stop.check,
     )
+
+
+def _check_environment(plan: Plan, run: Run) -> None:
+    """Raises EnvFailure, or OSError, if the environment does not run or cannot be filmed."""
+    settings, evaluator = plan.settings, plan.evaluator
+    if evaluator is None:
+        return
+    agent, _ = plan.algorithm(run.stage)
+    hosts.from_first(lambda: evaluator.check(agent, run.state))
+    if settings.video_episodes:
+        names = settings.env_name, settings.env_module
+        hosts.from_first(lambda: check_films(*names, settings.env_timeout))
 
 
 def _describe_data(plan: Plan, runs: list[Run]) -> None:

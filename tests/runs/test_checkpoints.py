@@ -15,6 +15,7 @@ import pytest
 
 from qam_jax.agents import get_config, make_agent
 from qam_jax.runs import checkpoints as module
+from qam_jax.runs import metrics
 from qam_jax.runs.checkpoints import Checkpoints, init_state
 from qam_jax.training.update import MetricSums
 
@@ -28,10 +29,18 @@ def _items():
 
 
 def _saved(folder, steps, scores=None, keep=2):
+    """Saves checkpoints; scores are those of their evaluations, which follow."""
     checkpoints, (state, sums) = Checkpoints(folder, keep), _items()
     for step in steps:
         marked = state.replace(step=jnp.int32(step))
-        checkpoints.save(step, marked, sums, {"stage": "offline"}, (scores or {}).get(step))
+        checkpoints.save(step, marked, sums, {"stage": "offline", "evaluation": step})
+        if value := (scores or {}).get(step):
+            rows = [
+                *metrics.read_csv(folder / "eval.csv"),
+                {"step": step, "success": value, "return": -9.0},
+            ]
+            metrics.write_csv(folder / "eval.csv", rows[-1], rows)
+            checkpoints.set_score(step, metrics.score(rows[-1]))
     checkpoints.close()
     return folder / "checkpoints"
 
@@ -62,15 +71,31 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert Checkpoints(tmp_path).steps == [7, 8]  # of equals the newest
 
 
-def test_a_checkpoint_gives_way_to_one_of_the_same_step_whose_score_is_known(tmp_path):
+def test_a_checkpoint_gives_way_to_a_milestone_of_the_same_step(tmp_path):
     checkpoints, items = Checkpoints(tmp_path), _items()
     checkpoints.save(3, *items, {"stage": "a"})
     checkpoints.save(3, *items, {"stage": "b"})
     assert checkpoints.read_progress(3)["stage"] == "a"
-    checkpoints.save(3, *items, {"stage": "c"}, 0.5)
-    checkpoints.wait()
+    checkpoints.save(3, *items, {"stage": "c"}, milestone=True)
+    checkpoints.save(3, *items, {"stage": "d"}, milestone=True)
     assert checkpoints.read_progress(3)["stage"] == "c"
-    assert checkpoints.best_step == 3
+
+
+def test_the_score_of_a_checkpoint_is_that_of_the_row_that_it_names(tmp_path):
+    _saved(tmp_path, [1, 2, 3], {1: 0.5}, keep=9)
+    metrics.write_csv(tmp_path / "eval.csv", ["step", "return"], [{"step": 2, "return": -4.5}])
+    checkpoints = Checkpoints(tmp_path)
+    assert [checkpoints.has_score(step) for step in (1, 2, 3)] == [False, True, False]
+    assert checkpoints.best_step == 2
+    checkpoints.save(4, *_items(), {"score": 0.7})  # as earlier versions did, after the evaluation
+    checkpoints.set_score(9, 1.0)  # there is no checkpoint of this evaluation
+    checkpoints.close()
+    assert Checkpoints(tmp_path, read_only=True).best_step == 4
+
+
+def test_one_that_is_no_longer_the_best_goes_at_once(tmp_path):
+    _saved(tmp_path, [1, 2, 3], {1: 0.5, 3: 0.6}, keep=1)
+    assert Checkpoints(tmp_path, read_only=True).steps == [3]
 
 
 def test_a_milestone_is_kept(tmp_path):

@@ -160,18 +160,19 @@ def test_crashes_without_end_are_an_error(tmp_path):
         _run(2, env_fn=partial(Crashing, tmp_path, _raise), max_crashes=1)
 
 
-def test_an_evaluation_can_be_abandoned_and_repeated(envs, expected):
-    steps = []
+def test_an_evaluation_can_be_abandoned_and_repeated(expected):
+    calls = []
 
-    def on_step():
-        steps.append(None)
-        if len(steps) == 4:
+    def on_wait():
+        calls.append(None)
+        if len(calls) == 40:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_episodes(_noisy_policy, envs, 7, 0, on_step)
-    _assert_same(run_episodes(_noisy_policy, envs, 7, 0, on_step), expected)
-    assert len(steps) > 8
+    with contextlib.closing(EnvPool(Walk, 3, 3, max_crashes=0, on_wait=on_wait)) as envs:
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                run_episodes(_noisy_policy, envs, 7, 0)
+        _assert_same(run_episodes(_noisy_policy, envs, 7, 0), expected)
 
 
 def test_seeds_of_episodes_do_not_depend_on_how_many_there_are():
@@ -204,13 +205,18 @@ gymnasium.register("Slope-v0", Slope, max_episode_steps=6)
 """
 
 
-def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "own_slope.py").write_text(_OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
+@pytest.fixture(name="cloning", scope="module")
+def _cloning():
     config = get_config("bc")
     config.update(actor_hidden_dims=(8,), flow_steps=2, horizon_length=3)
     agent = make_agent(config)
-    state = agent.init(jax.random.PRNGKey(0), jnp.zeros(2), jnp.zeros(1))
+    return agent, agent.init(jax.random.PRNGKey(0), jnp.zeros(2), jnp.zeros(1))
+
+
+def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch, cloning):
+    (tmp_path / "own_slope.py").write_text(_OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    agent, state = cloning
     runs = []
     for num_envs in (1, 2):
         evaluator = Evaluator(
@@ -222,6 +228,20 @@ def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch):
     np.testing.assert_allclose(returns[0], returns[1], rtol=1e-5)
     assert {episode.length for episode in runs[0]} == {6}
     assert np.isnan([episode.success for episode in runs[0]]).all()
+
+
+def test_a_faulty_environment_is_found_by_one_step(tmp_path, monkeypatch, cloning):
+    (tmp_path / "own_mistake.py").write_text(_OWN.replace("False, False, {}", "False, {}"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    evaluator = Evaluator("Slope-v0", num_episodes=1, env_module="own_mistake", max_crashes=9)
+    with (
+        contextlib.closing(evaluator),
+        pytest.raises(
+            EnvFailure,
+            match=r"'Slope-v0' fails .*before training: .*expected 5, got 4.*\(observation, ",
+        ),
+    ):
+        evaluator.check(*cloning)
 
 
 def test_without_success_a_summary_speaks_of_the_return():

@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import json
 import re
@@ -15,7 +14,8 @@ from qam_jax.envs import EnvFailure, make_env
 from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings
-from qam_jax.runs.stopping import Stopped, StopRequest
+from qam_jax.runs.stopping import Stopped
+from qam_jax.training import evaluation
 from qam_jax.training.run import inherited_settings
 from qam_jax.training.train import train
 from qam_jax.training.update import NotFiniteError
@@ -182,35 +182,26 @@ def test_training_without_an_environment(settings, small_config):
     assert result.folder.parent.name == "no_environment"
 
 
-class _StopsLater(StopRequest):
-    """Asks to stop at the tenth occasion, which is during the first evaluation."""
-
-    occasions = 0
-
-    def check(self):
-        self.occasions += 1
-        if self.occasions == 10:
-            raise Stopped("SIGTERM")
-
-
 @pytest.mark.slow
 def test_a_run_that_is_stopped_during_an_evaluation_makes_up_for_it(
     settings, offline, monkeypatch, small_config
 ):
     stopped = dataclasses.replace(settings, group="stopped", run_id="offline")
-    with monkeypatch.context() as patch:
-        request = contextlib.nullcontext(_StopsLater())
-        patch.setattr("qam_jax.training.train.stop_signals", lambda: request)
-        with pytest.raises(Stopped):
-            train(stopped, small_config())
+
+    def stop(*_):
+        raise Stopped("SIGTERM")
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(evaluation, "run_episodes", stop)
+        train(stopped, small_config())
     folder = next(Path(settings.save_dir).glob("stopped/*/offline"))
     assert load_run(folder).step == 8
     assert not (folder / "eval.csv").exists()
     result = train(stopped, small_config())
     jax.tree.map(np.testing.assert_array_equal, result.state, load_run(offline.folder, 8).state)
     assert _steps(folder, "train") == [4, 8]
-    evaluation = read_csv(folder / "eval.csv")
-    np.testing.assert_equal(evaluation, read_csv(offline.folder / "eval.csv")[:1])
+    rows = read_csv(folder / "eval.csv")
+    np.testing.assert_equal(rows, read_csv(offline.folder / "eval.csv")[:1])
 
 
 @pytest.mark.slow

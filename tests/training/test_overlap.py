@@ -85,7 +85,7 @@ def test_several_seeds(settings, config, plain):
 def test_a_run_stopped_amid_an_evaluation_goes_back_to_it(settings, config, plain, monkeypatch):
     stopped = dataclasses.replace(settings, group="stopped", overlap_evaluation=True)
 
-    def stop(policy, envs, num_episodes, seed, on_step):
+    def stop(*_):
         raise Stopped("SIGTERM")
 
     monkeypatch.setattr(evaluation, "run_episodes", stop)
@@ -94,17 +94,25 @@ def test_a_run_stopped_amid_an_evaluation_goes_back_to_it(settings, config, plai
     monkeypatch.undo()
     folder = plain.folder.parents[2] / "stopped" / plain.folder.parent.name / "run"
     progress = Checkpoints(folder).read_progress(4)
-    assert (progress["step"], progress["reported"]) == (4, 2)
+    assert (progress["step"], progress["reported"], progress["evaluation"]) == (4, 4, 4)
     assert not (folder / "eval.csv").exists()
     _assert_same(train(stopped, config), plain)
 
 
-def test_an_error_amid_an_evaluation_ends_the_run(settings, config, monkeypatch):
+def test_an_evaluation_that_fails(settings, config, plain, monkeypatch):
     failing = dataclasses.replace(settings, group="failing", overlap_evaluation=True)
 
-    def fail(policy, envs, num_episodes, seed, on_step):
+    def fail(*_):
         raise ValueError("the environment is gone")
 
     monkeypatch.setattr(evaluation, "run_episodes", fail)
+    strict = dataclasses.replace(failing, group="strict", strict_evaluation=True)
     with pytest.raises(ValueError, match="the environment is gone"):
-        train(failing, config)
+        train(strict, config)
+    result = train(failing, config)
+    assert result.episodes == []
+    assert not (result.folder / "eval.csv").exists()
+    jax.tree.map(np.testing.assert_array_equal, result.state, plain.state)
+    monkeypatch.undo()
+    again = train(strict, config)
+    _assert_same(again, plain)

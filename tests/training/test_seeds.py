@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ import pytest
 
 from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
-from qam_jax.runs.stopping import Stopped, StopRequest
+from qam_jax.runs.stopping import Stopped
+from qam_jax.training import loop
+from qam_jax.training.collector import Collector
 from qam_jax.training.devices import Layout
 from qam_jax.training.train import train, train_seeds
 
@@ -79,19 +82,37 @@ def test_seeds_that_are_not_equally_far_catch_up(settings, config, alone):
         _assert_same(result, expected)
 
 
-@pytest.mark.slow
-def test_seeds_that_are_stopped_are_continued(settings, config, alone, monkeypatch):
-    checks = iter([False] * 5 + [True])  # the sixth time that the run asks
+def _stopping(function, number):
+    """A function that asks to stop after one of its calls."""
+    calls = []
 
-    def check(request):
-        if next(checks, False):
+    def stop(*arguments):
+        result = function(*arguments)
+        calls.append(None)
+        if len(calls) == number:
             raise Stopped("SIGTERM")
+        return result
 
+    return stop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "number"),
+    [(loop, "_check_stop", 4), (loop, "_check_stop", 9), (Collector, "_step", 5)],
+)
+def test_seeds_that_are_stopped_are_continued(
+    settings, config, alone, monkeypatch, owner, name, number
+):
+    """Also amid a round of acting, which one of them has finished."""
+    stopped = dataclasses.replace(settings, group=f"stopped{name}{number}")
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "check", check)
+        patch.setattr(owner, name, _stopping(getattr(owner, name), number))
         with pytest.raises(Stopped):
-            train_seeds(settings, config)
-    for result, expected in zip(train_seeds(settings, config), alone, strict=True):
+            train_seeds(stopped, config)
+    folder = next((Path(settings.save_dir) / stopped.group).glob("*/*"))
+    assert load_run(folder).step
+    for result, expected in zip(train_seeds(stopped, config), alone, strict=True):
         _assert_same(result, expected)
 
 

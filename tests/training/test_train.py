@@ -2,18 +2,25 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
+from functools import partial
 from pathlib import Path
 
+import cloudpickle
 import jax
 import numpy as np
 import pytest
 
+from qam_jax.envs import EnvFailure, make_env
 from qam_jax.files import DamagedError
 from qam_jax.runs.checkpoints import Checkpoints, load_run
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import check_settings
+from qam_jax.training import evaluation
 from qam_jax.training.evaluation import Evaluator, summarize
 from qam_jax.training.train import train
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
 
 
 @pytest.fixture(name="settings", scope="module")
@@ -83,13 +90,78 @@ def test_a_run_stopped_between_its_rows_and_its_checkpoint(
     monkeypatch.undo()
     folder = next((Path(settings.save_dir) / "crashed").glob("*/*"))
     assert Checkpoints(folder).steps == [4, 8]
-    assert [row["step"] for row in read_csv(folder / "eval.csv")] == [8, 12]
+    assert [row["step"] for row in read_csv(folder / "eval.csv")] == [8]
     with open(folder / "train.csv", "a") as file:
         file.write("16,0.5")  # and a line cut short, as a power failure leaves it
     second = train(crashed, small_config())
     jax.tree.map(np.testing.assert_array_equal, second.state, run.state)
     for kind in ("train", "eval"):
         _assert_same_rows(folder, run.folder, kind)
+
+
+def _fail_at(number, error, monkeypatch):
+    """Makes one evaluation of a run fail, by its number."""
+    run_episodes, calls = evaluation.run_episodes, []
+
+    def fail(*arguments):
+        calls.append(None)
+        if len(calls) == number:
+            raise error
+        return run_episodes(*arguments)
+
+    monkeypatch.setattr(evaluation, "run_episodes", fail)
+
+
+def test_an_evaluation_that_fails_leaves_the_training_intact(
+    settings, run, small_config, monkeypatch, caplog
+):
+    _fail_at(1, EnvFailure("the arm fell off."), monkeypatch)
+    failed = train(dataclasses.replace(settings, group="failed"), small_config())
+    jax.tree.map(np.testing.assert_array_equal, failed.state, run.state)
+    evaluations = [read_csv(each.folder / "eval.csv") for each in (failed, run)]
+    np.testing.assert_equal(evaluations[0], evaluations[1][1:])
+    rows = read_csv(failed.folder / "train.csv")
+    np.testing.assert_equal([row["failed_evaluations"] for row in rows], [np.nan, np.nan, 1])
+    (message,) = [text for text in caplog.messages if "evaluation" in text]
+    assert "evaluation of step 8 failed; 1 so far" in message
+    assert "the arm fell off" in message
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("error", [EnvFailure("the arm fell off"), KeyboardInterrupt()])
+def test_a_run_that_ended_amid_an_evaluation_makes_up_for_it(
+    settings, run, small_config, monkeypatch, number, error
+):
+    """Its checkpoint is there already, and no evaluation is repeated."""
+    name = f"ended{number}{type(error).__name__}"
+    strict = dataclasses.replace(settings, group=name, strict_evaluation=True)
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        _fail_at(number, error, patch)
+        train(strict, small_config())
+    folder = next((Path(settings.save_dir) / name).glob("*/*"))
+    assert Checkpoints(folder, read_only=True).steps[-1] == (8, 12)[number - 1]
+    assert len(read_csv(folder / "eval.csv")) == number - 1
+    jax.tree.map(np.testing.assert_array_equal, train(strict, small_config()).state, run.state)
+    for kind in ("train", "eval"):
+        _assert_same_rows(folder, run.folder, kind)
+    saved, expected = (Checkpoints(each, read_only=True) for each in (folder, run.folder))
+    assert saved.best_step == expected.best_step is not None
+
+
+def test_a_faulty_environment_is_found_before_training(
+    settings, small_config, tmp_path, monkeypatch
+):
+    (tmp_path / "faulty_pendulum.py").write_text(
+        "import gymnasium.envs.classic_control.pendulum as module\n"
+        "def step(self, action): return self.state, 0.0, False, {}\n"
+        "module.PendulumEnv.step = step\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    make = partial(make_env, settings.env_name, "faulty_pendulum")
+    monkeypatch.setattr(evaluation, "make_env", lambda *_: make())
+    with pytest.raises(EnvFailure, match=r"fails when it is reset and stepped.*expected 5, got 4"):
+        train(dataclasses.replace(settings, group="faulty"), small_config())
+    assert not list((Path(settings.save_dir) / "faulty").glob("*/*/*.csv"))
 
 
 def test_fewer_updates_than_there_are_already_are_refused(settings, run, small_config):

@@ -60,7 +60,8 @@ def make_diffusion_agent(
         value_fn = partial(mean_critic_value, critic, state.target_params["critic"], observations)
         q_gradients = actor_critic.action_gradient(value_fn, noisy)
         epsilon = predict_noise(params, observations)(noisy, steps.astype(noisy.dtype))
-        guidance_loss = jnp.mean(guidance_fn(schedule, epsilon, q_gradients, steps))
+        guidance = guidance_fn(schedule, epsilon, q_gradients, steps)
+        guidance_loss = jnp.mean(batch.weights * guidance)
         bc_loss = jnp.mean(batch.weights * diffusion.denoising_loss(epsilon, noise))
         metrics = {"bc_loss": bc_loss, "guidance_loss": guidance_loss}
         return guidance_loss + config.alpha * bc_loss, metrics

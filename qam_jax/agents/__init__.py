@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from qam_jax.agents import base
 from qam_jax.agents.base import Agent, AgentState, parameter_count
 
-# Fields that are newer than some saved runs; their defaults are how those runs computed.
-LATER_FIELDS = ("compute_dtype", "matmul_precision")
+# Fields that are newer than some saved runs, with the values by which those runs computed.
+LATER_FIELDS = {"compute_dtype": "float32", "matmul_precision": "default", "target_interval": 1}
 
 __all__ = [
     "LATER_FIELDS",
@@ -99,7 +99,8 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
       fields: of the config, with `agent_name`.
     """
     defaults = get_config(fields["agent_name"])
-    return {**{name: defaults[name] for name in LATER_FIELDS}, **fields}
+    earlier = {name: value for name, value in LATER_FIELDS.items() if name in defaults}
+    return {**earlier, **fields}
 
 
 class _Algorithm(NamedTuple):

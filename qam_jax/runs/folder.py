@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import LATER_FIELDS, complete_config, get_config
+from qam_jax.agents import LATER_FIELDS, complete_config
 from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
 from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 
@@ -122,11 +122,10 @@ def record_start(
 def _default_run_id(config: dict[str, Any]) -> str:
     kept = names_with_role("result", "run")
     identity = {name: config[name] for name in kept}
-    defaults = get_config(config["agent"]["agent_name"])
     identity["agent"] = {
         name: value
         for name, value in config["agent"].items()
-        if name not in LATER_FIELDS or value != defaults[name]
+        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             "agent_name": "qam",
             **base.base_config(),
             **base.critic_config(),
-            "inv_temp": 1.0,  # inverse temperature
+            "inv_temp": 1.0,  # inverse temperature; with 0 the behaviour flow acts
             "residual": False,  # f_theta is the behaviour flow plus a learned residual
             "fql_alpha": 0.0,  # weight of the one-step actor's distillation; above 0: QAM-F
             "edit_scale": 0.0,  # size of an edit, as a share of the action range; above 0: QAM-E
@@ -79,10 +79,13 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
 
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         noise, own_noise = _noises(state, observations, key)
+    without_critic = config.get("inv_temp") == 0  # then the behaviour flow acts
         velocity = _velocity(config, flow, state.params, state.params, observations)
         draws = Draws(noise, base.flow_actions(config, velocity, noise), own_noise)
         return top.act(state.params, observations, draws) if top else draws.flow_actions
 
+        if without_critic:
+            velocity = base.flow_velocity(flow, state.params["behavior"], observations)
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
         inputs = example_observation, jnp.zeros(action_shape).reshape(-1)
@@ -107,6 +110,9 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
         targets = actor_critic.targets_at(config, critic, state, batch, next_actions)
         adjoints, norms = _solve(config, flow, critic, state, observations, path)
 
+        if without_critic:
+            next_key = jax.random.fold_in(sample_keys[0], 0)
+            next_actions = policy(state, acting[: config.best_of_n], next_key)
         def loss_fn(params: Params) -> Loss:
             loss, metrics = actor_critic.critic_loss(
                 critic, params["critic"], batch, actions, targets

@@ -6,6 +6,8 @@ name is the `agent_name`. It may also say:
 - `DISPLAY_NAME`: the name in tables; by default the `agent_name`.
 - `RANGES`: lowest and highest value of its own config fields, `{field: (low, high)}`.
 - `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
+- `NETWORK_CHANGES`: versions of the package after which older checkpoints do not fit, as
+  `base.NetworkChange`s.
 - `VARIANTS`: other configs under names of their own, `{agent_name: (display name, get_config)}`.
 """
 
@@ -13,7 +15,7 @@ import difflib
 import functools
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import Agent, AgentState, parameter_count
+from qam_jax.agents.base import Agent, AgentState, NetworkChange, parameter_count
 
 # Fields that are newer than some saved runs, with the values by which those runs computed.
 LATER_FIELDS = {"compute_dtype": "float32", "matmul_precision": "default", "target_interval": 1}
@@ -36,6 +38,7 @@ __all__ = [
     "display_name",
     "get_config",
     "make_agent",
+    "network_change",
     "parameter_count",
 ]
 
@@ -103,6 +106,19 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**earlier, **fields}
 
 
+def network_change(config: ConfigDict, version: str | None) -> NetworkChange | None:
+    """First change of an algorithm's networks since a version, if there is one.
+
+    Args:
+      config: of the algorithm.
+      version: of this package; None is before 0.2.0, when runs need not have stored it.
+    """
+    since = _as_numbers(version or "0")
+    changes = _find_algorithm(config.agent_name).network_changes
+    concerning = (change for change in changes if change.concerns(config))
+    return next((change for change in concerning if _as_numbers(change.version) > since), None)
+
+
 class _Algorithm(NamedTuple):
     """What the file of an algorithm says; see the text at the top of this file."""
 
@@ -111,6 +127,7 @@ class _Algorithm(NamedTuple):
     make_agent: Callable[[ConfigDict], Agent]
     ranges: Mapping[str, tuple[float, float]]
     acts_by_behavior: bool
+    network_changes: Sequence[NetworkChange]
 
 
 def _from_module(module: ModuleType, name: str) -> _Algorithm:
@@ -120,6 +137,7 @@ def _from_module(module: ModuleType, name: str) -> _Algorithm:
         module.make_agent,
         getattr(module, "RANGES", {}),
         getattr(module, "ACTS_BY_BEHAVIOR", False),
+        getattr(module, "NETWORK_CHANGES", ()),
     )
 
 
@@ -164,6 +182,10 @@ def _find_algorithm(agent_name: str) -> _Algorithm:
             f"which saved runs find the module again, but sets {own_name!r}."
         )
     return _from_module(module, agent_name)
+
+
+def _as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
 
 
 def _with_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:

@@ -26,6 +26,9 @@ from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
 
 DISPLAY_NAME = "QAM"
 RANGES = {"inv_temp": base.AT_LEAST_0, "fql_alpha": base.AT_LEAST_0, "edit_scale": (0.0, 2.0)}
+NETWORK_CHANGES = [
+    base.TANH_GAUSSIAN_CHANGE._replace(concerns=lambda config: config.get("edit_scale", 0) > 0)
+]
 
 
 def get_config() -> ConfigDict:
@@ -76,16 +79,16 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     optimizer = base.make_optimizer(config)
+    without_critic = config.get("inv_temp") == 0  # then the behaviour flow acts
 
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         noise, own_noise = _noises(state, observations, key)
-    without_critic = config.get("inv_temp") == 0  # then the behaviour flow acts
         velocity = _velocity(config, flow, state.params, state.params, observations)
+        if without_critic:
+            velocity = base.flow_velocity(flow, state.params["behavior"], observations)
         draws = Draws(noise, base.flow_actions(config, velocity, noise), own_noise)
         return top.act(state.params, observations, draws) if top else draws.flow_actions
 
-        if without_critic:
-            velocity = base.flow_velocity(flow, state.params["behavior"], observations)
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
         inputs = example_observation, jnp.zeros(action_shape).reshape(-1)
@@ -107,12 +110,12 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
         if top:
             next_draws, draws = _split(draws)
             next_actions = top.act(state.params, acting[:-1], next_draws)
-        targets = actor_critic.targets_at(config, critic, state, batch, next_actions)
-        adjoints, norms = _solve(config, flow, critic, state, observations, path)
-
         if without_critic:
             next_key = jax.random.fold_in(sample_keys[0], 0)
             next_actions = policy(state, acting[: config.best_of_n], next_key)
+        targets = actor_critic.targets_at(config, critic, state, batch, next_actions)
+        adjoints, norms = _solve(config, flow, critic, state, observations, path)
+
         def loss_fn(params: Params) -> Loss:
             loss, metrics = actor_critic.critic_loss(
                 critic, params["critic"], batch, actions, targets

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from qam_jax import __version__
 from qam_jax.agents import LATER_FIELDS, complete_config
 from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
 from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 
 _PACKAGES = (
-    "qam_jax jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench "
-    "mujoco"
+    "jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench mujoco"
 )
 
 
@@ -109,7 +109,10 @@ def record_start(
     device = jax.devices()[0]
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: _version(name) for name in _PACKAGES.split()},
+        "versions": {
+            "qam_jax": __version__,
+            **{name: _version(name) for name in _PACKAGES.split()},
+        },
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "git_revision": _git("rev-parse", "HEAD"),

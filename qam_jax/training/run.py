@@ -17,7 +17,13 @@ from qam_jax.agents.base import check_has_behavior, with_behavior
 from qam_jax.agents.bc import behavior_config
 from qam_jax.data.dataset import DataSource
 from qam_jax.runs import hosts
-from qam_jax.runs.checkpoints import Checkpoints, SavedRun, init_state, load_run
+from qam_jax.runs.checkpoints import (
+    Checkpoints,
+    SavedRun,
+    check_networks,
+    init_state,
+    load_run,
+)
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
 from qam_jax.runs.settings import RunSettings, resolved
@@ -201,7 +207,9 @@ class Run:
         saved = self.checkpoints.read_progress(step)
         self._check_continuation(saved)
         stage = saved["stage"]
-        state = self._init_state(self._plan.algorithm(stage)[0])
+        agent, config = self._plan.algorithm(stage)
+        check_networks(self.folder, config)
+        state = self._init_state(agent)
         sums = self._plan.empty_sums(stage, state)
         self.state, self.sums = self.checkpoints.restore(step, state, sums)
         if stage == "online":

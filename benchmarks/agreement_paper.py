@@ -6,7 +6,7 @@ recent versions of JAX; small stand-ins take their place in this process.
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -200,9 +200,9 @@ def run_paper(
     ends = [agents[index].network.params for index in (1, -1)]
     return Outcome(
         float(loss),
-        jax.tree.map(lambda leaf: 10 * leaf, _select(method, moments, "")),
-        tuple(_select(method, params, "") for params in ends),
-        tuple(_select(method, params, "target_") for params in ends),
+        jax.tree.map(lambda leaf: 10 * leaf, _select(method, moments, case.state.params)),
+        tuple(_select(method, params, case.state.params) for params in ends),
+        tuple(_select(method, params, case.state.target_params, "target_") for params in ends),
         np.stack(actions),
     )
 
@@ -266,11 +266,10 @@ def _check_same_shapes(params: Any, expected: Any) -> None:
         raise ValueError(f"parameters have the shapes {found}, the paper's code has {wanted}.")
 
 
-def _select(method: Method, params: Any, prefix: str) -> dict[str, Any]:
-    """The networks that the method has, by the paper's names; targets if the prefix says so."""
-    names = [name for name, _ in method.networks.values()]
-    found = {name: params.get(f"modules_{prefix}{name}") for name in names}
-    return {name: tree for name, tree in found.items() if tree is not None}
+def _select(method: Method, params: Any, own: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """The networks of the paper's code, by its names, that ours has under the names `own`."""
+    names = [method.networks[name][0] for name in own]
+    return {name: params[f"modules_{prefix}{name}"] for name in names}
 
 
 def _as_windows(batch: Batch) -> dict[str, jax.Array]:

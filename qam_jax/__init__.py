@@ -7,7 +7,7 @@ use, so that simulator processes, which import `qam_jax.envs`, do without JAX.
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "flow_matching_loss": "flow",

@@ -97,9 +97,10 @@ def predict_clean(schedule: DiffusionSchedule, noisy: Array, epsilon: Array, ste
 def posterior_step(
     schedule: DiffusionSchedule, noisy: Array, clean: Array, noise: Array, steps: Array
 ) -> Array:
-    """Draws `x_{t-1}` given `x_t` and the clean action (DDPM, arXiv 2006.11239, eq. 6 and 7).
+    """Draws `x_{t-1}` given `x_t` and the clean action (DDPM, arXiv 2006.11239, eq. 7).
 
-    At `t = 1` the result is the clean action itself, without noise.
+    Its mean is the posterior's. Its deviation is `sqrt(beta_t)`, the larger of the two that DDPM
+    gives (sec. 3.2). At `t = 1` the mean is the clean action itself.
 
     Args:
       schedule: from `vp_schedule`.
@@ -116,8 +117,7 @@ def posterior_step(
     beta, after = (table[steps - 1].astype(noisy.dtype) for table in (betas, alpha_bars))
     clean_weight = jnp.sqrt(before) * beta / (1 - after)
     noisy_weight = jnp.sqrt(1 - beta) * (1 - before) / (1 - after)
-    std = jnp.sqrt(beta * (1 - before) / (1 - after))
-    return clean_weight * clean + noisy_weight * noisy + std * noise
+    return clean_weight * clean + noisy_weight * noisy + jnp.sqrt(beta) * noise
 
 
 def sample_ddpm(

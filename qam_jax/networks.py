@@ -17,8 +17,9 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # Names in the parameters' tree; checkpoints depend on them.
 _MLP = "MLP_0"
 _STACKED_MLP = "VmapMLP_0"
+_TIME_MLP = "time_MLP"
 
-_LOG_STD_RANGE = (-5.0, 2.0)
+_LOG_STD_RANGE = (-20.0, 2.0)
 _ACTION_LIMIT = 1 - 1e-5  # as in the datasets
 
 
@@ -156,11 +157,19 @@ class FourierFeatures(nn.Module):
 
 
 class NoisePredictor(_Network):
-    """Noise [..., D] in noisy actions at diffusion steps [..., 1], from `[s, x, features of t]`."""
+    """Noise [..., D] in noisy actions at diffusion steps [..., 1], from `[s, x, features of t]`.
+
+    The Fourier features of `t` first pass through an MLP of their own, of the same hidden widths.
+    """
 
     @nn.compact
     def __call__(self, observations: Array, actions: Array, times: Array) -> Array:
-        inputs = jnp.concatenate([observations, actions, FourierFeatures()(times)], axis=-1)
+        features = FourierFeatures()(times)
+        if self.hidden_dims:
+            *hidden_dims, width = self.hidden_dims
+            fields = {"activation": jax.nn.mish, "compute_dtype": self.compute_dtype}
+            features = MLP(hidden_dims, width, name=_TIME_MLP, **fields)(features)
+        inputs = jnp.concatenate([observations, actions, features], axis=-1)
         return self._mlp(actions.shape[-1], activation=jax.nn.mish)(inputs)
 
 
@@ -212,7 +221,9 @@ class TanhGaussian(_Network):
     @nn.compact
     def _gaussian(self, inputs: Array, dim: int) -> tuple[Array, Array]:
         """Mean and log standard deviation [..., dim] before the tanh."""
-        outputs = self._mlp(2 * dim, output_scale=0.01)(inputs)
+        width = self.hidden_dims[-1] if self.hidden_dims else inputs.shape[-1]
+        scale = (width + 2 * dim) / (width + dim)  # each half is Xavier-uniform by itself
+        outputs = self._mlp(2 * dim, output_scale=scale)(inputs)
         mean, log_std = jnp.split(outputs, 2, axis=-1)
         return mean, jnp.clip(log_std, *_LOG_STD_RANGE)
 

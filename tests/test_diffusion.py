@@ -51,7 +51,7 @@ def test_noise_has_the_variance_of_its_step_and_is_undone():
     np.testing.assert_allclose(clean, actions, atol=1e-5)
 
 
-def test_posterior_is_that_of_bayes():
+def test_posterior_has_the_mean_of_bayes_and_the_deviation_of_the_step():
     """Product of `N(x_{t-1}; sqrt(abar) x_0, 1 - abar)` and `N(x_t; sqrt(alpha) x_{t-1}, beta)`."""
     schedule = diffusion.vp_schedule(10)
     betas, alpha_bars = (np.asarray(x, np.float64) for x in schedule)
@@ -62,8 +62,8 @@ def test_posterior_is_that_of_bayes():
         mean = np.sqrt(before) / (1 - before) * clean + np.sqrt(1 - beta) / beta * noisy
         for noise in (0.0, 1.0, -2.0):
             x = diffusion.posterior_step(schedule, noisy, clean, jnp.full(2, noise), jnp.array([t]))
-            np.testing.assert_allclose(x, mean / precision + noise / np.sqrt(precision), rtol=1e-3)
-    last = diffusion.posterior_step(schedule, noisy, clean, jnp.ones(2), jnp.array([1]))
+            np.testing.assert_allclose(x, mean / precision + noise * np.sqrt(beta), rtol=1e-3)
+    last = diffusion.posterior_step(schedule, noisy, clean, jnp.zeros(2), jnp.array([1]))
     np.testing.assert_allclose(last, clean, rtol=1e-6)
 
 
@@ -80,7 +80,7 @@ def _ddpm_moments(num_steps):
         slope += np.sqrt(1 - beta) * (1 - before) / (1 - after)
         offset = np.sqrt(before) * beta / (1 - after) * _MEAN * (1 - gain * np.sqrt(after))
         mean, variance = slope * mean + offset, slope**2 * variance
-        variance += beta * (1 - before) / (1 - after)
+        variance += beta * (t > 1)
     return mean, np.sqrt(variance)
 
 
@@ -121,7 +121,7 @@ def test_samplers_step_by_hand():
         x0 = np.clip(clean(drawn, t), -1, 1)
         drawn = (
             np.sqrt(before) * beta * x0 + np.sqrt(1 - beta) * (1 - before) * drawn
-        ) / (1 - after) + np.sqrt(beta * (1 - before) / (1 - after)) * z  # fmt: skip
+        ) / (1 - after) + np.sqrt(beta) * z  # fmt: skip
     start = jnp.array([0.8])
     np.testing.assert_allclose(
         diffusion.sample_by_jumps(epsilon, schedule, start, step_noise), [jump], rtol=1e-4

@@ -56,6 +56,31 @@ def test_deterministic_actor_starts_near_zero():
     assert kernel.std() == pytest.approx(np.sqrt(0.01 * 2 / (256 + 4)), rel=0.1)
 
 
+def test_noise_predictor_has_the_size_of_the_published_one():
+    module, inputs = networks.NoisePredictor((512,) * 4), (jnp.ones(28), jnp.ones(25), jnp.ones(1))
+    params = jax.eval_shape(module.init, jax.random.PRNGKey(0), *inputs)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_911_865
+
+
+def test_both_outputs_of_the_tanh_gaussian_are_xavier_uniform():
+    actor = networks.TanhGaussian((300,))
+    params = actor.init(jax.random.PRNGKey(0), jnp.ones(3), jnp.ones(100))["params"]
+    kernel, limit = params["MLP_0"]["Dense_1"]["kernel"], np.sqrt(6 / (300 + 100))
+    assert kernel.shape == (300, 200)
+    assert 0.98 * limit < jnp.abs(kernel).max() <= limit
+    np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.02)
+
+
+def test_log_deviation_of_the_tanh_gaussian_lies_between_bounds():
+    """Of `N(0, e^2)` and `N(0, e^-20)`: the density of the sample 0 is that of the Gaussian."""
+    actor = networks.TanhGaussian(())
+    for log_std, bounded in ((50.0, 2.0), (-50.0, -20.0), (-7.0, -7.0)):
+        layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.array([0.0, log_std])}
+        params = {"params": {"MLP_0": {"Dense_0": layer}}}
+        log_prob = actor.apply(params, jnp.ones(3), jnp.zeros(1)).log_prob
+        np.testing.assert_allclose(log_prob, -0.5 * np.log(2 * np.pi) - bounded, rtol=1e-5)
+
+
 def test_tanh_gaussian_density_integrates_to_one():
     """Numerical integration over (-1, 1), with the density taken at given values."""
     module = networks.TanhGaussian((4,))
@@ -88,16 +113,22 @@ def test_fourier_features_by_hand():
     assert fresh["params"]["frequencies"].shape == (32,)  # 64 features
 
 
-def test_noise_predictor_uses_mish():
-    module = networks.NoisePredictor((3,))
+def test_noise_predictor_by_hand():
+    """The features of the step pass an MLP of their own: Mish between its layers, not after."""
+    module = networks.NoisePredictor((4, 3))
     observations, actions, times = jnp.ones((5, 2)), jnp.full((5, 2), -0.5), jnp.full((5, 1), 3.0)
     params = module.init(jax.random.PRNGKey(0), observations, actions, times)["params"]
     phases = 2 * np.pi * 3 * np.asarray(params["FourierFeatures_0"]["frequencies"])
-    inputs = np.concatenate([[1, 1, -0.5, -0.5], np.cos(phases), np.sin(phases)])
-    first, last = params["MLP_0"]["Dense_0"], params["MLP_0"]["Dense_1"]
-    hidden = inputs @ first["kernel"] + first["bias"]
-    hidden = hidden * np.tanh(np.log1p(np.exp(hidden)))
-    expected = hidden @ last["kernel"] + last["bias"]
+
+    def mlp(x, layers):
+        for index, name in enumerate(sorted(layers)):
+            x = x * np.tanh(np.log1p(np.exp(x))) if index else x
+            x = x @ layers[name]["kernel"] + layers[name]["bias"]
+        return x
+
+    features = mlp(np.concatenate([np.cos(phases), np.sin(phases)]), params["time_MLP"])
+    assert features.shape == (3,)
+    expected = mlp(np.concatenate([[1, 1, -0.5, -0.5], features]), params["MLP_0"])
     outputs = module.apply({"params": params}, observations, actions, times)
     np.testing.assert_allclose(outputs, np.tile(expected, (5, 1)), rtol=1e-4, atol=1e-5)
 

@@ -6,6 +6,8 @@ name is the `agent_name`. It may also say:
 - `DISPLAY_NAME`: the name in tables; by default the `agent_name`.
 - `RANGES`: lowest and highest value of its own config fields, `{field: (low, high)}`.
 - `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
+- `NETWORK_CHANGES`: versions of the package after which older checkpoints do not fit, as
+  `base.NetworkChange`s.
 - `VARIANTS`: other configs under names of their own, `{agent_name: (display name, get_config)}`.
 - `VARIANT_FIELDS`: fields that make the algorithm a variant where they are above 0,
   `{field: agent_name of the variant}`.
@@ -15,7 +17,7 @@ import difflib
 import functools
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -23,10 +25,10 @@ import jax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import Agent, AgentState, parameter_count
+from qam_jax.agents.base import Agent, AgentState, NetworkChange, parameter_count
 
-# Fields that are newer than some saved runs; their defaults are how those runs computed.
-LATER_FIELDS = ("compute_dtype", "matmul_precision")
+# Fields that are newer than some saved runs, with the values by which those runs computed.
+LATER_FIELDS = {"compute_dtype": "float32", "matmul_precision": "default", "target_interval": 1}
 
 __all__ = [
     "LATER_FIELDS",
@@ -38,6 +40,7 @@ __all__ = [
     "display_name",
     "get_config",
     "make_agent",
+    "network_change",
     "parameter_count",
     "variant_fields",
     "variant_name",
@@ -120,7 +123,21 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
       fields: of the config, with `agent_name`.
     """
     defaults = get_config(fields["agent_name"])
-    return {**{name: defaults[name] for name in LATER_FIELDS}, **fields}
+    earlier = {name: value for name, value in LATER_FIELDS.items() if name in defaults}
+    return {**earlier, **fields}
+
+
+def network_change(config: ConfigDict, version: str | None) -> NetworkChange | None:
+    """First change of an algorithm's networks since a version, if there is one.
+
+    Args:
+      config: of the algorithm.
+      version: of this package; None is before 0.2.0, when runs need not have stored it.
+    """
+    since = _as_numbers(version or "0")
+    changes = _find_algorithm(config.agent_name).network_changes
+    concerning = (change for change in changes if change.concerns(config))
+    return next((change for change in concerning if _as_numbers(change.version) > since), None)
 
 
 class _Algorithm(NamedTuple):
@@ -132,6 +149,7 @@ class _Algorithm(NamedTuple):
     ranges: Mapping[str, tuple[float, float]]
     acts_by_behavior: bool
     variant_fields: Mapping[str, str]
+    network_changes: Sequence[NetworkChange]
 
 
 def _from_module(module: ModuleType, name: str) -> _Algorithm:
@@ -142,6 +160,7 @@ def _from_module(module: ModuleType, name: str) -> _Algorithm:
         getattr(module, "RANGES", {}),
         getattr(module, "ACTS_BY_BEHAVIOR", False),
         getattr(module, "VARIANT_FIELDS", {}),
+        getattr(module, "NETWORK_CHANGES", ()),
     )
 
 
@@ -186,6 +205,10 @@ def _find_algorithm(agent_name: str) -> _Algorithm:
             f"which saved runs find the module again, but sets {own_name!r}."
         )
     return _from_module(module, agent_name)
+
+
+def _as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
 
 
 def _with_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:

@@ -27,15 +27,16 @@ def get_config() -> ConfigDict:
             "agent_name": "bam",
             **base.base_config(),
             **base.critic_config(),
-            "inv_temp": 10.0,  # inverse temperature
+            "inv_temp": 10.0,  # inverse temperature; with 0 the behaviour flow acts
         }
     )
 
 
 def make_agent(config: ConfigDict) -> base.Agent:
-    """Builds the agent; it acts by the ODE under the fine-tuned flow."""
+    """Builds the agent; it acts by the ODE under the fine-tuned flow, as QAM does."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
+    acting = "flow" if config.inv_temp > 0 else "behavior"
 
     def init_actor(key: Key, observation: Array, action: Array) -> Params:
         behavior_key, flow_key = jax.random.split(key)
@@ -69,6 +70,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
         critic,
         init_actor=init_actor,
         actor_loss=actor_loss,
-        policy=actor_critic.make_flow_policy(config, flow, "flow"),
+        policy=actor_critic.make_flow_policy(config, flow, acting),
         target_names=("critic", "behavior"),
     )

@@ -36,6 +36,25 @@ class Agent(NamedTuple):
     explore: Callable[["AgentState", Array, Key], Array] | None = None
 
 
+class NetworkChange(NamedTuple):
+    """A change of an algorithm's networks: checkpoints of earlier versions do not fit any more.
+
+    Attributes:
+      version: of this package, the first that has the change.
+      what: what changed, as the end of a sentence.
+      concerns: `config -> bool`, whether it concerns runs with this config.
+    """
+
+    version: str
+    what: str
+    concerns: Callable[[ConfigDict], bool] = lambda _: True
+
+
+TANH_GAUSSIAN_CHANGE = NetworkChange(
+    "0.2.0", "tanh-Gaussians start from other weights, and their deviation may be smaller"
+)
+
+
 @state_dataclass
 class AgentState:
     """Everything that training changes, as one pytree.

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             **base.base_config(),
             **base.critic_config(),
             "clip_grad_norm": 0.0,
-            "inv_temp": 10.0,  # inverse temperature of the guidance
+            "inv_temp": 10.0,  # inverse temperature of the guidance; 0 is none
             "guidance_coef": 0.1,  # size of the guidance; 0 is behaviour cloning
             "noisy_loss": "none",  # of the critic at noisy actions: "none", "mse" or "linex"
             "noisy_coef": 0.0,  # weight of the loss at noisy actions
@@ -123,7 +123,7 @@ def _make_guided_policy(
             return behavior(x, t) + jnp.where(t > 0, guidance / jnp.where(t > 0, t, 1), 0)
 
         noise = base.draw_noise(state, observations, key)
-        return base.flow_actions(config, velocity, noise)
+        return base.flow_actions(config, velocity if config.inv_temp > 0 else behavior, noise)
 
     return policy
 

@@ -10,6 +10,7 @@ from qam_jax import diffusion
 from qam_jax.agents import base, diffusion_policy
 
 DISPLAY_NAME = "DAC"
+NETWORK_CHANGES = diffusion_policy.NETWORK_CHANGES
 RANGES = {"alpha": base.AT_LEAST_0}
 
 

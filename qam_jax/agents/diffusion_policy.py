@@ -14,6 +14,10 @@ from qam_jax.agents.base import AgentState
 from qam_jax.networks import NoisePredictor, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
+NETWORK_CHANGES = [
+    base.NetworkChange("0.2.0", "the diffusion step's features pass through an MLP of their own")
+]
+
 SampleFn = Callable[[diffusion.EpsilonFn, diffusion.DiffusionSchedule, Array, Array], Array]
 """A sampler of `diffusion`: `(epsilon_fn, schedule, initial noise, step noise) -> [..., D]`."""
 
@@ -60,7 +64,8 @@ def make_diffusion_agent(
         value_fn = partial(mean_critic_value, critic, state.target_params["critic"], observations)
         q_gradients = actor_critic.action_gradient(value_fn, noisy)
         epsilon = predict_noise(params, observations)(noisy, steps.astype(noisy.dtype))
-        guidance_loss = jnp.mean(guidance_fn(schedule, epsilon, q_gradients, steps))
+        guidance = guidance_fn(schedule, epsilon, q_gradients, steps)
+        guidance_loss = jnp.mean(batch.weights * guidance)
         bc_loss = jnp.mean(batch.weights * diffusion.denoising_loss(epsilon, noise))
         metrics = {"bc_loss": bc_loss, "guidance_loss": guidance_loss}
         return guidance_loss + config.alpha * bc_loss, metrics

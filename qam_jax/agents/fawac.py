@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from qam_jax.agents import actor_critic, base
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
-from qam_jax.networks import StateValue, mean_critic_value
+from qam_jax.critic import td_loss
+from qam_jax.networks import StateValue, critic_values, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "FAWAC"
@@ -63,9 +64,9 @@ def make_agent(config: ConfigDict) -> base.Agent:
         weighted = dataclasses.replace(batch, weights=batch.weights * weights)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], weighted, actions, key)
         target_critic = state.target_params["critic"]
-        value_targets = mean_critic_value(critic, target_critic, observations, actions)
+        q_values = critic_values(critic, target_critic, observations, actions)
         values = value.apply({"params": params["value"]}, observations)
-        value_loss = jnp.mean(jnp.square(values - value_targets))
+        value_loss = td_loss(q_values, values, batch.weights)
         return bc_loss + value_loss, {
             "bc_loss": bc_loss,
             "value_loss": value_loss,

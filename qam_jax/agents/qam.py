@@ -26,6 +26,9 @@ from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
 
 DISPLAY_NAME = "QAM"
 RANGES = {"inv_temp": base.AT_LEAST_0, "fql_alpha": base.AT_LEAST_0, "edit_scale": (0.0, 2.0)}
+NETWORK_CHANGES = [
+    base.TANH_GAUSSIAN_CHANGE._replace(concerns=lambda config: config.get("edit_scale", 0) > 0)
+]
 
 
 def get_config() -> ConfigDict:
@@ -35,7 +38,7 @@ def get_config() -> ConfigDict:
             "agent_name": "qam",
             **base.base_config(),
             **base.critic_config(),
-            "inv_temp": 1.0,  # inverse temperature
+            "inv_temp": 1.0,  # inverse temperature; with 0 the behaviour flow acts
             "residual": False,  # f_theta is the behaviour flow plus a learned residual
             "fql_alpha": 0.0,  # weight of the one-step actor's distillation; above 0: QAM-F
             "edit_scale": 0.0,  # size of an edit, as a share of the action range; above 0: QAM-E
@@ -77,10 +80,13 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     optimizer = base.make_optimizer(config)
+    without_critic = config.get("inv_temp") == 0  # then the behaviour flow acts
 
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         noise, own_noise = _noises(state, observations, key)
         velocity = _velocity(config, flow, state.params, state.params, observations)
+        if without_critic:
+            velocity = base.flow_velocity(flow, state.params["behavior"], observations)
         draws = Draws(noise, base.flow_actions(config, velocity, noise), own_noise)
         return top.act(state.params, observations, draws) if top else draws.flow_actions
 
@@ -105,6 +111,9 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
         if top:
             next_draws, draws = _split(draws)
             next_actions = top.act(state.params, acting[:-1], next_draws)
+        if without_critic:
+            next_key = jax.random.fold_in(sample_keys[0], 0)
+            next_actions = policy(state, acting[: config.best_of_n], next_key)
         targets = actor_critic.targets_at(config, critic, state, batch, next_actions)
         adjoints, norms = _solve(config, flow, critic, state, observations, path)
 

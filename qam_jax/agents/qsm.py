@@ -11,6 +11,7 @@ from qam_jax.agents import base, diffusion_policy
 from qam_jax.types import Array
 
 DISPLAY_NAME = "QSM"
+NETWORK_CHANGES = diffusion_policy.NETWORK_CHANGES
 RANGES = {"inv_temp": base.AT_LEAST_0, "alpha": base.AT_LEAST_0}
 
 

@@ -4,6 +4,7 @@ A deterministic actor climbs the critic's value, scaled to about 1, and stays ne
 actions; noise smooths the actions that the critics are backed up from.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -16,13 +17,14 @@ from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import pessimistic_value
 from qam_jax.networks import TanhActor, critic_values
-from qam_jax.types import Array, Batch, Key, Params
+from qam_jax.types import Array, Batch, Key, Metrics, Params
 
 DISPLAY_NAME = "ReBRAC"
 RANGES = {
     "alpha_actor": base.AT_LEAST_0,
     "actor_noise": base.AT_LEAST_0,
     "actor_interval": base.AT_LEAST_1,
+    "target_interval": base.AT_LEAST_1,
 }
 
 _NOISE_LIMIT = 0.5
@@ -39,7 +41,8 @@ def get_config() -> ConfigDict:
             "clip_grad_norm": 0.0,
             "alpha_actor": 0.01,  # weight of cloning
             "actor_noise": 0.0,  # standard deviation of the noise on actions
-            "actor_interval": 2,  # updates for each step of the actor
+            "actor_interval": 1,  # updates for each step of the actor; ReBRAC's paper: 2
+            "target_interval": 2,  # updates for each step of the moving averages; 1: every update
         }
     )
 
@@ -73,13 +76,13 @@ def make_agent(config: ConfigDict) -> base.Agent:
         )
         drawn = actor.apply({"params": actor_params}, batch.observations, state.action_dim)
         q_values = critic_values(critic, state.params["critic"], batch.observations, drawn)
-        value = jnp.mean(pessimistic_value(q_values, config.rho))
-        scale = jnp.maximum(jax.lax.stop_gradient(jnp.abs(jnp.mean(q_values))), _MIN_SCALE)
-        bc_loss = jnp.mean(jnp.sum(jnp.square(drawn - actions), axis=-1))
-        loss = -value / scale + config.alpha_actor * bc_loss
+        values = pessimistic_value(q_values, config.rho)
+        value, scale = jnp.mean(values), jax.lax.stop_gradient(jnp.mean(jnp.abs(values)))
+        bc_loss = jnp.mean(batch.weights * jnp.sum(jnp.square(drawn - actions), axis=-1))
+        loss = -value / jnp.maximum(scale, _MIN_SCALE) + config.alpha_actor * bc_loss
         return loss, {"actor_loss": loss, "bc_loss": bc_loss, "actor_q": value}
 
-    return actor_critic.make_actor_critic(
+    agent = actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=init_actor,
@@ -91,6 +94,14 @@ def make_agent(config: ConfigDict) -> base.Agent:
         ),
         optimizer=_make_optimizer(config),
     )
+
+    def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
+        moved, metrics = agent.update(state, batch)
+        due = moved.step % config.target_interval == 0  # else the moving averages stand still
+        targets = jax.tree.map(partial(jnp.where, due), moved.target_params, state.target_params)
+        return dataclasses.replace(moved, target_params=targets), metrics
+
+    return agent._replace(update=update)
 
 
 def _make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 from qam_jax.agents import actor_critic, base
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
-from qam_jax.networks import TanhGaussian, TanhGaussianSample, mean_critic_value
+from qam_jax.critic import pessimistic_value
+from qam_jax.networks import TanhGaussian, TanhGaussianSample, critic_values
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "RLPD"
+NETWORK_CHANGES = [base.TANH_GAUSSIAN_CHANGE]
 RANGES = {"bc_alpha": base.AT_LEAST_0}
 
 
@@ -53,13 +55,14 @@ def make_agent(config: ConfigDict) -> base.Agent:
     ) -> Loss:
         observations = batch.observations
         drawn, log_prob = draw_actions(state, params, observations, key)
-        values = mean_critic_value(critic, state.params["critic"], observations, drawn)
+        q_values = critic_values(critic, state.params["critic"], observations, drawn)
+        values = pessimistic_value(q_values, config.rho)
         loss, metrics = actor_critic.soft_actor_loss(
             values, log_prob, params["log_actor_temp"], state.action_dim, "actor"
         )
         variables = {"params": params["actor"]}
         likelihoods = actor.apply(variables, observations, actions, method=actor.log_prob)
-        bc_loss = -jnp.mean(likelihoods)
+        bc_loss = -jnp.mean(batch.weights * likelihoods)
         return loss + config.bc_alpha * bc_loss, {**metrics, "bc_loss": bc_loss}
 
     return actor_critic.make_actor_critic(

@@ -39,7 +39,10 @@ class TrustRegionState(AgentState):
 
 
 def get_config() -> ConfigDict:
-    """TRQAM with the paper's settings."""
+    """TRQAM with the paper's settings, but for `kl_budget`, which it tunes for each domain.
+
+    The tuned values are not public.
+    """
     return ConfigDict(
         {
             "agent_name": "trqam",

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import Agent, AgentState, make_agent
+from qam_jax.agents import Agent, AgentState, make_agent, network_change
 from qam_jax.agents.bc import behavior_config
 from qam_jax.files import DamagedError, flush_to_disk, read_json, write_json
 from qam_jax.runs import hosts
@@ -315,6 +315,7 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
     Raises:
       DamagedError: if the checkpoint or the config is damaged; names the other checkpoints.
       FileNotFoundError: if it is not a run's folder, or there is no such checkpoint.
+      ValueError: if the algorithm had other networks in the version that wrote it.
     """
     config, metadata = ConfigDict(read_config(folder)), read_metadata(folder)
     checkpoints = Checkpoints(folder, read_only=True)
@@ -322,7 +323,9 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         found = checkpoints.find(step)
         progress = checkpoints.read_progress(found)
         cloning = progress["stage"] == "cloning"
-        agent = make_agent(behavior_config(config.agent) if cloning else config.agent)
+        agent_config = behavior_config(config.agent) if cloning else config.agent
+        check_networks(folder, agent_config)
+        agent = make_agent(agent_config)
         state = init_state(
             agent, jax.random.PRNGKey(0), metadata["observation_dim"], metadata["action_dim"]
         )
@@ -336,6 +339,25 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         ) from error
     finally:
         checkpoints.close()
+
+
+def check_networks(folder: str | os.PathLike, config: ConfigDict) -> None:
+    """Raises ValueError if an algorithm had other networks in the version that began a run.
+
+    Args:
+      folder: the run's folder.
+      config: of the algorithm whose state the checkpoint holds.
+    """
+    start = read_metadata(folder)["starts"][0]
+    version = start["versions"].get("qam_jax")
+    change = network_change(config, version)
+    if change is not None:
+        raise ValueError(
+            f"the checkpoints in {folder} were written by qam_jax {version or 'before 0.2.0'} "
+            f"(git revision {start.get('git_revision') or 'unknown'}), and {config.agent_name!r} "
+            f"has changed in {change.version}: {change.what}. Use them with the version that wrote "
+            "them, or start a new run with another --run_id."
+        )
 
 
 def _taking_part(folder: Path, read_only: bool) -> ocp.options.MultiprocessingOptions:

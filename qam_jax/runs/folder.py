@@ -16,19 +16,18 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from qam_jax import __version__
 from qam_jax.agents import (
     LATER_FIELDS,
     complete_config,
     display_name,
-    get_config,
     variant_name,
 )
 from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
 from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 
 _PACKAGES = (
-    "qam_jax jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench "
-    "mujoco"
+    "jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench mujoco"
 )
 
 
@@ -120,7 +119,10 @@ def record_start(
     device = jax.devices()[0]
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: _version(name) for name in _PACKAGES.split()},
+        "versions": {
+            "qam_jax": __version__,
+            **{name: _version(name) for name in _PACKAGES.split()},
+        },
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "git_revision": _git("rev-parse", "HEAD"),
@@ -134,11 +136,10 @@ def record_start(
 def _default_run_id(config: dict[str, Any]) -> str:
     kept = names_with_role("result", "run")
     identity = {name: config[name] for name in kept}
-    defaults = get_config(config["agent"]["agent_name"])
     identity["agent"] = {
         name: value
         for name, value in config["agent"].items()
-        if name not in LATER_FIELDS or value != defaults[name]
+        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"

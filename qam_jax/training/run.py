@@ -19,7 +19,13 @@ from qam_jax.data.dataset import DataSource
 from qam_jax.data.replay import Replay
 from qam_jax.envs import EnvPool, make_env
 from qam_jax.runs import hosts
-from qam_jax.runs.checkpoints import Checkpoints, SavedRun, init_state, load_run
+from qam_jax.runs.checkpoints import (
+    Checkpoints,
+    SavedRun,
+    check_networks,
+    init_state,
+    load_run,
+)
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
 from qam_jax.runs.settings import RunSettings, resolved
@@ -167,7 +173,9 @@ class Run:
         owed = saved.get("evaluation")  # earlier versions saved after it
         self.owed = None if self.checkpoints.has_score(step) else owed
         self.failed_evaluations = saved.get("failed_evaluations", 0)
-        state = self._init_state(self._plan.algorithm(self.stage)[0])
+        agent, config = self._plan.algorithm(self.stage)
+        check_networks(self.folder, config)
+        state = self._init_state(agent)
         sums = self._plan.empty_sums(self.stage, state)
         self.state, self.sums = self.checkpoints.restore(step, state, sums)
         if self.stage == "online":

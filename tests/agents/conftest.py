@@ -141,5 +141,5 @@ def linear():
     return SimpleNamespace(
         make=_make, batch=_batch, climb=_climb, first_action_critic=_first_action_critic,
         train=_train, dense=_dense, flat=_flat, q_values=_q_values, gradients=_gradients,
-        moments=_moments,
+        moments=_moments, apart=_apart,
     )  # fmt: skip

@@ -212,13 +212,16 @@ def test_fawac_losses_and_weights_by_hand(inv_temp, linear):
     values = (numbers.observations @ kernel + bias)[:, 0]
     q = linear.q_values(state.params["critic"], numbers.observations, actions).mean(axis=0)
     target = linear.q_values(state.target_params["critic"], numbers.observations, actions)
-    errors = values - target.mean(axis=0)
+    errors = target - values
     weights = np.minimum(np.exp(inv_temp * (q - values)), 100)
     assert (weights.max() == 100) == (inv_temp > 0)
     np.testing.assert_allclose(metrics["advantage_weight"], weights.mean(), rtol=1e-3)
-    np.testing.assert_allclose(metrics["value_loss"], (errors**2).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["value_loss"], (numbers.weights * errors**2).mean(), rtol=1e-4
+    )
     gradient = linear.gradients(updated, "value")[0][:, 0]
-    np.testing.assert_allclose(gradient, 2 * errors @ numbers.observations / 32, rtol=1e-4)
+    slopes = -2 * numbers.weights * errors.mean(axis=0)
+    np.testing.assert_allclose(gradient, slopes @ numbers.observations / 32, rtol=1e-4)
     weighted = batch.replace(weights=jnp.asarray(numbers.weights * weights, jnp.float32))
     loss, expected = _cloning_loss_and_gradients(state, weighted, _actor_key(state))
     np.testing.assert_allclose(metrics["bc_loss"], loss, rtol=1e-3)

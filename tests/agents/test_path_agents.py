@@ -59,6 +59,27 @@ def test_bam_loss_by_hand(linear):
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"), [("bam", {}), ("qam", {}), ("qam", {"edit_scale": 0.3}), ("cgql", {})]
+)
+def test_without_the_critic_the_behaviour_flow_acts(linear, name, changes):
+    """Also where the critics are backed up from: there the fine-tuned flow is not asked."""
+    agent, state = linear.make(name, inv_temp=0.0, **changes)
+    cloned, _ = linear.make("bc")
+    observations, key = linear.batch().observations, jax.random.PRNGKey(4)
+    behavior = state.target_params if name == "cgql" else state.params
+    behavior = state.replace(params={"behavior": behavior["behavior"]})
+    own = jax.random.split(key)[0] if name == "qam" else key
+    expected = cloned.sample_actions(behavior, observations, own)
+    actions = agent.sample_actions(state, observations, key)
+    np.testing.assert_allclose(actions, expected, atol=1e-6 + 0.3 * ("edit_scale" in changes))
+    if name != "cgql":
+        other = state.replace(params={**state.params, "flow": linear.apart(state.params["flow"])})
+        _, metrics = linear.train(agent, state, linear.batch(), 1)
+        _, others = linear.train(agent, other, linear.batch(), 1)
+        np.testing.assert_array_equal(metrics["critic_loss"], others["critic_loss"])
+
+
 @pytest.mark.slow
 def test_bam_without_the_critic_stays_at_the_base(linear):
     agent, state = linear.make("bam", inv_temp=0.0, tau=0.0, flow_steps=3)

@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from qam_jax.agents import get_config, make_agent
+from qam_jax.files import write_json
 from qam_jax.runs import checkpoints as module
 from qam_jax.runs import metrics
-from qam_jax.runs.checkpoints import Checkpoints, init_state
+from qam_jax.runs.checkpoints import Checkpoints, check_networks, init_state
 from qam_jax.training.update import MetricSums
 
 
@@ -280,3 +281,30 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it(tmp_path):
     assert "could not be written" in error
     assert "the same command continues from the checkpoint before it" in error
     assert _restore(tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "version", "refused"),
+    [
+        ("qsm", {}, "0.1.0", True),
+        ("dac", {}, None, True),
+        ("rlpd", {}, "0.1.0", True),
+        ("qam_e", {}, "0.1.0", True),
+        ("qam_e", {"edit_scale": 0.0}, "0.1.0", False),
+        ("qam", {}, "0.1.0", False),
+        ("qsm", {}, "0.2.0", False),
+        ("qsm", {}, "0.10.0", False),
+    ],
+)
+def test_checkpoints_of_other_networks_are_refused(tmp_path, name, changes, version, refused):
+    start = {"versions": {"qam_jax": version}, "git_revision": "d2f9"}
+    now = {"versions": {"qam_jax": "0.2.0"}, "git_revision": "e1"}
+    write_json(tmp_path / "metadata.json", {"starts": [start, now]})
+    config = get_config(name)
+    config.update(changes)
+    if not refused:
+        check_networks(tmp_path, config)
+        return
+    written = rf"written by qam_jax {version or 'before 0.2.0'} \(git revision d2f9\)"
+    with pytest.raises(ValueError, match=rf"{written}, and '{name}' has changed in 0\.2\.0: "):
+        check_networks(tmp_path, config)

@@ -11,8 +11,11 @@ import jax
 import numpy as np
 import pytest
 
+from qam_jax import __version__
+from qam_jax.agents.base import NetworkChange
 from qam_jax.envs import EnvFailure, make_env
 from qam_jax.files import DamagedError
+from qam_jax.runs import checkpoints
 from qam_jax.runs.checkpoints import Checkpoints, load_run
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import check_settings
@@ -53,6 +56,7 @@ def test_a_run_leaves_its_whole_folder(settings, run):
         leaf.size for leaf in jax.tree.leaves(run.state.params)
     )
     assert metadata["starts"][0]["versions"]["jax"] == jax.__version__
+    assert metadata["starts"][0]["versions"]["qam_jax"] == __version__
     train, evaluation = read_csv(run.folder / "train.csv"), read_csv(run.folder / "eval.csv")
     assert [row["step"] for row in train] == [4, 8, 12]
     assert [row["step"] for row in evaluation] == [8, 12]
@@ -198,6 +202,16 @@ def test_a_saved_run_gives_the_same_numbers(settings, run):
     assert not np.array_equal(earlier.state.key, run.state.key)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 in.*of the steps \[8, 12\]"):
         load_run(run.folder, step=5)
+
+
+def test_a_run_of_other_networks_is_not_continued(settings, run, small_config, monkeypatch):
+    change = NetworkChange("9.9", "it has other layers")
+    monkeypatch.setattr(checkpoints, "network_change", lambda config, version: change)
+    message = rf"{run.folder} were written by qam_jax {__version__} .* in 9\.9: it has other layers"
+    with pytest.raises(ValueError, match=message):
+        load_run(run.folder)
+    with pytest.raises(ValueError, match=message):
+        train(settings, small_config())
 
 
 @pytest.mark.slow

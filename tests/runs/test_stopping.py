@@ -58,12 +58,14 @@ _IN_A_CALL = """
 import ctypes, signal
 from qam_jax.runs import stopping
 stopping._GRACE_SECONDS = 0.1
-with stopping.stop_signals(at_once=True) as stop:
-    with {block}:
+try:
+    with stopping.stop_signals(at_once=True) as stop, {block}:
         signal.pthread_sigmask(signal.SIG_BLOCK, stopping._SIGNALS)
         print("ready", flush=True)
         while True:
             ctypes.CDLL(None).pause()
+except stopping.Stopped as stopped:  # where the signal comes before the call
+    stopping._exit(str(stopped))
 """
 
 

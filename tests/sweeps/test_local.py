@@ -114,7 +114,7 @@ def test_a_second_signal_ends_the_runs_at_once(make_shell_jobs):
     try:
         thread = threading.Thread(target=stop_twice)
         thread.start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="SIGINT"):
             run_local([job])
         thread.join()
     finally:

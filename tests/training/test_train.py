@@ -160,7 +160,7 @@ def test_a_faulty_environment_is_found_before_training(
         "def step(self, action): return self.state, 0.0, False, {}\n"
         "module.PendulumEnv.step = step\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(tmp_path)  # which its processes inherit
     make = partial(make_env, settings.env_name, "faulty_pendulum")
     monkeypatch.setattr(evaluation, "make_env", lambda *_: make())
     with pytest.raises(EnvFailure, match=r"fails when it is reset and stepped.*expected 5, got 4"):

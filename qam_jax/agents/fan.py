@@ -6,6 +6,7 @@ action that it makes, the flow's velocity should be that of the path. No ODE is 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from qam_jax.agents import actor_critic, base
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import expectile_loss, td_loss
-from qam_jax.networks import OneStepActor, critic_values
+from qam_jax.networks import CriticEnsemble, OneStepActor, VectorField, critic_values
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "FAN"
@@ -58,24 +59,9 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def draw(params: Params, observations: Array, noise: Array) -> Array:
         return actor.apply({"params": params["actor"]}, observations, noise)
 
-    def noisy_values(params: Params, observations: Array, actions: Array, noise: Array) -> Array:
-        """`Q_k(s, a, n)` [K, B]."""
-        inputs = jnp.concatenate([actions, noise], axis=-1)
-        return critic_values(critic, params, observations, inputs)
-
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         noise = base.draw_noise(state, observations, key)
         return jnp.clip(draw(state.params, observations, noise), -1, 1)
-
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        flow_key, actor_key, critic_key, upper_key = jax.random.split(key, 4)
-        noisy = jnp.concatenate([action, action])
-        return {
-            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-            "actor": actor.init(actor_key, observation, action)["params"],
-            "critic": critic.init(critic_key, observation, noisy)["params"],
-            "upper": upper.init(upper_key, observation, action)["params"],
-        }
 
     def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
         noise_key, time_key, upper_key = jax.random.split(key, 3)
@@ -83,19 +69,18 @@ def make_agent(config: ConfigDict) -> base.Agent:
         noise = base.draw_noise(state, next_observations, noise_key)
         next_actions = jnp.clip(draw(state.params, next_observations, noise), -1, 1)
         velocity = base.flow_velocity(flow, state.params["behavior"], next_observations)
-        squares = jnp.square(anchor_errors(velocity, noise, next_actions, time_key))
-        penalty = config.critic_anchor / state.action_shape[0] * jnp.sum(squares, axis=-1)
+        errors = anchor_errors(velocity, noise, next_actions, time_key)
+        penalty = config.critic_anchor / state.action_shape[0] * jnp.sum(errors**2, axis=-1)
         next_values = critic_values(upper, state.params["upper"], next_observations, next_actions)
         targets = actor_critic.bootstrap(config, batch, next_values - penalty)
-        fresh = base.draw_noise(state, batch.observations, upper_key)
-        target_critic, observations = state.target_params["critic"], batch.observations
-        upper_targets = jnp.mean(noisy_values(target_critic, observations, actions, fresh), axis=0)
+        observations, fresh = batch.observations, base.draw_noise(state, actions, upper_key)
+        target = _noisy_values(critic, state.target_params["critic"], observations, actions, fresh)
 
         def loss(params: Params) -> Loss:
-            q_values = noisy_values(params["critic"], observations, actions, noise)
+            q_values = _noisy_values(critic, params["critic"], observations, actions, noise)
             values = critic_values(upper, params["upper"], observations, actions)
             critic_loss = td_loss(q_values, targets, batch.weights)
-            losses = batch.weights * expectile_loss(upper_targets - values, config.kappa)
+            losses = batch.weights * expectile_loss(target.mean(axis=0) - values, config.kappa)
             metrics = actor_critic.critic_metrics(critic_loss, q_values)
             metrics |= {"upper_loss": jnp.mean(losses), "upper_mean": jnp.mean(values)}
             return critic_loss + metrics["upper_loss"], metrics
@@ -108,19 +93,20 @@ def make_agent(config: ConfigDict) -> base.Agent:
         bc_key, noise_key, time_key, value_key = jax.random.split(key, 4)
         observations, frozen = batch.observations, state.params
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-        noise = base.draw_noise(state, observations, noise_key)
-        drawn = draw(params, observations, noise)
+        noise, fresh = (base.draw_noise(state, observations, k) for k in (noise_key, value_key))
         velocity = base.flow_velocity(flow, frozen["behavior"], observations)
+        drawn = draw(params, observations, noise)
         anchor = jnp.mean(jnp.square(anchor_errors(velocity, noise, drawn, time_key)))
-        clipped, fresh = jnp.clip(drawn, -1, 1), base.draw_noise(state, observations, value_key)
-        q_value = jnp.mean(noisy_values(frozen["critic"], observations, clipped, fresh))
+        clipped = jnp.clip(drawn, -1, 1)
+        q_value = jnp.mean(_noisy_values(critic, frozen["critic"], observations, clipped, fresh))
         upper_value = jnp.mean(critic_values(upper, frozen["upper"], observations, clipped))
         loss = bc_loss + config.actor_anchor * anchor - q_value - upper_value
-        metrics = {"bc_loss": bc_loss, "anchor_loss": anchor}
-        return loss, metrics | {"actor_q": q_value, "actor_upper": upper_value}
+        metrics = {"bc_loss": bc_loss, "anchor_loss": anchor, "actor_q": q_value}
+        return loss, metrics | {"actor_upper": upper_value}
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy,
+        config, critic, init_actor=partial(_init, flow, actor, critic, upper),
+        actor_loss=actor_loss, policy=policy,
         value_learning=value_learning,
     )  # fmt: skip
 
@@ -136,3 +122,30 @@ def anchor_errors(velocity_fn: VelocityFn, noise: Array, actions: Array, key: Ke
     """
     times = jax.random.uniform(key, (len(actions), 1))
     return actions - noise - velocity_fn((1 - times) * noise + times * actions, times)
+
+
+def _init(
+    flow: VectorField,
+    actor: OneStepActor,
+    critic: CriticEnsemble,
+    upper: CriticEnsemble,
+    key: Key,
+    observation: Array,
+    action: Array,
+) -> Params:
+    flow_key, actor_key, critic_key, upper_key = jax.random.split(key, 4)
+    noisy = jnp.concatenate([action, action])
+    return {
+        "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+        "actor": actor.init(actor_key, observation, action)["params"],
+        "critic": critic.init(critic_key, observation, noisy)["params"],
+        "upper": upper.init(upper_key, observation, action)["params"],
+    }
+
+
+def _noisy_values(
+    critic: CriticEnsemble, params: Params, observations: Array, actions: Array, noise: Array
+) -> Array:
+    """`Q_k(s, a, n)` [K, B]."""
+    inputs = jnp.concatenate([actions, noise], axis=-1)
+    return critic_values(critic, params, observations, inputs)

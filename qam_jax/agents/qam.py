@@ -1,6 +1,6 @@
 """Q-learning with Adjoint Matching (QAM; Li & Levine, arXiv 2601.14234).
 
-A behaviour flow `f_beta` is cloned from the data, critics are learned by TD backups, and the
+A behaviour flow `f_beta` is cloned from the data, and critics are learned by TD backups. The
 fine-tuned flow `f_theta` is regressed on the lean adjoint of the critic's action gradient, so
 that its policy approaches `pi_beta * exp(inv_temp * Q)`. Two variants act with a further network:
 
@@ -80,55 +80,48 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     optimizer = base.make_optimizer(config)
-    without_critic = config.get("inv_temp") == 0  # then the behaviour flow acts
 
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         noise, own_noise = _noises(state, observations, key)
-        velocity = _velocity(config, flow, state.params, state.params, observations)
-        if without_critic:
-            velocity = base.flow_velocity(flow, state.params["behavior"], observations)
+        velocity = _acting_velocity(config, flow, state.params, observations)
         draws = Draws(noise, base.flow_actions(config, velocity, noise), own_noise)
+        return act(state, observations, draws)
+
+    def act(state: AgentState, observations: Array, draws: Draws) -> Array:
         return top.act(state.params, observations, draws) if top else draws.flow_actions
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
         inputs = example_observation, jnp.zeros(action_shape).reshape(-1)
         key, critic_key, behavior_key, flow_key, actor_key = jax.random.split(key, 5)
-        params = {
-            "critic": critic.init(critic_key, *inputs)["params"],
-            **init_flows(flow, behavior_key, flow_key, *inputs),
-            **(top.init(actor_key, *inputs) if top else {}),
-        }
+        params = init_flows(flow, behavior_key, flow_key, *inputs)
+        params |= top.init(actor_key, *inputs) if top else {}
+        params["critic"] = critic.init(critic_key, *inputs)["params"]
         return base.init_state(optimizer, params, ("critic", "behavior"), key, action_shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, bc_key, *sample_keys = jax.random.split(state.key, 4)
         observations, actions = batch.observations, base.flat_actions(config, batch)
-        each = [batch.next_observations] * config.best_of_n + [observations] * bool(top)
-        acting = jnp.stack(each)
+        nexts = [batch.next_observations] * config.best_of_n
+        acting = jnp.stack(nexts + [observations] * bool(top))
         draws, path = _sample(config, flow, state, acting, observations, *sample_keys)
-        next_actions = draws.flow_actions
-        if top:
-            next_draws, draws = _split(draws)
-            next_actions = top.act(state.params, acting[:-1], next_draws)
-        if without_critic:
+        next_draws, draws = _split(draws) if top else (draws, draws)
+        next_actions = act(state, acting[: len(nexts)], next_draws)
+        if config.get("inv_temp") == 0:  # then the behaviour flow acts
             next_key = jax.random.fold_in(sample_keys[0], 0)
-            next_actions = policy(state, acting[: config.best_of_n], next_key)
+            next_actions = policy(state, acting[: len(nexts)], next_key)
         targets = actor_critic.targets_at(config, critic, state, batch, next_actions)
         adjoints, norms = _solve(config, flow, critic, state, observations, path)
 
         def loss_fn(params: Params) -> Loss:
-            loss, metrics = actor_critic.critic_loss(
-                critic, params["critic"], batch, actions, targets
-            )
+            critic_params = params["critic"]
+            loss, metrics = actor_critic.critic_loss(critic, critic_params, batch, actions, targets)
             bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
             velocity = _velocity(config, flow, params, state.target_params, observations)
             velocities = velocities_along(velocity, path.states[:-1])
             am_loss, more = matching_loss(state, path, velocities, adjoints)
-            loss, metrics = (
-                loss + bc_loss + am_loss,
-                {"bc_loss": bc_loss, **metrics, **more, **norms},
-            )
+            loss = loss + bc_loss + am_loss
+            metrics |= {"bc_loss": bc_loss, **more, **norms}
             if top:
                 q_fn = partial(mean_critic_value, critic, state.params["critic"], observations)
                 top_loss, more = top.loss(params, observations, draws, q_fn)
@@ -201,6 +194,15 @@ def _solve(
     norms = jnp.linalg.norm(jnp.stack([adjoints[0], terminal]), axis=-1)
     start, end = jnp.mean(norms, axis=-1)
     return adjoints, {"adjoint_norm_start": start, "adjoint_norm_end": end}
+
+
+def _acting_velocity(
+    config: ConfigDict, flow: VectorField, params: Params, observations: Array
+) -> VelocityFn:
+    """The flow that acts: `f_theta`, or without the critic's influence the behaviour flow."""
+    if config.get("inv_temp") == 0:
+        return base.flow_velocity(flow, params["behavior"], observations)
+    return _velocity(config, flow, params, params, observations)
 
 
 def _noises(state: AgentState, observations: Array, key: Key) -> list[Array]:

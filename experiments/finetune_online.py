@@ -4,8 +4,9 @@
 hyperparameters hold, except for the flags that are given.
 
 Without --run it starts from nothing, beside a dataset: --config=..., often with --balanced_sampling
-or --bc_steps. --preset=paper makes it the paper's run, which begins with an offline stage for all
-methods but RLPD.
+or --bc_steps. An environment that is not OGBench's needs no dataset without these two.
+--preset=paper makes it the paper's run, which begins with an offline stage for all methods but
+RLPD.
 """
 
 import sys

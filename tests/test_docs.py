@@ -19,7 +19,10 @@ from qam_jax.runs.settings import HostSettings, RunSettings
 from qam_jax.training.train import train
 
 _ROOT = Path(__file__).parents[1]
-_PAGES = [_ROOT / "README.md", _ROOT / "CONTRIBUTING.md", *sorted((_ROOT / "docs").glob("*.md"))]
+_PAGES = [*sorted(_ROOT.glob("*.md")), *sorted((_ROOT / "docs").glob("*.md"))]
+_TUTORIALS = sorted((_ROOT / "docs" / "tutorials").glob("*.py"))
+sys.path.append(str(_ROOT / "docs" / "hooks"))
+sources = importlib.import_module("sources")
 _TRAINING = ("experiments/train_offline.py", "experiments/finetune_online.py")
 
 
@@ -42,8 +45,6 @@ def test_commands_name_existing_flags(page):
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
 def test_examples_import_what_there_is(page):
     for block in _blocks(page, "python"):
-        if block.startswith("--8<--"):
-            continue
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("qam_jax"):
                 exec(ast.unparse(node))
@@ -52,15 +53,48 @@ def test_examples_import_what_there_is(page):
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
-def test_paths_and_links_lead_to_files(page):
-    made = {"settings.md", "contributing.md", "changelog.md"}  # when the site is built
+def test_paths_lead_to_files(page):
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"\b(?:qam_jax|experiments|benchmarks|docs|tests)/[\w/]+\.\w+", text):
         method = path.removeprefix("experiments/configs/").removesuffix(".py")
         assert (_ROOT / path).exists() or method in algorithm_names(), path
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        if link not in made and not link.startswith(("tutorials/", "reference/")):
-            assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", [*_PAGES, *_TUTORIALS], ids=lambda page: page.name)
+def test_pages_are_whole_in_the_repository(page):
+    """Links and pictures lead to files and headings, and nothing waits for the site to be built."""
+    text = _without_code(page)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for link in (link for link in links if not re.match(r"https?://", link)):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+    for name, path in re.findall(r"\[`([\w.]+)`\]\(([^)]+\.py)\)", text):
+        code, name = (page.parent / path).read_text(encoding="utf-8"), name.rpartition(".")[2]
+        assert re.search(rf"^(?:def|class) {name}\(", code, flags=re.MULTILINE), name
+    assert not re.search(r"^!!|--8 ?<|\]\[\w|^:::", text, flags=re.MULTILINE)
+
+
+def _without_code(page):
+    """Text of a page, without its blocks of code; of a script only the comments."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".py":
+        return "\n".join(re.findall(r"^# ?(.*)$", text, flags=re.MULTILINE))
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchors(page):
+    headings = re.findall(r"^#+ (.*)$", _without_code(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sources.PAGES)
+def test_pages_show_the_code_as_it_is(page):
+    """Otherwise run docs/hooks/sources.py."""
+    text = (_ROOT / page).read_text(encoding="utf-8")
+    assert "```python\ndef " in text or '```python\n"""' in text
+    assert sources.with_sources(text) == text
 
 
 @pytest.mark.parametrize("name", ["flow", "adjoint", "critic", "data.tasks"])

@@ -1,6 +1,5 @@
 """Pages that are made from the code when the site is built, so that they are always up to date."""
 
-import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -25,16 +24,19 @@ from qam_jax.runs.settings import DataSettings, HostSettings, RunSettings
 _ROOT = Path(__file__).parents[2]
 _CORE = [f"qam_jax.{name}" for name in ("flow", "adjoint", "critic", "diffusion", "types")]
 _TITLES = {"core": "The core", "shared": "Shared by all layers"}
-_COMMANDS = ("evaluate", "report", "watch", "sweep", "generate_dataset")
+_COMMANDS = ("evaluate", "report", "watch", "sweep", "generate_dataset", "record_dataset")
+_FUNCTION = re.compile(r"\[`([\w.]+)`\]\((?:\.\./)+qam_jax/([\w/]+)\.py\)")
+_FILE = re.compile(
+    r"\]\((?:docs/|(?:\.\./)+(?:qam_jax/runs/)?(?=settings|CON|CHANGE))?"
+    r"((?:\.\./)*(?:\w+/)*\w+)\.(?:md|py)"
+)
 
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Adds the pages to the site."""
     pages = {"settings.md": settings_page(), **reference_pages()}
     for name in ("CONTRIBUTING", "CHANGELOG"):
-        text = (_ROOT / f"{name}.md").read_text(encoding="utf-8")
-        links = re.compile(r"\]\((?:docs/)?([\w/]+)\.(?:md|py)")  # from the repository to the site
-        pages[f"{name.lower()}.md"] = links.sub(lambda link: f"]({link[1].lower()}.md", text)
+        pages[f"{name.lower()}.md"] = (_ROOT / f"{name}.md").read_text(encoding="utf-8")
     for path in sorted((_ROOT / "docs" / "tutorials").glob("*.py")):
         pages[f"tutorials/{path.stem}.md"] = tutorial_page(path.read_text(encoding="utf-8"))
     for uri, text in pages.items():
@@ -43,19 +45,13 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replaces each line `!!source <function>` of a page with the source of the function."""
-    return re.sub(r"^!!source (\S+)$", lambda m: _source(m[1]), markdown, flags=re.MULTILINE)
+    """Turns links to files of the repository into links to pages of the site."""
+    return _FILE.sub(lambda m: f"]({m[1].lower()}.md", _FUNCTION.sub(_reference, markdown))
 
 
-def _source(name: str) -> str:
-    """Source of a function without its docstring, under a link to the reference."""
-    module, _, function = name.rpartition(".")
-    text = inspect.getsource(getattr(importlib.import_module(module), function))
-    lines = text.splitlines()
-    docstring = ast.parse(text).body[0].body[0]
-    code = "\n".join(lines[: docstring.lineno - 1] + lines[docstring.end_lineno :])
-    title = f"`{name}`" if function.startswith("_") else f"[`{name}`][{name}]"
-    return f"{title}\n\n```python\n{code}\n```\n"
+def _reference(link: re.Match) -> str:
+    text, path, name = link[1], link[2], link[1].rpartition(".")[2]
+    return f"[`{text}`][qam_jax.{path.replace('/', '.')}.{name}]"
 
 
 def tutorial_page(script: str) -> str:

@@ -45,9 +45,9 @@ def make_data(folder: Path) -> None:
 # %% [markdown]
 # ## Training
 #
-# A run consists of [settings](../settings.md) and the config of an algorithm. This config differs
-# from the paper's in the same way as the quick start: small networks, few critics, and faster
-# rates. So value travels back from the goal within few updates.
+# A run consists of [settings](../../qam_jax/runs/settings.py) and the config of an algorithm. This
+# config differs from the paper's in the same way as the quick start: small networks, few critics,
+# and faster rates. So value travels back from the goal within few updates.
 
 
 # %%

@@ -49,11 +49,11 @@ def get_config() -> ConfigDict:
 
 
 # %% [markdown]
-# `make_agent` builds the three functions of an [`Agent`][qam_jax.agents.base.Agent]. What is the
+# `make_agent` builds the three functions of an [`Agent`](../../qam_jax/agents/base.py). What is the
 # same for every algorithm with critics, the TD backup, the optimiser, the target networks and
-# best-of-n, is in [`make_actor_critic`][qam_jax.agents.actor_critic.make_actor_critic]. What is
+# best-of-n, is in [`make_actor_critic`](../../qam_jax/agents/actor_critic.py). What is
 # left is which networks there are, how they act, and their loss: cloning for the behaviour flow,
-# and adjoint matching, from the same four functions as in [the first tutorial](mixture.md).
+# and adjoint matching, from the same four functions as in [the first tutorial](mixture.py).
 
 
 # %%
@@ -101,7 +101,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
 # ## Training it
 #
 # That is all: the loop, evaluation, checkpoints, several seeds in one program and fine-tuning come
-# with it. Here it goes through the run of [the second tutorial](maze.md), with the same data and
+# with it. Here it goes through the run of [the second tutorial](maze.py), with the same data and
 # settings. On the command line, the file is its own `--config`, and its folder has to be where
 # Python looks for modules, also later, when a run is continued or evaluated:
 #

@@ -16,13 +16,13 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tqdm
 
 from qam_jax import files
 from qam_jax.data import scripted
+from qam_jax.data.npz import write_npz
 from qam_jax.data.scripted import Episode, Recipe
 
 _MAZE_EPISODES = {"navigate": (1000, 1001), "stitch": (5000, 201)}  # number and length
@@ -160,9 +160,7 @@ def _generate(
     train_path = dataset_dir / f"{recipe.name}.npz"
     # The training file comes last: its presence means that both are complete.
     for path, data in ((dataset_dir / f"{recipe.name}-val.npz", val), (train_path, train)):
-        with files.atomic_write(path) as temporary:
-            arrays: dict[str, Any] = {"generator": generator, **data}
-            np.savez_compressed(temporary, **arrays)
+        write_npz(path, {"generator": generator, **data})
     return train_path
 
 

@@ -1,4 +1,4 @@
-"""Reads `.npz` files of transitions, without pickle; see `qam_jax.data.checks` for the fields."""
+"""Reads and writes `.npz` files of transitions; `qam_jax.data.checks` describes the fields."""
 
 import contextlib
 import io
@@ -8,12 +8,13 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from qam_jax.data import checks
 from qam_jax.data.checks import ArrayHeader
+from qam_jax.files import atomic_write
 
 _READ_BYTES = 1 << 20  # at a time
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
@@ -50,6 +51,23 @@ def load_npz(
     data = read_arrays(path, {name: headers[name] for name in wanted})
     checks.check_transitions(data, source=path)
     return data
+
+
+def write_npz(path: str | os.PathLike, data: Mapping[str, np.ndarray]) -> None:
+    """Checks transitions and writes them, compressed, as a whole or not at all.
+
+    Args:
+      path: the `.npz` file; an existing one is replaced.
+      data: arrays by name; the documented fields, and any others.
+
+    Raises:
+      OSError: if the file cannot be written.
+      ValueError: if the data break a rule; names the first fault.
+    """
+    checks.check_transitions(data, source=Path(path))
+    with atomic_write(path) as temporary:
+        arrays: dict[str, Any] = dict(data)
+        np.savez_compressed(temporary, **arrays)
 
 
 def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Finds the dataset of an environment, or reads data of your own."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -101,6 +102,19 @@ def load_own(
         data = {name: np.concatenate([data[name], *(o[name] for o in others)]) for name in data}
     description += _proportion_note(proportion)
     return InMemory(make_dataset(data, sparse=sparse), description, path)
+
+
+def no_data(env: gymnasium.Env) -> InMemory:
+    """Makes a dataset without transitions, for training on experience alone."""
+    zeros = {
+        "observations": np.zeros((2, *env.observation_space.shape)),
+        "actions": np.zeros((2, *env.action_space.shape)),
+        "rewards": np.zeros(2),
+        "terminals": np.array([0, 1]),
+    }
+    # Arrays must not be empty in compiled programs: one transition is there, and never drawn.
+    dataset = dataclasses.replace(make_dataset(zeros), num_starts=np.int32(0))
+    return InMemory(dataset, "none but the run's own experience", Path())
 
 
 def _provide(

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState, acts_by_behavior, make_agent
 from qam_jax.data.dataset import DataSource
 from qam_jax.data.shards import Shards
-from qam_jax.data.sources import load_ogbench, load_own
-from qam_jax.envs import make_env
+from qam_jax.data.sources import load_ogbench, load_own, no_data
+from qam_jax.envs import is_ogbench, make_env
 from qam_jax.runs import hosts
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import find_folder
@@ -109,6 +109,7 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         ]
         for run in runs:
             run.begin()
+        _check_needs_no_data(plan, runs)
         _check_environment(plan, runs[0])
         _describe_data(plan, runs)
         for run in runs:
@@ -208,6 +209,21 @@ def _describe_data(plan: Plan, runs: list[Run]) -> None:
     _logger.info("Data: %s%s.", plan.source.description, size)
 
 
+def _check_needs_no_data(plan: Plan, runs: list[Run]) -> None:
+    """Raises ValueError if there are no data, but stages or batches that need them."""
+    settings = plan.settings
+    needs = [f"its {run.stage} stage" for run in runs if run.stage != "online"]
+    needs += ["--balanced_sampling"] if settings.balanced_sampling else []
+    if needs and not plan.source.at(0).num_starts:
+        raise ValueError(
+            f"there are no data of {settings.env_name}, which {needs[0]} needs: only OGBench's "
+            "environments have data of their own. Name yours by --dataset; experiments/"
+            f"record_dataset.py --env_name={settings.env_name} records some. Or train on "
+            "experience alone: --offline_steps=0 --online_steps=<steps>, without --bc_steps and "
+            "--balanced_sampling."
+        )
+
+
 def _open_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
     """Opens the data of the settings, the same in all processes."""
     source = hosts.take_turns(lambda: _read_source(settings, env))
@@ -223,6 +239,8 @@ def _read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource
         return Shards(settings.ogbench_dataset_dir, env, replace_interval=interval, **common)
     if settings.dataset:
         return load_own(settings.dataset, env, **common)
+    if env is not None and not is_ogbench(settings.env_name):
+        return no_data(env)
     return load_ogbench(
         settings.env_name,
         env,
@@ -235,6 +253,8 @@ def _read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource
 
 def _check_horizon(dataset: TransitionDataset, path: Path, horizon_length: int) -> None:
     """Raises ValueError if no window lies within one episode, so that nothing could be learnt."""
+    if not dataset.num_starts:
+        return
     starts = dataset.start_rows
     longest = int(jnp.max(dataset.last_rows[starts] - starts)) + 1
     if longest < horizon_length:

@@ -1,10 +1,13 @@
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from qam_jax.data.dataset import ACTION_LIMIT, make_dataset
 from qam_jax.data.replay import Replay, gather_replay, sample_balanced, sample_mixed
+from qam_jax.data.sources import no_data
 from qam_jax.types import Transitions
 
 _DISCOUNT = 0.9
@@ -61,6 +64,17 @@ def _expected(episode, row, horizon_length):
 def _row_of(replay, observation):
     matches = np.all(replay.buffer.transitions.observations == observation, axis=1)
     return int(np.flatnonzero(matches)[0])
+
+
+def test_without_data_all_windows_are_of_experience(tmp_path):
+    env = gymnasium.Env()
+    env.observation_space, env.action_space = Box(-1, 1, (3,)), Box(-1, 1, (2,))
+    data = no_data(env).at(0)
+    replay = Replay(20, 3, 2, tmp_path)
+    _fill(replay, {0: _transitions(np.random.default_rng(0), 5)})
+    batch = sample_mixed(data, replay.buffer, jax.random.PRNGKey(0), 64, 1, _DISCOUNT)
+    drawn = {_row_of(replay, observation) for observation in np.array(batch.observations)}
+    assert drawn == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("horizon_length", [1, 3])

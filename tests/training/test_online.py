@@ -87,6 +87,39 @@ def test_updates_per_step_and_random_actions_before_training(settings, small_con
     assert not np.allclose(actions[12:14], np.random.default_rng([0, 0, 6]).uniform(-1, 1, (2, 1)))
 
 
+@pytest.fixture(name="without_data", scope="module")
+def _without_data(settings):
+    return dataclasses.replace(
+        settings, dataset="", group="no_data", offline_steps=0, online_steps=8, num_envs=1
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["qam", "rlpd"])
+def test_experience_alone_is_enough(without_data, small_config, method):
+    result = train(without_data, small_config(method))
+    assert int(result.state.step) == 8
+    rows = read_csv(result.folder / "train.csv")
+    assert np.isfinite([rows[-1]["loss"], result.episodes[0].episode_return]).all()
+    metadata = json.loads((result.folder / "metadata.json").read_text())
+    assert metadata["dataset_source"] == "none but the run's own experience"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"offline_steps": 8}, "its offline stage"),
+        ({"bc_steps": 8}, "its cloning stage"),
+        ({"balanced_sampling": True}, "--balanced_sampling"),
+    ],
+)
+def test_what_needs_data_says_so(without_data, small_config, changes, reason):
+    settings = dataclasses.replace(without_data, group="refused", **changes)
+    message = f"no data of Pendulum-v1, which {reason} needs.*--dataset.*record_dataset.py"
+    with pytest.raises(ValueError, match=message):
+        train(settings, small_config())
+
+
 @pytest.mark.slow
 def test_rounds_that_go_beyond_an_interval_keep_its_number(settings, small_config):
     odd = dataclasses.replace(

@@ -26,6 +26,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.19"],
+        "tensorboard": ["tensorboard>=2.20"],
         "slurm": ["submitit>=1.5.4"],
         "minari": ["minari[arrow,hdf5,hf]>=0.5.4"],
         "test": [

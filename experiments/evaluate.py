@@ -27,11 +27,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()
     with plain_errors():
+        from qam_jax.memory import check_processes
         from qam_jax.runs.checkpoints import load_run
         from qam_jax.runs.settings import RunSettings
         from qam_jax.training.devices import keep_programs
         from qam_jax.training.evaluation import Evaluator, describe, film_episodes
 
+        check_processes(f"--envs={_ENVS.value}", min(_ENVS.value, _EPISODES.value))
         keep_programs(RunSettings.compilation_cache_dir)
         folder = Path(_RUN.value).expanduser()
         run = load_run(folder, _STEP.value)

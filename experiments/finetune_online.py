@@ -27,7 +27,7 @@ flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings)
 
 
-def main(argv: list[str], _config_file: Path) -> None:
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which log much

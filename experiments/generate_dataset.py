@@ -8,10 +8,11 @@ import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.data import generate
 from qam_jax.data.tasks import parse_task
+from qam_jax.runs.command_line import run_main
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -74,4 +75,4 @@ def _make() -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_main(main)

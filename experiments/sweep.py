@@ -188,6 +188,7 @@ def _execute(jobs, executor) -> None:
 
 def _run_here(jobs) -> bool:
     """Executes the jobs; tells whether any has failed."""
+    from qam_jax.memory import check_processes
     from qam_jax.sweeps.local import run_local
     from qam_jax.sweeps.worker import Outcome
     from qam_jax.training.launch import check_data_folder
@@ -195,6 +196,7 @@ def _run_here(jobs) -> bool:
     for job in jobs:
         check_data_folder(job.resolved.settings)
     parallel = _PARALLEL.value or len(_GPUS.value) or 1
+    check_processes(f"--parallel={parallel}", min(parallel, len(jobs)), num_bytes=5 * 10**8)
     outcomes = run_local(jobs, parallel=parallel, gpus=_GPUS.value)
     print(_totals(Outcome, (outcome for outcome, _ in outcomes.values())))
     return _list_errors("Failed:", outcomes, Outcome.FAILED)

@@ -30,7 +30,7 @@ define_flags(HostSettings)
 flags.adopt_module_key_flags(settings)
 
 
-def main(argv: list[str], config_file: Path) -> None:
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()  # before the libraries, some of which log much
@@ -40,8 +40,7 @@ def main(argv: list[str], config_file: Path) -> None:
         from qam_jax.training.launch import launch, run_from_flags
 
         with session(from_flags(HostSettings, flags.FLAGS)):
-            schedule = _QUICK_START_SCHEDULE if config_file.resolve() == _QUICK_START else {}
-            run, config = run_from_flags(flags.FLAGS, **schedule)
+            run, config = run_from_flags(flags.FLAGS)
             for result in launch(run, config):
                 if is_first():
                     show_result(result, run, config.agent_name)
@@ -49,4 +48,7 @@ def main(argv: list[str], config_file: Path) -> None:
 
 if __name__ == "__main__":
     preset = pop_flag(list(sys.argv), "preset")
-    run_with_config(main, _CONFIGS / "qam.py" if preset else _QUICK_START)
+    if preset:
+        run_with_config(main, _CONFIGS / "qam.py")
+    else:
+        run_with_config(main, _QUICK_START, **_QUICK_START_SCHEDULE)

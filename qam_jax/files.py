@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import re
 import secrets
 import tempfile
 import time
@@ -44,6 +45,16 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Removes what `atomic_write` has left in a folder and those inside when it was killed.
+
+    No other process may be writing there.
+    """
+    for path in folder.rglob(".*.tmp*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?", path.name):
+            path.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: str | os.PathLike) -> None:

@@ -60,8 +60,13 @@ def test_training_and_evaluation_from_the_command_line(data, tmp_path):
 
 @pytest.mark.parametrize("script", ["train_offline.py", "sweep.py"])
 def test_help_is_printed_without_a_run(script):
-    result = _run(script, "--helpshort")
+    result = _run(script, "--help")
+    assert result.returncode == 0
     assert "flags:" in result.stdout
+    if script == "train_offline.py":  # the quick start's own values
+        assert "Updates on the dataset.\n    (default: '20000')" in result.stdout
+        assert "rebrac" in result.stdout
+        assert "\n  --config.lr=0.001\n" in result.stdout
     assert "Traceback" not in result.stderr
 
 

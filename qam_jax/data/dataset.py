@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qam_jax import memory
 from qam_jax.data.checks import check_proportion
 from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 
@@ -62,8 +63,23 @@ class InMemory(DataSource):
 
 
 def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
-    """Lays out checked arrays as a `TransitionDataset` on the default device; see `layout`."""
-    return jax.tree.map(jnp.asarray, layout(data, sparse=sparse))
+    """Lays out checked arrays as a `TransitionDataset` on the default device; see `layout`.
+
+    Raises:
+      MemoryError: if they do not fit into its memory.
+    """
+    return jax.tree.map(jnp.asarray, check_dataset_fits(layout(data, sparse=sparse)))
+
+
+def check_dataset_fits(dataset: TransitionDataset) -> TransitionDataset:
+    """Returns the NumPy arrays of a dataset; raises MemoryError if the device cannot hold them."""
+    memory.check_fits(
+        f"the data ({dataset.num_starts:,} transitions)",
+        sum(array.nbytes for array in jax.tree.leaves(dataset)),
+        "Lower --dataset_proportion, or split them into a folder of smaller files, of which "
+        "--ogbench_dataset_dir holds one at a time.",
+    )
+    return dataset
 
 
 def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:

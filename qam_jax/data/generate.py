@@ -24,6 +24,7 @@ from qam_jax import files
 from qam_jax.data import scripted
 from qam_jax.data.npz import write_npz
 from qam_jax.data.scripted import Episode, Recipe
+from qam_jax.memory import check_processes
 
 _MAZE_EPISODES = {"navigate": (1000, 1001), "stitch": (5000, 201)}  # number and length
 _MANIPULATION = {  # environment: number of episodes, bounds of the probability to stack cubes
@@ -120,6 +121,7 @@ def generate_dataset(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, but is {value}.")
+    check_processes(f"num_processes = {num_processes}", min(num_processes, recipe.num_episodes))
     return _generate(recipe, Path(dataset_dir).expanduser(), seed, num_processes, progress)
 
 

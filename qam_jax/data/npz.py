@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import shutil
 import zipfile
@@ -12,11 +13,16 @@ from typing import IO, Any
 
 import numpy as np
 
+from qam_jax import memory
 from qam_jax.data import checks
 from qam_jax.data.checks import ArrayHeader
 from qam_jax.files import atomic_write
 
 _READ_BYTES = 1 << 20  # at a time
+_REMEDY = (
+    "Split the data into a folder of smaller files, of which --ogbench_dataset_dir holds one at a "
+    "time, or use another machine."
+)
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -81,8 +87,13 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
       headers: those of the arrays to read.
 
     Raises:
+      MemoryError: if they do not fit into memory.
       ValueError: if the file is damaged.
     """
+    memory.check_fits(
+        f"the arrays of {path}", sum(map(_size_in_memory, headers, headers.values())), _REMEDY,
+        on_device=False,
+    )  # fmt: skip
     data = {}
     with _open(path) as archive:
         for name, header in headers.items():
@@ -160,6 +171,10 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path}: this is not an .npz file, or it is damaged or incomplete ({error}). Expected "
             "an archive written by np.savez or np.savez_compressed: download or write it again."
         ) from error
+
+
+def _size_in_memory(name: str, header: ArrayHeader) -> int:
+    return math.prod(header.shape) * (4 if name in checks.FIELDS else header.dtype.itemsize)
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qam_jax import memory
 from qam_jax.data.dataset import ACTION_LIMIT, gather_windows, make_batch, sample_windows
 from qam_jax.files import DamagedError, atomic_write
 from qam_jax.types import Array, Batch, TransitionDataset, Transitions, pytree_dataclass
@@ -128,6 +129,7 @@ class Replay:
         self._unsaved: list[dict[str, np.ndarray]] = []
         self._newest: dict[int, int] = {}  # the newest row of each episode in progress
         self.num_added = 0
+        check_replay_fits(capacity, observation_dim, action_dim)
         self.buffer = ReplayBuffer(
             transitions=Transitions(
                 observations=jnp.zeros((capacity, observation_dim)),
@@ -231,6 +233,15 @@ class Replay:
         return predecessors
 
 
+def check_replay_fits(capacity: int, observation_dim: int, action_dim: int, count: int = 1) -> None:
+    """Raises MemoryError if `count` buffers do not fit into the device's memory."""
+    memory.check_fits(
+        f"buffers of {capacity:,} transitions" + (f", for {count} seeds," * (count > 1)),
+        4 * count * capacity * (2 * observation_dim + action_dim + 3),
+        "Lower --buffer_size (or --online_steps, if --buffer_size is 0) or --num_seeds.",
+    )
+
+
 @partial(jax.jit, donate_argnums=0)
 def _insert(
     buffer: ReplayBuffer, transitions: Transitions, places: Array, predecessors: Array, size: Array
@@ -265,6 +276,8 @@ def _read_log(folder: Path, num_added: int, capacity: int) -> dict[str, np.ndarr
             with np.load(path) as file:
                 parts.append(dict(file))
         except Exception as error:  # whatever a damaged archive leads to
+            if memory.is_exhausted(error):
+                raise
             raise DamagedError(f"{path} is damaged ({error}).") from error
         if int(path.stem) + len(parts[-1]["episodes"]) != following:
             break

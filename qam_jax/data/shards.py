@@ -21,7 +21,7 @@ import numpy as np
 from qam_jax.data import checks, npz
 from qam_jax.data.checks import ArrayHeader
 from qam_jax.data.column_cache import FileVersion, find_cache, open_columns, read_version
-from qam_jax.data.dataset import DataSource, layout, take_leading
+from qam_jax.data.dataset import DataSource, check_dataset_fits, layout, take_leading
 from qam_jax.types import TransitionDataset
 
 _ALIGNMENT = 64  # bytes; JAX takes over such arrays on a CPU without a copy
@@ -109,7 +109,7 @@ class Shards(DataSource):
         index = step // self._interval % len(self._shards) if self._interval else 0
         if self._dataset is None or index != self._current:
             started, is_swap = time.perf_counter(), self._dataset is not None
-            dataset = jax.block_until_ready(jax.device_put(self._take(index)))
+            dataset = jax.block_until_ready(jax.device_put(self._fitting(index)))
             self._dataset, self._current = dataset, index
             if is_swap:
                 self.num_swaps += 1
@@ -140,6 +140,11 @@ class Shards(DataSource):
         """Waits for the thread that reads the next file, and lets go of the data."""
         self._reader.shutdown()
         self._next = self._dataset = None
+
+    def _fitting(self, index: int) -> TransitionDataset:
+        """Arrays of a shard; the first one is checked against the device's memory."""
+        dataset = self._take(index)
+        return dataset if self._dataset is not None else check_dataset_fits(dataset)
 
     def _take(self, index: int) -> TransitionDataset:
         """Arrays of a shard, from the thread if it has read this one."""

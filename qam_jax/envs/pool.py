@@ -24,7 +24,7 @@ from qam_jax.envs.wrappers import OpenLoopChunks
 _CLOSE_SECONDS = 5.0  # for the environments to close by themselves
 _WAIT_SECONDS = 0.5  # between two calls of `on_wait`
 _TASKS = {"at_rest": "start", "reset": "reset", "step": "execute a chunk of actions"}
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _logger = logging.getLogger(__name__)
 
 
@@ -54,8 +54,8 @@ class EnvPool:
     the caller to reset. The same happens after a call that was interrupted, by `on_wait` or a
     signal handler, which does not count as a crash.
 
-    The processes ignore SIGINT and SIGTERM, which clusters and terminals send to all processes
-    alike: this process decides when they end. They end by themselves when this process is gone.
+    The processes ignore SIGINT, SIGTERM and SIGHUP, which clusters and terminals send to all alike:
+    this process decides when they end. They end by themselves when this process is gone.
 
     Args:
       env_fn: makes one environment with observations [O]; can be pickled by cloudpickle.
@@ -315,9 +315,9 @@ def _serve(pipe: Connection, env_fn: bytes, horizon_length: int) -> None:
             result, problem = None, None
             try:
                 if env is None:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # as many times as there are processes
-                        env = OpenLoopChunks(pickle.loads(env_fn)(), horizon_length)
+                    warnings.simplefilter("ignore")  # as many times as there are processes
+                    env = OpenLoopChunks(pickle.loads(env_fn)(), horizon_length)
+                    warnings.simplefilter("ignore")  # before the filters of what was imported
                 result = getattr(env, method)(**kwargs)
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}", traceback.format_exc()

@@ -60,6 +60,7 @@ def plot_run(
         return []
     border = settings.bc_steps + settings.offline_steps if settings.online_steps else None
     pictures = [plot_learning_curve(folder, title=settings.env_name, border=border)]
+    pictures += plot_training(folder, title=settings.env_name)
     env = make_env(settings.env_name, settings.env_module)
     env.reset(seed=0)
     if hasattr(env.unwrapped, "maze_map") and hasattr(env.unwrapped, "cur_goal_xy"):
@@ -101,6 +102,32 @@ def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> 
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False)
     return _save(figure, folder / "learning_curve.png")
+
+
+def plot_training(folder: Path, title: str) -> list[Path]:
+    """Draws the losses and the Q-values of train.csv, each kind in one panel.
+
+    Returns:
+      The picture's path, `training.png` in the run's folder; none without such metrics.
+    """
+    rows = pd.DataFrame(read_csv(folder / "train.csv"))
+    kinds = {"loss": r"(^|_)loss$", "Q": r"(^|_)q(_|$)"}
+    panels = {kind: rows.filter(regex=pattern) for kind, pattern in kinds.items()}
+    panels = {kind: columns for kind, columns in panels.items() if not columns.empty}
+    if not panels:
+        return []
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(6 * len(panels), 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (kind, columns) in zip(all_axes[0], panels.items(), strict=True):
+        for name in columns:
+            axes.plot(rows["step"], columns[name], label=name)
+        axes.set(xlabel="steps", ylabel=kind, title=title)
+        if kind == "loss":
+            axes.set_yscale("symlog", linthresh=1e-3)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", frameon=False)
+    return [_save(figure, folder / "training.png")]
 
 
 def plot_maze_paths(env: Any, episodes: Mapping[str, Sequence[Episode]], path: Path) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from qam_jax import memory
 from qam_jax.agents import Agent, AgentState, make_agent, network_change
 from qam_jax.agents.bc import behavior_config
 from qam_jax.files import DamagedError, flush_to_disk, read_json, write_json
@@ -262,6 +263,8 @@ class Checkpoints:
             if not sealed:
                 _verify_unsealed(restored)
         except Exception as error:  # whatever a damaged file leads to
+            if memory.is_exhausted(error):
+                raise
             raise DamagedError(_first_line(error)) from error
         return restored
 
@@ -294,8 +297,21 @@ class Checkpoints:
 
 
 def init_state(agent: Agent, key: Array, observation_dim: int, action_dim: int) -> AgentState:
-    """Returns the agent's state before its first update."""
+    """Returns the agent's state before its first update. Raises MemoryError if it does not fit."""
+    check_state_fits(agent, observation_dim, action_dim)
     return jax.jit(agent.init)(key, jnp.zeros(observation_dim), jnp.zeros(action_dim))
+
+
+def check_state_fits(agent: Agent, observation_dim: int, action_dim: int, count: int = 1) -> None:
+    """Raises MemoryError if the states of `count` runs do not fit into the device's memory."""
+    examples = jnp.zeros(observation_dim), jnp.zeros(action_dim)
+    state = jax.eval_shape(agent.init, jax.random.PRNGKey(0), *examples)
+    memory.check_fits(
+        "networks and the state of their optimiser" + (f", for {count} seeds," * (count > 1)),
+        count * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        "Lower their widths (--config.actor_hidden_dims, --config.critic_hidden_dims), "
+        "--config.num_qs or --num_seeds.",
+    )
 
 
 class SavedRun(NamedTuple):

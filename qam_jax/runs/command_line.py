@@ -6,6 +6,7 @@ import logging
 import os
 import runpy
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from qam_jax import memory
 from qam_jax.envs.pool import EnvFailure
 from qam_jax.runs.stopping import EXIT_CODE, Stopped, stop_signals
 
@@ -51,6 +53,11 @@ def plain_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, EnvFailure) as error:
         _logger.debug("Details of the error:", exc_info=True)
         sys.exit(f"Error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_exhausted(error):
+            raise
+        _logger.debug("Details of the error:", exc_info=True)
+        sys.exit(f"Error: {memory.explain(error)}")
     except Stopped as stopped:
         print(f"Stopped by {stopped}. The same command continues.", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -91,26 +98,45 @@ def run_main(
             return flags.FLAGS(given)
         except flags.Error as error:
             sys.exit(f"Error: {error} {hint}")
+        except SystemExit:  # by --help, which absl ends as if it were a mistake
+            if "config" in flags.FLAGS:
+                _print_fields(flags.FLAGS["config"].value)
+            sys.exit(0)
 
     app.run(main, arguments, flags_parser=parse)
 
 
-def run_with_config(main: Callable[[list[str], Path], None], default: str | Path) -> None:
-    """`run_main` with a flag --config, whose path is the second argument of the program.
+def run_with_config(
+    main: Callable[[list[str]], None], default: str | Path, **defaults: Any
+) -> None:
+    """`run_main` with a flag --config.
 
     Args:
       main: the program.
       default: the config's file where --config is not given.
+      **defaults: values of flags that are not given, if that file is taken.
     """
     arguments = list(sys.argv)
     given = pop_flag(arguments, "config") or str(default)
-    path, config = _load_config(given)
+    config = _load_config(given)
+    for name in defaults if Path(given).resolve() == Path(default).resolve() else ():
+        flags.FLAGS.set_default(name, defaults[name])
     try:
         define_config(config, arguments)
     except (ValueError, flags.Error) as error:
         sys.exit(f"Error: {error}")
     flags.FLAGS["config"].default_as_str = given
-    run_main(lambda rest: main(rest, path), arguments)
+    run_main(main, arguments)
+
+
+def _print_fields(config: ConfigDict) -> None:
+    """Prints the methods, and the fields of a config with their values."""
+    from qam_jax.agents import algorithm_names
+
+    print("\nMethods, for --config=experiments/configs/<method>.py:")
+    print(textwrap.fill(", ".join(algorithm_names()), initial_indent="  ", subsequent_indent="  "))
+    print(f"\nFields of {flags.FLAGS['config'].default_as_str}, and their values:")
+    print(*(f"  --config.{name}={value}" for name, value in config.items()), sep="\n")
 
 
 def define_config(
@@ -171,7 +197,7 @@ class _TupleParser(flags.ArgumentParser):
 config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 
-def _load_config(given: str) -> tuple[Path, ConfigDict]:
+def _load_config(given: str) -> ConfigDict:
     """Reads --config; `<method>.py` without such a file stands for `default.py:<method>`."""
     name, *argument = given.split(":", 1)
     path = Path(name)
@@ -190,6 +216,6 @@ def _load_config(given: str) -> tuple[Path, ConfigDict]:
         config = functions["get_config"](*argument)
         if not isinstance(config, ConfigDict):
             raise ValueError(f"get_config must return a ConfigDict, got {type(config).__name__}.")
-        return path, config
+        return config
     except (ValueError, OSError, ImportError, TypeError) as error:
         sys.exit(f"Error: --config={given}: {error}")

@@ -30,6 +30,8 @@ _PACKAGES = (
     "jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench mujoco"
 )
 
+_METADATA = {"starts", "dataset_source", "dataset_fingerprint", "observation_dim", "action_dim"}
+
 
 def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
     """Creates the run's folder, or finds it with an earlier part of the same run.
@@ -95,8 +97,15 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
-    """Reads metadata.json of a run's folder."""
-    return read_json(Path(folder).expanduser() / "metadata.json")
+    """Reads metadata.json of a run's folder. Raises DamagedError if it does not hold metadata."""
+    path = Path(folder).expanduser() / "metadata.json"
+    metadata = read_json(path)
+    if not isinstance(metadata, dict) or not _METADATA <= metadata.keys():
+        raise DamagedError(
+            f"{path} is damaged (not the metadata of a run). Restore it from a copy, or start a "
+            "new run."
+        )
+    return metadata
 
 
 def record_start(
@@ -108,7 +117,7 @@ def record_start(
       ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
     """
     path = folder / "metadata.json"
-    earlier = read_json(path) if path.exists() else {"starts": [], **facts}
+    earlier = read_metadata(folder) if path.exists() else {"starts": [], **facts}
     before, now = earlier["dataset_fingerprint"], facts["dataset_fingerprint"]
     if before != now:
         raise ValueError(

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from qam_jax.files import hold_lock, is_held
+from qam_jax.files import hold_lock, is_held, remove_temporary_files
 from qam_jax.runs.stopping import Stopped
 
 LOCK = "lock"
@@ -13,14 +13,21 @@ LOCK = "lock"
 RUNNING, STOPPED, FAILED, FINISHED, UNKNOWN = "running", "stopped", "failed", "finished", ""
 
 _MAX_LENGTH = 1000  # of an error's line
-_PLAIN = (ValueError, OSError, ImportError, RuntimeError)  # whose messages speak for themselves
+_PLAIN = (
+    ValueError,
+    OSError,
+    ImportError,
+    RuntimeError,
+    MemoryError,
+)  # whose messages speak for themselves
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a run's folder; the lock ends with the process.
 
-    The lock's file records how the block ended; see `read_status`. An empty folder is removed.
+    The lock's file records how the block ended; see `read_status`. An empty folder is removed, and
+    so are the temporary files of processes that were killed.
 
     Raises:
       OSError: if another process works in the folder; names it.
@@ -29,6 +36,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         with hold_lock(path, f"at work in {folder}", wait=False):
             end = FINISHED
+            remove_temporary_files(folder)
             try:
                 yield
             except BaseException as error:

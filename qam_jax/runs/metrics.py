@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from qam_jax.files import atomic_write
+from qam_jax.files import DamagedError, atomic_write
 
 
 class MetricLog:
@@ -72,15 +72,25 @@ class MetricLog:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """Reads a file of metrics, if it exists, without a last line that a crash cut short."""
+    """Reads a file of metrics, if it exists, without a last line that a crash cut short.
+
+    Raises:
+      DamagedError: if a value is no number; names the file.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    return [
-        {name: float(value or "nan") for name, value in row.items()}
-        for row in csv.DictReader(whole)
-    ]
+    try:
+        return [
+            {name: float(value or "nan") for name, value in row.items()}
+            for row in csv.DictReader(whole)
+        ]
+    except (ValueError, TypeError) as error:  # TypeError: a row with too many values
+        raise DamagedError(
+            f"{path} is damaged ({error}). Restore it from a copy, mend that line, or move the "
+            "file away."
+        ) from error
 
 
 def score(row: Mapping[str, float]) -> float:

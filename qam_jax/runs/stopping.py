@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE_SECONDS = 2.0  # for the main thread to end by itself
 
 
@@ -79,9 +79,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
-    """Takes SIGTERM and SIGINT as requests to stop; a second one raises Stopped at once.
+    """Takes SIGTERM, SIGINT and SIGHUP as requests to stop; a second one raises Stopped at once.
 
-    A process that does not end by itself within seconds after that is ended.
+    A process that does not end by itself within seconds after that is ended. SIGHUP, of a terminal
+    that is lost, stays ignored under `nohup`.
 
     Args:
       at_once: raises Stopped where the signal finds the main thread, which has nothing to save.
@@ -94,7 +95,9 @@ def stop_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
     signals_end.setblocking(False)
     watcher = threading.Thread(target=request.watch, args=(watcher_end,), daemon=True)
     watcher.start()
-    before = {number: signal.signal(number, request.handle) for number in _SIGNALS}
+    no_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    taken = [each for each in _SIGNALS if each != signal.SIGHUP or not no_hangup]
+    before = {number: signal.signal(number, request.handle) for number in taken}
     outer = signal.set_wakeup_fd(signals_end.fileno(), warn_on_full_buffer=False)
     try:
         yield request

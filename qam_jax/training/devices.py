@@ -57,6 +57,11 @@ class Layout:
             out_shardings=self._everywhere,
         )
 
+    @property
+    def on_mesh(self) -> bool:
+        """Whether programs run on several devices."""
+        return self._mesh is not None
+
     def join(self, trees: Sequence[_T]) -> _T:
         """Stacks the trees of the runs, and places them on the devices."""
         return self._place(self.stack(trees), self._stacked)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
+from tqdm import tqdm
 
 from qam_jax.agents import Agent, AgentState
 from qam_jax.envs import (
@@ -93,7 +94,9 @@ def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
     return bind
 
 
-def run_episodes(policy: Policy, envs: EnvPool, num_episodes: int, seed: int) -> list[Episode]:
+def run_episodes(
+    policy: Policy, envs: EnvPool, num_episodes: int, seed: int, label: str = "evaluation"
+) -> list[Episode]:
     """Runs episodes, each from a seed of its own, and returns them in order.
 
     The policy is called once for all environments, and only when their chunks are used up.
@@ -104,6 +107,7 @@ def run_episodes(policy: Policy, envs: EnvPool, num_episodes: int, seed: int) ->
       envs: the environments; their earlier episodes are dropped.
       num_episodes: at least the number of environments.
       seed: episode e starts from `episode_seed(seed, e)`.
+      label: name of the bar that is shown meanwhile.
 
     Raises:
       ValueError: if there are more environments than episodes.
@@ -114,9 +118,11 @@ def run_episodes(policy: Policy, envs: EnvPool, num_episodes: int, seed: int) ->
             f"{envs.num_envs} environments for {num_episodes} episodes: use at most one each."
         )
     finished: dict[int, Episode] = {}
-    while len(finished) < num_episodes:
-        with contextlib.suppress(EnvsRestarted):  # what was in progress starts again
-            _run(policy, envs, num_episodes, seed, finished)
+    # `miniters=0` draws it anew also while no episode ends.
+    with tqdm(total=num_episodes, desc=label, unit="episode", leave=False, miniters=0) as bar:
+        while len(finished) < num_episodes:
+            with contextlib.suppress(EnvsRestarted):  # what was in progress starts again
+                _run(policy, envs, num_episodes, seed, finished, bar)
     return [finished[episode] for episode in range(num_episodes)]
 
 
@@ -126,6 +132,7 @@ def _run(
     num_episodes: int,
     seed: int,
     finished: dict[int, Episode],
+    bar: tqdm,
 ) -> None:
     """Runs the episodes that are not among the finished ones yet, and adds them."""
     waiting = collections.deque(each for each in range(num_episodes) if each not in finished)
@@ -141,6 +148,7 @@ def _run(
             mask = np.isin(np.arange(envs.num_envs), idle)
             observations, _ = envs.reset(env_seeds, mask)
         actions = policy(observations, np.maximum(episodes, 0), chunks)
+        bar.update(len(finished) - bar.n)
         observations, _, terminated, truncated, info = envs.step(actions)
         chunks += 1
         for env in np.flatnonzero(episodes >= 0).tolist():
@@ -319,7 +327,7 @@ def film_episodes(
     envs = _film_pool(env_name, folder, env_module, state.action_shape[0], env_timeout)
     with contextlib.closing(envs):
         policy = make_policy(agent)(state, split_seed(seed).evaluation)
-        run_episodes(policy, envs, num_episodes, seed)
+        run_episodes(policy, envs, num_episodes, seed, "filming")
     return [folder / f"episode_{episode_seed(seed, e)}.mp4" for e in range(num_episodes)]
 
 

@@ -1,5 +1,6 @@
 """Loop of a stage: rows of metrics, evaluations, checkpoints, and stopping."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from qam_jax.training.evaluation import Episode, headline, summarize
 from qam_jax.training.run import Plan, Run, Snapshot
 from qam_jax.training.update import MetricSums, averages, empty_sums
 from qam_jax.types import TransitionDataset
+
+_logger = logging.getLogger(__name__)
 
 
 class Stage:
@@ -105,6 +108,7 @@ def run_stage(stage: Stage, stop: StopRequest, until: int) -> None:
     for run in runs:
         del run.state, run.sums
     if any(run.place < until for run in runs):
+        _logger.info("%s: compiling the updates.", stage.name)
         trees = jax.block_until_ready(stage.compile(*trees))
     with stop.deferred():
         trees = _run(stage, stop, until, trees)

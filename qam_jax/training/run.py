@@ -71,6 +71,12 @@ class Plan:
         config = behavior_config(self.config)
         return make_agent(config), config
 
+    def replay_shape(self, chunk_length: int) -> tuple[int, int, int]:
+        """Returns the size of a run's replay: its capacity, O and A."""
+        settings = self.settings
+        capacity = settings.buffer_size or settings.online_steps + settings.num_envs * chunk_length
+        return capacity, *self.dims
+
     def algorithm(self, stage: str) -> tuple[Agent, ConfigDict]:
         """Returns the algorithm that a stage trains, with its config."""
         return self.cloning if stage == "cloning" else (self.agent, self.config)
@@ -200,9 +206,8 @@ class Run:
 
     def _start_acting(self, saved: dict[str, Any] | None = None) -> None:
         """Makes room for experience, and in process 0 the environments; may continue from saved."""
-        settings, (chunk_length, action_dim) = self.settings, self.state.action_shape
-        capacity = settings.buffer_size or settings.online_steps + settings.num_envs * chunk_length
-        shape = capacity, self._plan.dims[0], action_dim
+        settings, chunk_length = self.settings, self.state.action_shape[0]
+        shape = self._plan.replay_shape(chunk_length)
         self.replay = Replay(*shape, self.folder / "replay", writes=hosts.is_first())
         episodes = self.replay.load(saved["transitions"], saved["episodes"]) if saved else {}
         if not hosts.is_first():

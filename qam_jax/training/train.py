@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, acts_by_behavior, make_agent
 from qam_jax.data.dataset import DataSource
+from qam_jax.data.replay import check_replay_fits
 from qam_jax.data.shards import Shards
 from qam_jax.data.sources import load_ogbench, load_own, no_data
 from qam_jax.envs import is_ogbench, make_env
+from qam_jax.memory import check_processes
 from qam_jax.runs import hosts
-from qam_jax.runs.checkpoints import Checkpoints
+from qam_jax.runs.checkpoints import Checkpoints, check_state_fits
 from qam_jax.runs.folder import find_folder
 from qam_jax.runs.lock import lock_folder
 from qam_jax.runs.settings import RunSettings, check_settings, resolved
@@ -75,11 +77,13 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
       ValueError: if settings, config, environment, data or run folder do not fit together, or
         training goes wrong.
       EnvFailure: if the environment does not run, or crashes too often.
+      MemoryError: if data, networks or experience do not fit into the memory.
       OSError: if a run's folder cannot be written to, another process is at work in it, or one
         of the processes that train together has failed.
       Stopped: if a signal asked the runs to stop; the same call continues them.
     """
     check_settings(settings)
+    _check_processes(settings)
     agent = make_agent(agent_config)
     values = resolved(settings, agent_config)
     fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
@@ -103,6 +107,7 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         if evaluator:
             stack.enter_context(closing(evaluator))
         plan = Plan(settings, agent, agent_config, source, dims, evaluator, stop)
+        check_state_fits(agent, *dims, settings.num_seeds)
         runs = [
             stack.enter_context(closing(Run(plan, *parts)))
             for parts in zip(each, folders, checkpoints, strict=True)
@@ -111,6 +116,7 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
             run.begin()
         _check_needs_no_data(plan, runs)
         _check_environment(plan, runs[0])
+        _check_replay(plan, runs)
         _describe_data(plan, runs)
         for run in runs:
             run.record_start()
@@ -143,6 +149,14 @@ def _train(plan: Plan, runs: list[Run], stop: StopRequest) -> None:
         if until == end and plan.stage_at(end):
             for run in group:
                 run.enter_stage()
+
+
+def _check_replay(plan: Plan, runs: list[Run]) -> None:
+    """Raises MemoryError if the experience of the online stage will not fit."""
+    waiting = [run for run in runs if plan.settings.online_steps and run.stage != "online"]
+    if waiting:
+        shape = plan.replay_shape(waiting[0].state.action_shape[0])
+        check_replay_fits(*shape, count=len(waiting))
 
 
 def _evaluate_result(plan: Plan, run: Run) -> RunResult:
@@ -200,6 +214,17 @@ def _check_environment(plan: Plan, run: Run) -> None:
     if settings.video_episodes:
         names = settings.env_name, settings.env_module
         hosts.from_first(lambda: check_films(*names, settings.env_timeout))
+
+
+def _check_processes(settings: RunSettings) -> None:
+    """Raises ValueError if this machine cannot hold the processes of the environments."""
+    if settings.env_name:
+        check_processes(
+            f"--eval_envs={settings.eval_envs}", min(settings.eval_envs, settings.eval_episodes)
+        )
+    if settings.online_steps:
+        count, seeds = settings.num_envs, settings.num_seeds
+        check_processes(f"--num_envs={count} for {seeds} seeds (--num_seeds)", count * seeds)
 
 
 def _describe_data(plan: Plan, runs: list[Run]) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from qam_jax import memory
 from qam_jax.agents import Agent, AgentState
 from qam_jax.training.devices import Layout
 from qam_jax.types import Array, Batch, Metrics
@@ -75,14 +76,36 @@ class UpdateBlock:
             return jax.lax.fori_loop(0, jnp.max(num_updates), body, (state, sums))
 
         self._block, self._keys = block, keys  # keys are an argument: all seeds share a program
+        self._on_mesh = layout.on_mesh
+        self._programs: dict[int, Callable[..., Any]] = {}  # by the axes of the counts
 
     def __call__(
         self, state: AgentState, sums: MetricSums, data: Any, num_updates: Sequence[int]
     ) -> tuple[AgentState, MetricSums]:
-        """Makes a number of updates of each seed; donates the stacked states and sums."""
+        """Makes a number of updates of each seed; donates the stacked states and sums.
+
+        Raises:
+          MemoryError: if the updates need more memory than there is.
+        """
         equal = len(set(num_updates)) == 1
         counts = np.asarray(num_updates[0] if equal else num_updates, np.int32)
-        return self._block(state, sums, self._keys, data, counts)
+        arguments = state, sums, self._keys, data, counts
+        if counts.ndim not in self._programs:
+            self._programs[counts.ndim] = self._compile(arguments)
+        return self._programs[counts.ndim](*arguments)
+
+    def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """Compiles the block, and checks its memory; on a mesh JAX does the former by itself."""
+        if self._on_mesh:  # outputs may lie otherwise than the inputs, which takes one more program
+            return self._block
+        program = self._block.lower(*arguments).compile()
+        if stats := program.memory_analysis():
+            new = stats.output_size_in_bytes - stats.alias_size_in_bytes
+            memory.check_fits(
+                "updates", stats.temp_size_in_bytes + new, "Lower --config.batch_size, the widths "
+                "of the networks, --config.num_qs or --num_seeds.",
+            )  # fmt: skip
+        return program
 
 
 def _choose(mask: Array, new: Array, old: Array) -> Array:

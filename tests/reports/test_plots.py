@@ -1,7 +1,7 @@
 import numpy as np
 from matplotlib import pyplot as plt
 
-from qam_jax.reports.plots import plot_learning_curve, plot_run
+from qam_jax.reports.plots import plot_learning_curve, plot_run, plot_training
 from qam_jax.runs.settings import RunSettings
 from qam_jax.training.evaluation import Episode
 
@@ -56,3 +56,11 @@ def test_a_return_is_drawn_where_success_is_unknown(tmp_path):
     (tmp_path / "eval.csv").write_text(_HEADER + "100,,,,-900,200,5\n200,,,,-300,200,5\n")
     picture = plt.imread(plot_learning_curve(tmp_path, "Pendulum-v1"))
     assert (picture[..., 2] - picture[..., 0] > 0.2).sum() > 300  # the curve's blue
+
+
+def test_losses_and_values_are_drawn(tmp_path):
+    assert plot_training(tmp_path, "task") == []
+    (tmp_path / "train.csv").write_text("step,critic_loss,q_mean,lr\n1,5,-2,1\n2,,,1\n3,4,-1,1\n")
+    (picture,) = plot_training(tmp_path, "task")
+    height, width = plt.imread(picture).shape[:2]
+    assert width > 2 * height  # two panels

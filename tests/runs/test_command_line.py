@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from qam_jax.runs.command_line import plain_errors, pop_flag
+from qam_jax.runs.stopping import stop_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_where_there_is_nothing_to_save_ends_at_once(number, capsys):
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended, plain_errors():
@@ -41,14 +42,14 @@ import qam_jax.agents, qam_jax.runs.presets
 from absl import flags
 from qam_jax.runs.command_line import run_with_config
 flags.DEFINE_integer("seed", 0, "")
-def main(rest, path):
-    print(flags.FLAGS.config.lr, flags.FLAGS.config.agent_name, path.name)
+def main(rest):
+    print(flags.FLAGS.config.lr, flags.FLAGS.config.agent_name, flags.FLAGS.seed)
 default, command_lines = sys.argv[1:]
 for arguments in json.loads(command_lines):
     if os.fork() == 0:
         os.dup2(1, 2)
         sys.argv = ["train.py", *arguments]
-        run_with_config(main, default)
+        run_with_config(main, default, seed=7)
     os.wait()
     print("-----", flush=True)
 """
@@ -64,14 +65,14 @@ def _outputs(command_lines):
 
 def test_the_config_may_stand_before_or_behind_the_flags_of_its_fields():
     cases = {
-        (): "0.0003 qam default.py",
-        ("--config.lr=0.5",): "0.5 qam default.py",
-        ("--config.lr=0.5", "--config={configs}/fql.py"): "0.5 fql default.py",
-        ("--config={configs}/fql.py", "--config.lr=1", "--config.lr=0.5"): "0.5 fql default.py",
-        ("--config.lr=0.5", "--config", "{configs}/bc.py"): "0.5 bc default.py",
-        ("--config.lr=0.5", "--config={configs}/default.py:qam_e"): "0.5 qam_e default.py",
-        ("--config={configs}/quickstart.py",): "0.001 qam quickstart.py",
-        ("--config.actor_hidden_dims=512,512",): "0.0003 qam default.py",
+        (): "0.0003 qam 7",
+        ("--config.lr=0.5",): "0.5 qam 7",
+        ("--config.lr=0.5", "--config={configs}/fql.py"): "0.5 fql 0",
+        ("--config={configs}/fql.py", "--config.lr=1", "--config.lr=0.5"): "0.5 fql 0",
+        ("--config.lr=0.5", "--config", "{configs}/bc.py"): "0.5 bc 0",
+        ("--config.lr=0.5", "--config={configs}/default.py:qam_e"): "0.5 qam_e 0",
+        ("--config={configs}/quickstart.py",): "0.001 qam 0",
+        ("--config.actor_hidden_dims=512,512",): "0.0003 qam 7",
     }
     assert _outputs(cases) == list(cases.values())
 
@@ -100,3 +101,13 @@ def test_a_mistake_on_the_command_line_is_one_line():
     for output, (given, expected) in zip(_outputs(cases), cases.items(), strict=True):
         assert re.match(f"Error: .*{expected}", output), (given, output)
         assert "\n" not in output, given
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        with stop_signals() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            request.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -4,8 +4,9 @@ import json
 import pytest
 
 from qam_jax.agents import LATER_FIELDS, get_config
-from qam_jax.files import write_json
-from qam_jax.runs.folder import check_folder, find_folder, folder_of, read_config
+from qam_jax.files import DamagedError, write_json
+from qam_jax.runs.folder import check_folder, find_folder, folder_of, read_config, read_metadata
+from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings, resolved
 
 
@@ -46,3 +47,17 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):
     with pytest.raises(ValueError, match=difference):
         check_folder(folder, settings, config)
     assert folder_of(settings, config) != folder
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+def test_metadata_that_are_none_name_the_file(content, tmp_path):
+    (tmp_path / "metadata.json").write_text(content)
+    with pytest.raises(DamagedError, match=r"metadata\.json is damaged \(not the metadata"):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("row", ["1,a", "1,2,3"])
+def test_damaged_metrics_name_the_file(row, tmp_path):
+    (tmp_path / "eval.csv").write_text(f"step,success\n{row}\n")
+    with pytest.raises(DamagedError, match=r"eval\.csv is damaged"):
+        read_csv(tmp_path / "eval.csv")

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from qam_jax.files import hold_lock, is_held
+from qam_jax.files import atomic_write, hold_lock, is_held
 from qam_jax.runs.lock import lock_folder, read_status
 from qam_jax.runs.stopping import Stopped
 
@@ -93,3 +93,18 @@ def test_a_look_at_a_lock_does_not_keep_a_process_from_taking_it(tmp_path, monke
         monkeypatch.setattr("qam_jax.files.time.sleep", lambda _: look.close())
         with hold_lock(path, "at work", wait=False):
             assert is_held(path) is True
+
+
+def test_files_that_killed_processes_left_are_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a.npz") as temporary:
+        temporary.touch()
+        name = temporary.name
+        raise KeyboardInterrupt
+    kept = [tmp_path / "checkpoints" / ".a.tmp.npz", tmp_path / "config.json"]
+    left = [tmp_path / name, tmp_path / "replay" / name, tmp_path / name.removesuffix(".npz")]
+    for path in (*kept, *left):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with lock_folder(tmp_path):
+        assert all(path.exists() for path in kept)
+        assert not any(path.exists() for path in left)

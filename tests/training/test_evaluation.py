@@ -213,7 +213,7 @@ def _cloning():
     return agent, agent.init(jax.random.PRNGKey(0), jnp.zeros(2), jnp.zeros(1))
 
 
-def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch, cloning):
+def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch, cloning, capsys):
     (tmp_path / "own_slope.py").write_text(_OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     agent, state = cloning
@@ -226,6 +226,7 @@ def test_evaluation_of_an_environment_of_ones_own(tmp_path, monkeypatch, cloning
         evaluator.close()
     returns = [[episode.episode_return for episode in run] for run in runs]
     np.testing.assert_allclose(returns[0], returns[1], rtol=1e-5)
+    assert capsys.readouterr().err.count("evaluation:   0%") >= 2  # a bar for each
     assert {episode.length for episode in runs[0]} == {6}
     assert np.isnan([episode.success for episode in runs[0]]).all()
 

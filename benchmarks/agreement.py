@@ -229,7 +229,7 @@ def _our_numbers(stack: list[str], kind: str, shape: tuple[int, ...], counts: Co
     if function == "path_noise":
         return np.stack([_number(f"path {step}", shape[1:]) for step in range(shape[0])])
     if function == "_noises":
-        top = " top" * index
+        top = " top" * (index % 2)  # with a temperature of 0 it is called twice
         if "_sample" not in stack:
             return _number(f"act{top}", shape)
         rows = [_number(f"{each}{top}", shape[1:]) for each in ("act", "improve")]

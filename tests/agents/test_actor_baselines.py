@@ -24,6 +24,7 @@ def _actor_key(state):
 def _tanh_gaussian(dense, inputs, noise):
     """NumPy's sample and its log-density."""
     mean, log_std = np.split(inputs @ dense[0] + dense[1], 2, axis=-1)
+    log_std = np.clip(log_std, -20, 2)
     raw = mean + np.exp(log_std) * noise
     log_det = 2 * (np.log(2) - raw - np.logaddexp(0, -2 * raw))  # of tanh
     density = -0.5 * noise**2 - 0.5 * np.log(2 * np.pi) - log_std - log_det
@@ -241,6 +242,7 @@ def test_rlpd_loss_by_hand(linear):
     assert (updated.params["log_actor_temp"] < -0.7) == (entropy > -1)
     mean, log_std = np.split(numbers.observations @ dense[0] + dense[1], 2, axis=-1)
     raw = np.arctanh(linear.flat(numbers.actions))
+    log_std = np.clip(log_std, -20, 2)
     scores = (raw - mean) / np.exp(log_std)
     density = -0.5 * scores**2 - 0.5 * np.log(2 * np.pi) - log_std
     density -= np.log(1 - linear.flat(numbers.actions) ** 2)

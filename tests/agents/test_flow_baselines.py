@@ -125,9 +125,11 @@ def test_fedit_loss_by_hand_and_no_gradient_in_the_flow(linear):
     kernel, bias = linear.dense(state.params["editor"])
     outputs = np.concatenate([numbers.observations, action], axis=-1) @ kernel + bias
     mean, log_std = np.split(outputs, 2, axis=-1)
-    edit = np.tanh(mean + np.exp(log_std) * edit_noise)
-    density = -0.5 * edit_noise**2 - 0.5 * np.log(2 * np.pi) - log_std - np.log(1 - edit**2)
-    edited = np.clip(action + 0.6 * edit, -1, 1)
+    log_std = np.clip(log_std, -20, 2)
+    raw = mean + np.exp(log_std) * edit_noise
+    log_det = 2 * (np.log(2) - raw - np.logaddexp(0, -2 * raw))  # of tanh
+    density = -0.5 * edit_noise**2 - 0.5 * np.log(2 * np.pi) - log_std - log_det
+    edited = np.clip(action + 0.6 * np.tanh(raw), -1, 1)
     q = linear.q_values(state.params["critic"], numbers.observations, edited).mean()
     temp, entropy = np.exp(-0.7), -density.sum(axis=-1).mean()
     np.testing.assert_allclose(metrics["edit_loss"], -q - temp * entropy, rtol=1e-4)

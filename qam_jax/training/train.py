@@ -112,16 +112,21 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
             stack.enter_context(closing(Run(plan, *parts)))
             for parts in zip(each, folders, checkpoints, strict=True)
         ]
-        for run in runs:
-            run.begin()
-        _check_needs_no_data(plan, runs)
-        _check_environment(plan, runs[0])
-        _check_replay(plan, runs)
-        _describe_data(plan, runs)
-        for run in runs:
-            run.record_start()
+        _begin(plan, runs)
         _train(plan, runs, stop)
         return [_evaluate_result(plan, run) for run in runs]
+
+
+def _begin(plan: Plan, runs: list[Run]) -> None:
+    """Begins or continues the runs, and records their start if nothing speaks against them."""
+    for run in runs:
+        run.begin()
+    _check_needs_no_data(plan, runs)
+    _check_environment(plan, runs[0])
+    _check_replay(plan, runs)
+    _describe_data(plan, runs)
+    for run in runs:
+        run.record_start()
 
 
 def _train(plan: Plan, runs: list[Run], stop: StopRequest) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import qam_jax
 from qam_jax import agents
@@ -27,7 +28,7 @@ _TITLES = {"core": "The core", "shared": "Shared by all layers"}
 _COMMANDS = ("evaluate", "report", "watch", "sweep", "generate_dataset", "record_dataset")
 _FUNCTION = re.compile(r"\[`([\w.]+)`\]\((?:\.\./)+qam_jax/([\w/]+)\.py\)")
 _FILE = re.compile(
-    r"\]\((?:docs/|(?:\.\./)+(?:qam_jax/runs/)?(?=settings|CON|CHANGE))?"
+    r"\]\((?!examples/)(?:docs/|((?:\.\./)+)(?:qam_jax/runs/)?(?=settings|CON|CHANGE))?"
     r"((?:\.\./)*(?:\w+/)*\w+)\.(?:md|py)"
 )
 
@@ -44,9 +45,14 @@ def on_files(files: Files, *, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Turns links to files of the repository into links to pages of the site."""
-    return _FILE.sub(lambda m: f"]({m[1].lower()}.md", _FUNCTION.sub(_reference, markdown))
+    up = "../" * page.file.src_uri.count("/")
+
+    def link(match: re.Match) -> str:
+        return f"]({up if match[1] else ''}{match[2].lower()}.md"
+
+    return _FILE.sub(link, _FUNCTION.sub(_reference, markdown))
 
 
 def _reference(link: re.Match) -> str:

@@ -30,7 +30,6 @@ _PACKAGES = (
     "jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench mujoco"
 )
 
-_METADATA = {"starts", "dataset_source", "dataset_fingerprint", "observation_dim", "action_dim"}
 
 
 def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
@@ -100,7 +99,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads metadata.json of a run's folder. Raises DamagedError if it does not hold metadata."""
     path = Path(folder).expanduser() / "metadata.json"
     metadata = read_json(path)
-    if not isinstance(metadata, dict) or not _METADATA <= metadata.keys():
+    if not isinstance(metadata, dict):
         raise DamagedError(
             f"{path} is damaged (not the metadata of a run). Restore it from a copy, or start a "
             "new run."

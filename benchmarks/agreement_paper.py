@@ -24,6 +24,7 @@ from agreement_cases import (
     Outcome,
 )
 
+from qam_jax.agents import get_config
 from qam_jax.types import Batch
 
 
@@ -236,7 +237,8 @@ def _make_agent(method: Method, case: Case) -> tuple[Any, Any]:
     """The paper's agent with the parameters of a case, and its config."""
     module = importlib.import_module(f"agents.{method.agent}")
     config = module.get_config()
-    fields = {**SIZES, **case.changes}
+    fields = {**get_config(case.name), **SIZES, **case.changes}
+    del fields["agent_name"]
     fields |= {_FIELDS[name]: fields[name] for name in _FIELDS if name in fields}
     fields |= _CONSTANTS.get(case.name, {})
     config.update({name: value for name, value in fields.items() if name in config})

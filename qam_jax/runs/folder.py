@@ -31,7 +31,6 @@ _PACKAGES = (
 )
 
 
-
 def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
     """Creates the run's folder, or finds it with an earlier part of the same run.
 

@@ -1,7 +1,6 @@
 """Tiny cases of every method: config, parameters, windows, fixed noise, and what an update gives.
 
-`agreement.py` compares them with the paper's code. `tests/agents/test_stored_numbers.py` compares
-them with numbers that are stored.
+`agreement.py` compares them with the paper's code, and can store the numbers.
 """
 
 import contextlib
@@ -226,9 +225,11 @@ def same_draws() -> contextlib.AbstractContextManager[None]:
     """Gives all draws the same numbers for a window and action, however they are batched."""
 
     def normal(shape: tuple[int, ...]) -> jax.Array:
-        rows = numbers("normal", (BATCH_SIZE, HORIZON * ACTION_DIM))[:, : shape[-1]]
+        rows = 0.3 * numbers("normal", (BATCH_SIZE, HORIZON * ACTION_DIM))[:, : shape[-1]]
+        if shape[:-1] == (BATCH_SIZE, 1):  # the paper's code puts the draws of a decision there
+            return jnp.asarray(rows[:, None])
         rows = rows[: shape[-2]] if len(shape) > 1 else rows[0]
-        return jnp.broadcast_to(rows, shape)
+        return jnp.broadcast_to(rows, shape)  # small, so that few actions are clipped
 
     def uniform(shape: tuple[int, ...]) -> jax.Array:
         return jnp.asarray(np.linspace(0.1, 0.9, shape[-2]), jnp.float32)[:, None]

@@ -270,6 +270,17 @@ def make_sampler(
     return sample_actions
 
 
+def init_flow_and_value(
+    flow: VectorField, value: StateValue, key: Key, observation: Array, action: Array
+) -> Params:
+    """Parameters of the behaviour flow and of a value beside it, by name."""
+    flow_key, value_key = jax.random.split(key)
+    return {
+        "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
+        "value": value.init(value_key, observation)["params"],
+    }
+
+
 def make_flow_policy(config: ConfigDict, flow: VectorField, name: str = "behavior") -> PolicyFn:
     """Policy that acts by the ODE under the flow whose parameters are `state.params[name]`."""
 

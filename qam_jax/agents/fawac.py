@@ -5,8 +5,8 @@ the flow clones the data's actions with weights that grow with their advantage.
 """
 
 import dataclasses
+from functools import partial
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -43,13 +43,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic = base.make_critic(config)
     value = StateValue(**base.network_fields(config, "critic"))
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        flow_key, value_key = jax.random.split(key)
-        return {
-            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-            "value": value.init(value_key, observation)["params"],
-        }
-
     def advantage_weights(params: Params, observations: Array, actions: Array) -> Array:
         """`min(exp(inv_temp (mean_k Q - V)), 100)` [B]."""
         q_values = mean_critic_value(critic, params["critic"], observations, actions)
@@ -77,7 +70,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=init_actor,
+        init_actor=partial(actor_critic.init_flow_and_value, flow, value),
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow),
     )

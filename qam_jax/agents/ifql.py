@@ -7,7 +7,6 @@ actions of a flow that is cloned from the data.
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -42,13 +41,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic = base.make_critic(config)
     value = StateValue(**base.network_fields(config, "critic"))
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        flow_key, value_key = jax.random.split(key)
-        return {
-            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-            "value": value.init(value_key, observation)["params"],
-        }
-
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
@@ -59,7 +51,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=init_actor,
+        init_actor=partial(actor_critic.init_flow_and_value, flow, value),
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow),
         value_learning=actor_critic.implicit_learning(

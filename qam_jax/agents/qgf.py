@@ -83,18 +83,16 @@ def make_implicit_agent(
     """Agent of one flow beside implicit Q-learning; the lowest target critic picks best of n."""
     value = StateValue(**base.network_fields(config, "critic"))
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        flow_key, value_key = jax.random.split(key)
-        return {
-            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-            "value": value.init(value_key, observation)["params"],
-        }
-
     pool = partial(jnp.min, axis=0)
     agent = actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy, rank=jnp.min,
+        config,
+        critic,
+        init_actor=partial(actor_critic.init_flow_and_value, flow, value),
+        actor_loss=actor_loss,
+        policy=policy,
         value_learning=actor_critic.implicit_learning(config, critic, value, pool),
-    )  # fmt: skip
+        rank=jnp.min,
+    )
 
     def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
         params = {**state.params, "critic": state.target_params["critic"]}

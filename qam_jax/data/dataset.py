@@ -1,5 +1,6 @@
 """Episodes as arrays on the device, and windows drawn from them inside a compiled program."""
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
 
 
-class DataSource:
+class DataSource(abc.ABC):
     """Data for updates: the same for all of them, or changing as training goes on.
 
     Attributes:
@@ -27,23 +28,23 @@ class DataSource:
     description: str
     path: Path
 
+    @abc.abstractmethod
     def at(self, step: int) -> TransitionDataset:
         """Data on the default device for update `step`, from 0; always of the same shapes."""
-        raise NotImplementedError
 
     def next_change(self, step: int) -> int | None:
         """First update after `step` that trains on other data; None if there is none."""
         return None
 
+    @abc.abstractmethod
     def fingerprint(self) -> str:
         """Hash of the data: equal for equal data, wherever they are."""
-        raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
         """Values to log, by name."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Ends background work."""
 
 

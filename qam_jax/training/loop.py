@@ -1,5 +1,6 @@
 """Loop of a stage: rows of metrics, evaluations, checkpoints, and stopping."""
 
+import abc
 import logging
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from qam_jax.types import TransitionDataset
 _logger = logging.getLogger(__name__)
 
 
-class Stage:
+class Stage(abc.ABC):
     """The stage that several runs are in, and how they make its updates together.
 
     Args:
@@ -44,10 +45,11 @@ class Stage:
         self._dataset: TransitionDataset | None = None  # the last one that the source gave,
         self._shared: TransitionDataset | None = None  # and its copy on the devices
 
+    @abc.abstractmethod
     def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
         """Compiles the program of the updates, by making none; arguments as `advance`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def advance(
         self, state: AgentState, sums: MetricSums, limits: list[int]
     ) -> tuple[AgentState, MetricSums]:
@@ -65,7 +67,6 @@ class Stage:
           NotFiniteError: if training went wrong.
           Stopped, EnvFailure: from the environments, before anything has changed.
         """
-        raise NotImplementedError
 
     def dataset(self, step: int) -> TransitionDataset:
         """Returns the data of a step, on all devices."""
@@ -82,7 +83,7 @@ class Stage:
         """Returns what a checkpoint of a run needs beside state and metrics."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Ends what runs in the background."""
 
 

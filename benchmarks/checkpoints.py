@@ -14,7 +14,8 @@ from absl import app, flags, logging
 
 from qam_jax.agents import get_config, make_agent, parameter_count
 from qam_jax.data.replay import Replay
-from qam_jax.runs.checkpoints import Checkpoints, init_state
+from qam_jax.runs.checkpoints import Checkpoints
+from qam_jax.runs.saved import init_state
 from qam_jax.training.update import empty_sums
 from qam_jax.types import Transitions
 

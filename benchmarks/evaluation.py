@@ -11,7 +11,7 @@ from training import make_config
 
 from qam_jax.agents import make_agent
 from qam_jax.envs import EnvPool, make_env
-from qam_jax.runs.checkpoints import init_state
+from qam_jax.runs.saved import init_state
 from qam_jax.training.evaluation import make_policy, run_episodes
 
 _CUBE = "cube-single-play-singletask-v0"

@@ -21,7 +21,7 @@ from training import make_batch
 
 from qam_jax.agents import algorithm_names, get_config, make_agent
 from qam_jax.files import write_json
-from qam_jax.runs.checkpoints import init_state
+from qam_jax.runs.saved import init_state
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, get_config, make_agent
 from qam_jax.data.dataset import InMemory, make_dataset, sample_windows
-from qam_jax.runs.checkpoints import init_state
+from qam_jax.runs.saved import init_state
 from qam_jax.runs.settings import RunSettings
 from qam_jax.training.devices import Layout
 from qam_jax.training.offline import OfflineStage

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     start_logging()
     with plain_errors():
         from qam_jax.memory import check_processes
-        from qam_jax.runs.checkpoints import load_run
+        from qam_jax.runs.saved import load_run
         from qam_jax.runs.settings import RunSettings
         from qam_jax.training.devices import keep_programs
         from qam_jax.training.evaluation import Evaluator, describe, film_episodes

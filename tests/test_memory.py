@@ -12,8 +12,8 @@ from qam_jax.data import npz
 from qam_jax.data.dataset import make_dataset
 from qam_jax.data.replay import Replay, _read_log
 from qam_jax.files import num_usable_cpus
-from qam_jax.runs.checkpoints import check_state_fits
 from qam_jax.runs.command_line import plain_errors
+from qam_jax.runs.saved import check_state_fits
 
 
 @pytest.fixture(name="gpu")

@@ -42,8 +42,9 @@ def start_logging() -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Ends the process with status 1 and a plain message where the user's input is at fault, and
-    with status 75 where a signal stopped the run, which the same command then continues.
+    """Ends the process with status 1 and a plain message where the user's input is at fault.
+
+    The status is 75 where a signal stopped the run; the same command then continues it.
 
     `--verbosity=1` shows where in the code an error arose.
     """

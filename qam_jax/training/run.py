@@ -19,15 +19,10 @@ from qam_jax.data.dataset import DataSource
 from qam_jax.data.replay import Replay
 from qam_jax.envs import EnvPool, make_env
 from qam_jax.runs import hosts
-from qam_jax.runs.checkpoints import (
-    Checkpoints,
-    SavedRun,
-    check_networks,
-    init_state,
-    load_run,
-)
+from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
+from qam_jax.runs.saved import SavedRun, check_networks, init_state, load_run
 from qam_jax.runs.settings import RunSettings, resolved
 from qam_jax.runs.stopping import StopRequest
 from qam_jax.training.collector import Collector

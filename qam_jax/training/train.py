@@ -18,9 +18,10 @@ from qam_jax.data.sources import load_ogbench, load_own, no_data
 from qam_jax.envs import is_ogbench, make_env
 from qam_jax.memory import check_processes
 from qam_jax.runs import hosts
-from qam_jax.runs.checkpoints import Checkpoints, check_state_fits
+from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import find_folder
 from qam_jax.runs.lock import lock_folder
+from qam_jax.runs.saved import check_state_fits
 from qam_jax.runs.settings import RunSettings, check_settings, resolved
 from qam_jax.runs.stopping import StopRequest, stop_signals
 from qam_jax.training.devices import Layout

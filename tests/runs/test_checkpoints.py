@@ -17,7 +17,8 @@ from qam_jax.agents import get_config, make_agent
 from qam_jax.files import write_json
 from qam_jax.runs import checkpoints as module
 from qam_jax.runs import metrics
-from qam_jax.runs.checkpoints import Checkpoints, check_networks, init_state
+from qam_jax.runs.checkpoints import Checkpoints
+from qam_jax.runs.saved import check_networks, init_state
 from qam_jax.training.update import MetricSums
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qam_jax.agents import algorithm_names
-from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.saved import load_run
 from qam_jax.training.train import train_seeds
 
 pytestmark = pytest.mark.slow

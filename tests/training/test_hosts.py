@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from qam_jax.runs import hosts
-from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.hosts import check_same, session
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.saved import load_run
 from qam_jax.runs.settings import HostSettings
 from qam_jax.training.train import train
 

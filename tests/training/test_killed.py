@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.saved import load_run
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qam_jax.envs import EnvFailure, make_env
-from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.saved import load_run
 from qam_jax.runs.settings import RunSettings
 from qam_jax.runs.stopping import Stopped
 from qam_jax.training import evaluation

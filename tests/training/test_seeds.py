@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qam_jax.runs.checkpoints import load_run
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.saved import load_run
 from qam_jax.runs.stopping import Stopped
 from qam_jax.training import loop
 from qam_jax.training.collector import Collector

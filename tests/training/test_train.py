@@ -15,9 +15,10 @@ from qam_jax import __version__
 from qam_jax.agents.base import NetworkChange
 from qam_jax.envs import EnvFailure, make_env
 from qam_jax.files import DamagedError
-from qam_jax.runs import checkpoints
-from qam_jax.runs.checkpoints import Checkpoints, load_run
+from qam_jax.runs import saved
+from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.saved import load_run
 from qam_jax.runs.settings import check_settings
 from qam_jax.training import evaluation
 from qam_jax.training.evaluation import Evaluator, summarize
@@ -206,7 +207,7 @@ def test_a_saved_run_gives_the_same_numbers(settings, run):
 
 def test_a_run_of_other_networks_is_not_continued(settings, run, small_config, monkeypatch):
     change = NetworkChange("9.9", "it has other layers")
-    monkeypatch.setattr(checkpoints, "network_change", lambda config, version: change)
+    monkeypatch.setattr(saved, "network_change", lambda config, version: change)
     message = rf"{run.folder} were written by qam_jax {__version__} .* in 9\.9: it has other layers"
     with pytest.raises(ValueError, match=message):
         load_run(run.folder)

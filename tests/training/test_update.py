@@ -7,7 +7,7 @@ import pytest
 
 from qam_jax.agents import make_agent
 from qam_jax.data.dataset import make_dataset, sample_windows
-from qam_jax.runs.checkpoints import init_state
+from qam_jax.runs.saved import init_state
 from qam_jax.training.devices import Layout
 from qam_jax.training.update import (
     NotFiniteError,

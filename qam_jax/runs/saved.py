@@ -1,0 +1,96 @@
+"""A saved run, read from its folder, and the state that its checkpoints are read into."""
+
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from qam_jax import memory
+from qam_jax.agents import Agent, AgentState, make_agent, network_change
+from qam_jax.agents.bc import behavior_config
+from qam_jax.files import DamagedError
+from qam_jax.runs.checkpoints import Checkpoints
+from qam_jax.runs.folder import read_config, read_metadata
+from qam_jax.types import Array
+
+
+def init_state(agent: Agent, key: Array, observation_dim: int, action_dim: int) -> AgentState:
+    """Returns the agent's state before its first update. Raises MemoryError if it does not fit."""
+    check_state_fits(agent, observation_dim, action_dim)
+    return jax.jit(agent.init)(key, jnp.zeros(observation_dim), jnp.zeros(action_dim))
+
+
+def check_state_fits(agent: Agent, observation_dim: int, action_dim: int, count: int = 1) -> None:
+    """Raises MemoryError if the states of `count` runs do not fit into the device's memory."""
+    examples = jnp.zeros(observation_dim), jnp.zeros(action_dim)
+    state = jax.eval_shape(agent.init, jax.random.PRNGKey(0), *examples)
+    memory.check_fits(
+        "networks and the state of their optimiser" + (f", for {count} seeds," * (count > 1)),
+        count * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        "Lower their widths (--config.actor_hidden_dims, --config.critic_hidden_dims), "
+        "--config.num_qs or --num_seeds.",
+    )
+
+
+class SavedRun(NamedTuple):
+    """A saved run: config.json, the agent of the checkpoint's stage, its state, and the step."""
+
+    config: ConfigDict
+    agent: Agent
+    state: AgentState
+    step: int
+
+
+def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
+    """Reads a run from its folder, `exp/<group>/<env_name>/<run id>`.
+
+    The step of the checkpoint is a number, `newest` or `best`.
+
+    Raises:
+      DamagedError: if the checkpoint or the config is damaged; names the other checkpoints.
+      FileNotFoundError: if it is not a run's folder, or there is no such checkpoint.
+      ValueError: if the algorithm had other networks in the version that wrote it.
+    """
+    config, metadata = ConfigDict(read_config(folder)), read_metadata(folder)
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        found = checkpoints.find(step)
+        progress = checkpoints.read_progress(found)
+        cloning = progress["stage"] == "cloning"
+        agent_config = behavior_config(config.agent) if cloning else config.agent
+        check_networks(folder, agent_config)
+        agent = make_agent(agent_config)
+        state = init_state(
+            agent, jax.random.PRNGKey(0), metadata["observation_dim"], metadata["action_dim"]
+        )
+        return SavedRun(config, agent, checkpoints.restore_agent(found, state), found)
+    except DamagedError as error:
+        others = ", ".join(str(other) for other in checkpoints.steps if other != found)
+        advice = f"give another by its step: {others}" if others else "there is no other"
+        raise DamagedError(
+            f"the checkpoint of step {found} in {checkpoints.folder} is damaged ({error}); "
+            f"{advice}."
+        ) from error
+    finally:
+        checkpoints.close()
+
+
+def check_networks(folder: str | os.PathLike, config: ConfigDict) -> None:
+    """Raises ValueError if an algorithm had other networks in the version that began a run.
+
+    Args:
+      folder: the run's folder.
+      config: of the algorithm whose state the checkpoint holds.
+    """
+    start = read_metadata(folder)["starts"][0]
+    version = start["versions"].get("qam_jax")
+    change = network_change(config, version)
+    if change is not None:
+        raise ValueError(
+            f"the checkpoints in {folder} were written by qam_jax {version or 'before 0.2.0'} "
+            f"(git revision {start.get('git_revision') or 'unknown'}), and {config.agent_name!r} "
+            f"has changed in {change.version}: {change.what}. Use them with the version that wrote "
+            "them, or start a new run with another --run_id."
+        )

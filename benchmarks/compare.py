@@ -1,8 +1,8 @@
 """What got slower between two runs: `python benchmarks/compare.py before.json after.json`.
 
 A figure counts as slower or faster if its median moved by more than both runs' quartile spreads
-together, and by more than `--least`; one that was taken once has no spread, and has to move by a
-quarter. A machine whose speed changes from run to run shows in the row `peak`: judge by that too.
+together, and by more than `--least`. A figure that was taken once has no spread: it has to move by
+a quarter. A machine whose speed changes from run to run shows in the row `peak`: judge by that too.
 Ends with status 1 if anything got slower, and 2 if the files cannot be compared.
 """
 

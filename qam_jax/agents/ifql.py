@@ -1,7 +1,7 @@
 """IFQL: implicit Q-learning with a flow policy (a baseline of FQL, arXiv 2502.02538).
 
-IDQL (arXiv 2304.10573) with a flow for the diffusion policy: a value network learns an upper
-expectile of the critics, the critics bootstrap from it, and the policy takes the best of many
+IDQL (arXiv 2304.10573) with a flow for the diffusion policy. A value network learns an upper
+expectile of the critics, and the critics bootstrap from it. The policy takes the best of many
 actions of a flow that is cloned from the data.
 """
 

@@ -1,7 +1,8 @@
 """Reinforcement learning with prior data (RLPD; Ball et al., arXiv 2302.02948).
 
-Soft actor-critic with an ensemble of critics, meant to learn online from batches that are half
-from the dataset and half from the replay buffer; `bc_alpha` adds the likelihood of their actions.
+Soft actor-critic with an ensemble of critics. It is meant to learn online, from batches that are
+half from the dataset and half from the replay buffer. `bc_alpha` adds the likelihood of their
+actions.
 """
 
 import jax.numpy as jnp

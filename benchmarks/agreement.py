@@ -23,9 +23,7 @@ import numpy as np
 import optax
 from agreement_cases import (
     HORIZON,
-    METHODS,
     SIZES,
-    Case,
     Outcome,
     cases_of,
     first_rows,
@@ -34,14 +32,11 @@ from agreement_cases import (
     make_columns,
     numbers,
     run_case,
-    same_draws,
-    summarise,
 )
 from agreement_paper import PAPER_METHODS, load_paper, paper_windows, run_paper, to_paper
 
 from qam_jax.agents import AgentState, display_name
 from qam_jax.data.dataset import gather_windows, make_dataset
-from qam_jax.files import write_json
 
 LIMIT = 1e-5
 
@@ -51,12 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paper", required=True, type=Path, help="checkout of the paper's code")
     parser.add_argument("--methods", default=",".join(PAPER_METHODS), help="names, by commas")
-    parser.add_argument("--store", type=Path, help="only writes the numbers for the tests there")
     options = parser.parse_args()
     load_paper(options.paper.expanduser().resolve())
-    if options.store:
-        store(options.store, _revision(options.paper))
-        return
     print(f"revision {_revision(options.paper)}, limit {LIMIT:g}")
     print(f"windows: largest difference {compare_windows():.1e}\n")
     columns = ["loss", "gradients", "one update", "three updates", "actions"]
@@ -104,43 +95,6 @@ def compare(name: str, changes: dict[str, Any], seed: int) -> dict[str, float]:
         "three updates": after[1],
         "actions": _error({"": own.actions}, {"": paper.actions}),
     }
-
-
-def store(path: Path, revision: str) -> None:
-    """Writes what every case gives with the same noise everywhere, by the paper's code if it can.
-
-    Args:
-      path: of the file, JSON.
-      revision: of the paper's code.
-    """
-    methods = {}
-    for name in METHODS:
-        cases = []
-        for seed, changes in enumerate(cases_of(name)):
-            case = make_case(name, changes, seed)
-            with same_draws(), jax.disable_jit():
-                outcome = (
-                    _run_by_paper(case) if name in PAPER_METHODS else run_case(case, num_updates=1)
-                )
-            cases.append({"changes": changes, "seed": seed, **summarise(outcome)})
-        source = "the paper's code" if name in PAPER_METHODS else "this project"
-        methods[name] = {"source": source, "cases": cases}
-    paper = f"https://github.com/ColinQiyangLi/qam at {revision}"
-    made_by = "python benchmarks/agreement.py --paper=<checkout> --store=<this file>"
-    write_json(path, {"made_by": made_by, "the paper's code": paper, "methods": methods})
-
-
-def _run_by_paper(case: Case) -> Outcome:
-    """What the paper's code gives, with networks by our names."""
-    names = {paper: own for own, (paper, _) in PAPER_METHODS[case.name].networks.items()}
-
-    def rename(networks: dict[str, Any]) -> dict[str, Any]:
-        return {names[name]: tree for name, tree in networks.items()}
-
-    outcome = run_paper(case, num_updates=1)
-    return outcome._replace(
-        gradients=rename(outcome.gradients), params=tuple(map(rename, outcome.params))
-    )
 
 
 def compare_windows() -> float:

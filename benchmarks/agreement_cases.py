@@ -1,7 +1,4 @@
-"""Tiny cases of every method: config, parameters, windows, fixed noise, and what an update gives.
-
-`agreement.py` compares them with the paper's code, and can store the numbers.
-"""
+"""Tiny cases of the methods that `agreement.py` compares with the paper's code."""
 
 import contextlib
 import dataclasses
@@ -37,9 +34,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "qam": [{"inv_temp": 2.0}, {"inv_temp": 2.0, "residual": True}, {"inv_temp": 0.0}],
     "qam_e": [{"edit_scale": 0.3}, {"inv_temp": 0.0, "edit_scale": 0.3}],
     "qam_f": [{"fql_alpha": 2.0}],
-    "trqam": [{}, {"kl_budget": 0.1}],
     "bam": [{"inv_temp": 2.0}, {"inv_temp": 0.0}],
-    "bc": [{}],
     "fql": [{"alpha": 2.0}],
     "ifql": [{"kappa": 0.9, "best_of_n": 4}],
     "fawac": [{"inv_temp": 2.0}],
@@ -130,15 +125,13 @@ def run_case(
     case: Case,
     make_targets: Callable[..., Any] | None = None,
     start: Callable[[], None] = lambda: None,
-    num_updates: int = 3,
 ) -> Outcome:
-    """Acts twice, then updates.
+    """Acts twice, then makes three updates.
 
     Args:
       case: from `make_case`.
       make_targets: `(state before, state after) -> targets`, in place of the method's own.
       start: called before each action and update.
-      num_updates: at most three.
     """
     actions = []
     for observation in case.batches[0].observations[:2]:
@@ -146,7 +139,7 @@ def run_case(
         chunk = case.agent.sample_actions(case.state, observation, case.state.key)
         actions.append(chunk.reshape(-1))
     states = [case.state]
-    for batch in case.batches[:num_updates]:
+    for batch in case.batches:
         start()
         state, metrics = case.agent.update(states[-1], batch)
         if make_targets:
@@ -162,22 +155,6 @@ def run_case(
         tuple(state.target_params for state in ends),
         np.stack(actions),
     )
-
-
-def summarise(outcome: Outcome) -> dict[str, Any]:
-    """Numbers that identify an outcome: loss, actions, and sum and norm of each network's trees.
-
-    Sum and norm do not depend on how a network is laid out. Targets are left out.
-    """
-    trees = {"gradients": outcome.gradients, "params": outcome.params[0]}
-    return {
-        "loss": outcome.loss,
-        "actions": outcome.actions.tolist(),
-        **{
-            kind: {name: _sum_and_norm(networks[name]) for name in sorted(networks)}
-            for kind, networks in trees.items()
-        },
-    }
 
 
 def first_gradients(opt_state: optax.OptState) -> dict[str, Any]:
@@ -221,35 +198,10 @@ def fixed_draws(normal: Callable, uniform: Callable, randint: Callable) -> Itera
         yield
 
 
-def same_draws() -> contextlib.AbstractContextManager[None]:
-    """Gives all draws the same numbers for a window and action, however they are batched."""
-
-    def normal(shape: tuple[int, ...]) -> jax.Array:
-        rows = 0.3 * numbers("normal", (BATCH_SIZE, HORIZON * ACTION_DIM))[:, : shape[-1]]
-        if shape[:-1] == (BATCH_SIZE, 1):  # the paper's code puts the draws of a decision there
-            return jnp.asarray(rows[:, None])
-        rows = rows[: shape[-2]] if len(shape) > 1 else rows[0]
-        return jnp.broadcast_to(rows, shape)  # small, so that few actions are clipped
-
-    def uniform(shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(np.linspace(0.1, 0.9, shape[-2]), jnp.float32)[:, None]
-
-    def randint(shape: tuple[int, ...], low: int, high: int) -> jax.Array:
-        return jnp.arange(np.prod(shape)).reshape(shape) % (high - low) + low
-
-    return fixed_draws(normal, uniform, randint)
-
-
 def numbers(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal numbers that depend on a purpose and on the shape."""
     rng = np.random.default_rng(zlib.crc32(purpose.encode()))
     return np.float32(rng.normal(size=shape))
-
-
-def _sum_and_norm(tree: Any) -> list[float]:
-    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
-    values = np.concatenate(leaves)
-    return [float(values.sum()), float(np.linalg.norm(values))]
 
 
 def _numbers_like(tree: Any, purpose: str) -> Any:

@@ -171,15 +171,12 @@ def load_paper(folder: Path) -> None:
     sys.modules.update(_stand_ins())
 
 
-def run_paper(
-    case: Case, start: Callable[[], None] = lambda: None, num_updates: int = 3
-) -> Outcome:
+def run_paper(case: Case, start: Callable[[], None] = lambda: None) -> Outcome:
     """What the paper's code gives in a case, in its own names and layouts.
 
     Args:
       case: of a method in `PAPER_METHODS`.
       start: called before each action and update.
-      num_updates: at most three.
     """
     method = PAPER_METHODS[case.name]
     agent, config = _make_agent(method, case)
@@ -187,7 +184,7 @@ def run_paper(
     for observation in case.batches[0].observations[:2]:
         start()
         actions.append(agent.sample_actions(observation, rng=agent.rng).reshape(-1))
-    windows = [_as_windows(batch) for batch in case.batches[:num_updates]]
+    windows = [_as_windows(batch) for batch in case.batches]
     start()
     loss = agent.total_loss(windows[0], agent.network.params, rng=agent.rng)[0]
     if method.agent == "dcgql":  # it raises losses to the power v, which adds 1 where v = 0

@@ -26,7 +26,7 @@ RANGES = {"alpha": base.AT_LEAST_0, "kappa": base.SHARE, "flow_tau": base.SHARE}
 
 
 def get_config() -> ConfigDict:
-    """RQL with the settings of its code for most manipulation tasks; it clips no gradients."""
+    """RQL with the settings of its code for puzzle-4x4 and cube-triple; it clips no gradients."""
     return ConfigDict(
         {
             "agent_name": "rql",

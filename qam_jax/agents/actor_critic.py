@@ -57,7 +57,8 @@ def make_actor_critic(
     Args:
       config: of the algorithm.
       critic: the ensemble.
-      init_actor: `(key, observation [O], action [D]) -> params` of all networks but the critic.
+      init_actor: `(key, observation [O], action [D]) -> params` of all other networks; a `critic`
+        among them replaces the usual one, for one of other inputs.
       actor_loss: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`; gradients are
         taken in `params`, `state.params` holds the same numbers fixed.
       policy: how the agent acts, before best-of-n.
@@ -206,7 +207,7 @@ def bootstrap(config: ConfigDict, batch: Batch, next_q_values: Array) -> Array:
         next_q_values,
         discount=config.discount,
         horizon_length=config.horizon_length,
-        rho=config.rho,
+        rho=config.get("rho", 0.0),  # which a single value does without
     )
 
 

@@ -213,6 +213,21 @@ def behavior_cloning_loss(
     return jnp.mean(batch.weights * flow_matching_loss(velocity, noise, actions, times))
 
 
+def straight_path(actions: Array, times: Array, key: Key) -> tuple[Array, Array]:
+    """Points on straight paths from noise to actions, and the velocity of each path.
+
+    Args:
+      actions: [B, D], where the paths end.
+      times: [B, 1] in [0, 1], of the points.
+      key: source of the noise [B, D] where the paths start.
+
+    Returns:
+      Points and velocities, each [B, D].
+    """
+    noise = jax.random.normal(key, actions.shape)
+    return (1 - times) * noise + times * actions, actions - noise
+
+
 def make_optimizer(
     config: ConfigDict, inner: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:

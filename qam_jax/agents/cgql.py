@@ -139,9 +139,8 @@ def _noisy_critic_loss(
 ) -> Array:
     """Regression of each critic at noisy actions on its own target at the clean actions."""
     noise_key, time_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, actions.shape)
     times = jax.random.uniform(time_key, (len(actions), 1))
-    points = (1 - times) * noise + times * actions
+    points, _ = base.straight_path(actions, times, noise_key)
     values = critic_values(critic, params, batch.observations, points, times)
     targets = critic_values(critic, target_params, batch.observations, actions)
     if config.noisy_loss == "mse":

@@ -102,8 +102,8 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, bc_key, *sample_keys = jax.random.split(state.key, 4)
         observations, actions = batch.observations, base.flat_actions(config, batch)
-        nexts = [batch.next_observations] * config.best_of_n
-        acting = jnp.stack(nexts + [observations] * bool(top))
+        nexts = actor_critic.repeat_observations(config, batch.next_observations)
+        acting = jnp.concatenate([nexts, observations[None]]) if top else nexts
         draws, path = _sample(config, flow, state, acting, observations, *sample_keys)
         next_draws, draws = _split(draws) if top else (draws, draws)
         next_actions = act(state, acting[: len(nexts)], next_draws)

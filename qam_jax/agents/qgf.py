@@ -35,16 +35,9 @@ def get_config() -> ConfigDict:
 
 def implicit_config() -> ConfigDict:
     """Fields of the methods of the same code: two critics by implicit Q-learning, no clipping."""
-    return ConfigDict(
-        {
-            **base.base_config(),
-            **base.critic_config(),
-            "clip_grad_norm": 0.0,
-            "discount": 0.999,
-            "num_qs": 2,
-            "rho": 0.0,  # of the bootstrapped value, which is a single one
-        }
-    )
+    fields = {**base.base_config(), **base.critic_config()}
+    del fields["rho"]  # the backup takes one value, the policy the lowest critic
+    return ConfigDict({**fields, "clip_grad_norm": 0.0, "discount": 0.999, "num_qs": 2})
 
 
 def make_agent(config: ConfigDict) -> base.Agent:
@@ -107,10 +100,10 @@ def draw_points(config: ConfigDict, actions: Array, key: Key) -> tuple[Array, Ar
     The times lie on the grid of the ODE, with both of its ends.
     """
     noise_key, time_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, actions.shape)
     times = jax.random.randint(time_key, (len(actions), 1), 0, config.flow_steps + 1)
     times = times / config.flow_steps
-    return (1 - times) * noise + times * actions, times, actions - noise
+    points, velocities = base.straight_path(actions, times, noise_key)
+    return points, times, velocities
 
 
 def lowest_value(

@@ -77,11 +77,10 @@ def make_agent(config: ConfigDict) -> base.Agent:
     ) -> Loss:
         """`alpha L_BC - v mean_k Q_k`, one step of the flow beyond a point of a straight path."""
         noise_key, time_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, actions.shape)
         times = jax.random.uniform(time_key, (len(actions), 1))
-        points = (1 - times) * noise + times * actions
+        points, velocities = base.straight_path(actions, times, noise_key)
         velocity = base.flow_velocity(flow, params["flow"], batch.observations)(points, times)
-        errors = jnp.mean(jnp.square(velocity - (actions - noise)), axis=-1)
+        errors = jnp.mean(jnp.square(velocity - velocities), axis=-1)
         bc_loss = jnp.mean(batch.weights * errors)
         steps = jnp.minimum(1 / config.flow_steps, 1 - times)
         inputs = batch.observations, points + steps * velocity, times + steps

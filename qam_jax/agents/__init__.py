@@ -8,6 +8,8 @@ name is the `agent_name`. It may also say:
 - `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
 - `NETWORK_CHANGES`: versions of the package after which older checkpoints do not fit, as
   `base.NetworkChange`s.
+- `LATER_FIELDS`: fields that are newer than some saved runs, with the values by which those
+  computed, `{field: value}`.
 - `VARIANTS`: other configs under names of their own, `{agent_name: (display name, get_config)}`.
 - `VARIANT_FIELDS`: fields that make the algorithm a variant where they are above 0,
   `{field: agent_name of the variant}`.
@@ -27,11 +29,9 @@ from ml_collections import ConfigDict
 from qam_jax.agents import base
 from qam_jax.agents.base import Agent, AgentState, NetworkChange, parameter_count
 
-# Fields that are newer than some saved runs, with the values by which those runs computed.
-LATER_FIELDS = {"compute_dtype": "float32", "matmul_precision": "default", "target_interval": 1}
+_LATER_FIELDS = {"compute_dtype": "float32", "matmul_precision": "default"}  # of all algorithms
 
 __all__ = [
-    "LATER_FIELDS",
     "Agent",
     "AgentState",
     "acts_by_behavior",
@@ -39,6 +39,7 @@ __all__ = [
     "complete_config",
     "display_name",
     "get_config",
+    "later_fields",
     "make_agent",
     "network_change",
     "parameter_count",
@@ -122,9 +123,16 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       fields: of the config, with `agent_name`.
     """
-    defaults = get_config(fields["agent_name"])
-    earlier = {name: value for name, value in LATER_FIELDS.items() if name in defaults}
-    return {**earlier, **fields}
+    return {**later_fields(fields["agent_name"]), **fields}
+
+
+def later_fields(agent_name: str) -> Mapping[str, Any]:
+    """Fields that are newer than some saved runs, with the values by which those computed.
+
+    Raises:
+      ValueError: if there is no such algorithm.
+    """
+    return {**_LATER_FIELDS, **_find_algorithm(agent_name).later_fields}
 
 
 def network_change(config: ConfigDict, version: str | None) -> NetworkChange | None:
@@ -150,6 +158,7 @@ class _Algorithm(NamedTuple):
     acts_by_behavior: bool
     variant_fields: Mapping[str, str]
     network_changes: Sequence[NetworkChange]
+    later_fields: Mapping[str, Any]
 
 
 def _from_module(module: ModuleType, name: str) -> _Algorithm:
@@ -161,6 +170,7 @@ def _from_module(module: ModuleType, name: str) -> _Algorithm:
         getattr(module, "ACTS_BY_BEHAVIOR", False),
         getattr(module, "VARIANT_FIELDS", {}),
         getattr(module, "NETWORK_CHANGES", ()),
+        getattr(module, "LATER_FIELDS", {}),
     )
 
 

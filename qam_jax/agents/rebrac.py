@@ -26,6 +26,7 @@ RANGES = {
     "actor_interval": base.AT_LEAST_1,
     "target_interval": base.AT_LEAST_1,
 }
+LATER_FIELDS = {"target_interval": 1}
 
 _NOISE_LIMIT = 0.5
 _MIN_SCALE = 1e-6

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from qam_jax import __version__
 from qam_jax.agents import (
-    LATER_FIELDS,
     complete_config,
     display_name,
+    later_fields,
     variant_name,
 )
 from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
@@ -141,12 +141,12 @@ def record_start(
 
 
 def _default_run_id(config: dict[str, Any]) -> str:
-    kept = names_with_role("result", "run")
+    kept, later = names_with_role("result", "run"), later_fields(config["agent"]["agent_name"])
     identity = {name: config[name] for name in kept}
     identity["agent"] = {
         name: value
         for name, value in config["agent"].items()
-        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
+        if name not in later or value != later[name]
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['agent']['agent_name']}-seed{config['seed']}-{digest}"

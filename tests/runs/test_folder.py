@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from qam_jax.agents import LATER_FIELDS, get_config
+from qam_jax.agents import get_config, later_fields
 from qam_jax.files import DamagedError, write_json
 from qam_jax.runs.folder import check_folder, find_folder, folder_of, read_config, read_metadata
 from qam_jax.runs.metrics import read_csv
@@ -36,7 +36,7 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):
     assert folder.name == "qam-seed0-bf6a60fc"
     saved = resolved(settings, config)
     del saved["num_seeds"]
-    for name in LATER_FIELDS:
+    for name in later_fields("qam"):
         saved["agent"].pop(name, None)
     folder.mkdir(parents=True)
     write_json(folder / "config.json", saved)

@@ -234,18 +234,16 @@ class Evaluator:
         self._envs: EnvPool | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
 
-    def check(self, agent: Agent, state: AgentState) -> None:
-        """Starts the environments, resets them, and executes one chunk of the agent's actions.
+    def check(self, chunk: np.ndarray) -> None:
+        """Starts one environment, resets it, and executes a chunk of actions [H, A].
 
         Raises:
-          EnvFailure: if an environment cannot be made, or at its first crash.
+          EnvFailure: if the environment cannot be made, or at its first crash.
         """
-        with self._busy:
-            envs, policy = self._prepare(agent, state, self.seed)
-            count = envs.num_envs
+        with contextlib.closing(self._make_envs(len(chunk), 1)) as envs:
             try:
-                observations, _ = envs.reset(list(range(count)), np.ones(count, bool))
-                envs.step(policy(observations, np.arange(count), np.zeros(count, int)))
+                envs.reset([0], np.ones(1, bool))
+                envs.step(chunk[None])
             except EnvsRestarted as reason:
                 raise EnvFailure(
                     f"the environment {self.env_name!r} fails when it is reset and stepped "
@@ -262,22 +260,23 @@ class Evaluator:
         """
         with self._busy:  # one at a time in these environments
             seed = self.seed if seed is None else seed
-            envs, policy = self._prepare(agent, state, seed)
-            return run_episodes(policy, envs, self.num_episodes, seed)
+            if agent not in self._bind_policies:
+                self._bind_policies[agent] = make_policy(agent)
+            policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
+            if self._envs is None:
+                count = min(self.num_envs or 2 * num_usable_cpus(), self.num_episodes)
+                self._envs = self._make_envs(state.action_shape[0], count)
+            return run_episodes(policy, self._envs, self.num_episodes, seed)
 
-    def _prepare(self, agent: Agent, state: AgentState, seed: int) -> tuple[EnvPool, Policy]:
-        if self._envs is None:
-            self._envs = EnvPool(
-                partial(make_env, self.env_name, self.env_module),
-                state.action_shape[0],
-                min(self.num_envs or 2 * num_usable_cpus(), self.num_episodes),
-                max_crashes=self.max_crashes,
-                timeout=self.env_timeout,
-                on_wait=self._on_wait,
-            )
-        if agent not in self._bind_policies:
-            self._bind_policies[agent] = make_policy(agent)
-        return self._envs, self._bind_policies[agent](state, split_seed(seed).evaluation)
+    def _make_envs(self, horizon_length: int, count: int) -> EnvPool:
+        return EnvPool(
+            partial(make_env, self.env_name, self.env_module),
+            horizon_length,
+            count,
+            max_crashes=self.max_crashes,
+            timeout=self.env_timeout,
+            on_wait=self._on_wait,
+        )
 
     def start(
         self, agent: Agent, state: AgentState, seed: int | None = None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, acts_by_behavior, make_agent
@@ -215,8 +216,8 @@ def _check_environment(plan: Plan, run: Run) -> None:
     settings, evaluator = plan.settings, plan.evaluator
     if evaluator is None:
         return
-    agent, _ = plan.algorithm(run.stage)
-    hosts.from_first(lambda: evaluator.check(agent, run.state))
+    chunk = np.zeros(run.state.action_shape, np.float32)  # the policy is compiled when it is due
+    hosts.from_first(lambda: evaluator.check(chunk))
     if settings.video_episodes:
         names = settings.env_name, settings.env_module
         hosts.from_first(lambda: check_films(*names, settings.env_timeout))

@@ -16,12 +16,12 @@ from absl import app, flags
 
 from qam_jax.runs import settings
 from qam_jax.runs.command_line import plain_errors, pop_flag, run_with_config, start_logging
-from qam_jax.runs.settings import HostSettings, RunSettings, define_flags, from_flags
+from qam_jax.runs.settings import ProcessSettings, RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 
 define_flags(RunSettings)
-define_flags(HostSettings)
+define_flags(ProcessSettings)
 flags.FLAGS.set_default("offline_steps", 0)  # or the steps of --run
 flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings)
@@ -33,11 +33,11 @@ def main(argv: list[str]) -> None:
     start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
-        from qam_jax.runs.hosts import is_first, session
+        from qam_jax.runs.processes import is_first, session
         from qam_jax.training.launch import launch, run_from_flags
         from qam_jax.training.run import inherited_settings
 
-        with session(from_flags(HostSettings, flags.FLAGS)):
+        with session(from_flags(ProcessSettings, flags.FLAGS)):
             source, step = flags.FLAGS.run, flags.FLAGS.run_step
             inherited = inherited_settings(source, step) if source else {}
             run, config = run_from_flags(flags.FLAGS, **inherited)

@@ -14,7 +14,7 @@ from absl import app, flags
 
 from qam_jax.runs import settings
 from qam_jax.runs.command_line import plain_errors, pop_flag, run_with_config, start_logging
-from qam_jax.runs.settings import HostSettings, RunSettings, define_flags, from_flags
+from qam_jax.runs.settings import ProcessSettings, RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 _QUICK_START = _CONFIGS / "quickstart.py"  # used without --config and --preset, with this schedule
@@ -26,7 +26,7 @@ _QUICK_START_SCHEDULE = {
 }
 
 define_flags(RunSettings)
-define_flags(HostSettings)
+define_flags(ProcessSettings)
 flags.adopt_module_key_flags(settings)
 
 
@@ -36,10 +36,10 @@ def main(argv: list[str]) -> None:
     start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
-        from qam_jax.runs.hosts import is_first, session
+        from qam_jax.runs.processes import is_first, session
         from qam_jax.training.launch import launch, run_from_flags
 
-        with session(from_flags(HostSettings, flags.FLAGS)):
+        with session(from_flags(ProcessSettings, flags.FLAGS)):
             run, config = run_from_flags(flags.FLAGS)
             for result in launch(run, config):
                 if is_first():

@@ -1,6 +1,7 @@
 """Tests of the site and the documentation: complete, and true to the code."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import importlib.util
@@ -15,7 +16,7 @@ import pytest
 
 import qam_jax
 from qam_jax.agents import algorithm_names, get_config
-from qam_jax.runs.settings import HostSettings, RunSettings
+from qam_jax.runs.settings import ProcessSettings, RunSettings
 from qam_jax.training.train import train
 
 _ROOT = Path(__file__).parents[1]
@@ -32,9 +33,15 @@ def _blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
+def _flags():
+    """Names of the flags that train."""
+    classes = (RunSettings, ProcessSettings)
+    return [field.name for kind in classes for field in dataclasses.fields(kind)]
+
+
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
 def test_commands_name_existing_flags(page):
-    known = {field for kind in (RunSettings, HostSettings) for field in kind.__dataclass_fields__}
+    known = set(_flags())
     for block in _blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             for script in _TRAINING:
@@ -148,8 +155,7 @@ def test_formulas_are_set_without_scripts_or_network(site):
 @needs_docs
 def test_every_flag_and_field_is_listed(site):
     text = (site / "settings" / "index.html").read_text(encoding="utf-8")
-    kinds = (RunSettings, HostSettings)
-    names = ["--config", *(f"--{name}" for kind in kinds for name in kind.__dataclass_fields__)]
+    names = ["--config", *(f"--{name}" for name in _flags())]
     names += [field for name in algorithm_names() for field in get_config(name)]
     for name in {*names, "--slurm", "--step"} - {"agent_name"}:
         assert f"<code>{name}</code>" in text, name

@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 import qam_jax
 from qam_jax import agents
 from qam_jax.agents import base
-from qam_jax.runs.settings import DataSettings, HostSettings, RunSettings
+from qam_jax.runs.settings import DataSettings, ProcessSettings, RunSettings
 
 _ROOT = Path(__file__).parents[2]
 _CORE = [f"qam_jax.{name}" for name in ("flow", "adjoint", "critic", "diffusion", "types")]
@@ -92,8 +92,8 @@ def settings_page() -> str:
         "0 updates offline and 500,000 steps online.",
         _table([config, *map(_setting_row, own)]),
         "## Training: several processes",
-        "See [Several hosts and TPU pods](clusters.md).",
-        _table(map(_setting_row, dataclasses.fields(HostSettings))),
+        "See [Several devices, several processes](clusters.md).",
+        _table(map(_setting_row, dataclasses.fields(ProcessSettings))),
         "## Training: the data",
         _table(map(_setting_row, data)),
         "## The algorithm",

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from qam_jax import memory
 from qam_jax.agents import AgentState
 from qam_jax.files import DamagedError, flush_to_disk, read_json, write_json
-from qam_jax.runs import hosts
+from qam_jax.runs import processes
 from qam_jax.runs.metrics import read_csv, score
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1)
         self._writing: tuple[int, Future[None]] | None = None
-        self._merits = self._read_merits() if read_only else hosts.from_first(self._open)
+        self._merits = self._read_merits() if read_only else processes.from_first(self._open)
 
     @property
     def steps(self) -> list[int]:
@@ -117,7 +117,7 @@ class Checkpoints:
         items = jax.device_get((state, sums))
         self._check_space(step, items)
         arguments = ocp.args.Composite(
-            agent=ocp.args.StandardSave(state if hosts.several() else items[0]),
+            agent=ocp.args.StandardSave(state if processes.several() else items[0]),
             tally=ocp.args.StandardSave(items[1]),
             progress=ocp.args.JsonSave({**progress, "milestone": milestone}),
         )
@@ -195,7 +195,7 @@ class Checkpoints:
                 result = restore_fn(step)
             except DamagedError as error:
                 trouble = str(error)
-            trouble = next(filter(None, hosts.gather(trouble)), "")
+            trouble = next(filter(None, processes.gather(trouble)), "")
             if not trouble:
                 for bad, fault in damaged.items():
                     self._put_aside(bad, fault)
@@ -227,7 +227,7 @@ class Checkpoints:
     def _finish(self, step: int) -> None:
         """Gives a checkpoint its name once it is on the disk, then removes those it replaces."""
         self._orbax.wait_until_finished()
-        if hosts.is_first():
+        if processes.is_first():
             part, folder = self.folder / f"{step}{_PART}", self.folder / str(step)
             write_json(part / _CHECKSUMS, _checksums(part))
             for path in (*part.rglob("*"), part):
@@ -242,7 +242,7 @@ class Checkpoints:
         kept = {*self.steps[-self._keep :], self.best_step, *milestones}
         for old in set(self.steps) - kept:
             del self._merits[old]
-            if hosts.is_first():
+            if processes.is_first():
                 shutil.rmtree(self.folder / str(old))
 
     def _read(self, step: int, **items: Any) -> Any:
@@ -270,7 +270,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(self.folder / str(step), aside)
 
-        hosts.from_first(move)
+        processes.from_first(move)
         del self._merits[step]
         _logger.warning(
             "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is "
@@ -293,19 +293,19 @@ class Checkpoints:
 
 def _taking_part(folder: Path, read_only: bool) -> ocp.options.MultiprocessingOptions:
     """Names the processes that a manager of checkpoints works in; a reader works in one."""
-    if hosts.several() and read_only:
+    if processes.several() and read_only:
         index = jax.process_index()
         return ocp.options.MultiprocessingOptions(
             primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
         )
     return ocp.options.MultiprocessingOptions(
-        barrier_sync_key_prefix=folder.name if hosts.several() else None
+        barrier_sync_key_prefix=folder.name if processes.several() else None
     )
 
 
 def _restore_like(tree: chex.ArrayTree) -> ocp.args.StandardRestore:
     """Reads a tree of this structure onto the device; with several processes into memory."""
-    return ocp.args.StandardRestore(jax.device_get(tree) if hosts.several() else tree)
+    return ocp.args.StandardRestore(jax.device_get(tree) if processes.several() else tree)
 
 
 def _read_merit(folder: Path, scores: dict[int, float]) -> _Merit:

@@ -38,7 +38,7 @@ def _setting(
 
 
 _result, _schedule, _online, _run, _free = (functools.partial(_setting, role) for role in ROLES)
-_host = functools.partial(_setting, "")  # of no run
+_process = functools.partial(_setting, "")  # of no run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,21 +160,21 @@ class RunSettings(DataSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class HostSettings:
+class ProcessSettings:
     """Processes that train together; by default a process trains alone."""
 
-    distributed: bool = _host(
+    distributed: bool = _process(
         False,
         "Train together with the processes of this TPU slice, SLURM job or other cluster that "
         "JAX detects; takes --num_devices=0.",
     )
-    coordinator_address: str = _host(
+    coordinator_address: str = _process(
         "", "host:port of process 0, which all reach; with num_processes and process_id, by hand."
     )
-    num_processes: int = _host(0, "Processes that train together, where given by hand.", 0)
-    process_id: int = _host(-1, "Number of this process, from 0, where given by hand.", -1)
-    start_timeout: int = _host(300, "Seconds in which all processes have to come together.", 1)
-    heartbeat_timeout: int = _host(
+    num_processes: int = _process(0, "Processes that train together, where given by hand.", 0)
+    process_id: int = _process(-1, "Number of this process, from 0, where given by hand.", -1)
+    start_timeout: int = _process(300, "Seconds in which all processes have to come together.", 1)
+    heartbeat_timeout: int = _process(
         100, "Seconds without a sign of a process after which JAX ends the others.", 1
     )
 

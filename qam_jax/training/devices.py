@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qam_jax.files import ensure_writable_dir
-from qam_jax.runs import hosts
+from qam_jax.runs import processes
 from qam_jax.types import Batch
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Layout:
         self._stacked = PartitionSpec() if self._alone else PartitionSpec(_SEED)
         # A process can only read arrays that it holds completely.
         self.sharding = self._everywhere = None  # where programs leave trees; None: they choose
-        if hosts.several() and self._mesh is not None:
+        if processes.several() and self._mesh is not None:
             self.sharding = NamedSharding(self._mesh, self._stacked)
             self._everywhere = NamedSharding(self._mesh, PartitionSpec())
         self._pick = jax.jit(
@@ -76,7 +76,7 @@ class Layout:
 
     def local(self, tree: _T) -> _T:
         """Returns a picked or shared tree as arrays of this process alone."""
-        if not hosts.several():
+        if not processes.several():
             return tree
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
@@ -110,7 +110,7 @@ class Layout:
         if self._mesh is None:
             return jax.device_put(tree, jax.local_devices()[0])
         sharding = NamedSharding(self._mesh, spec)
-        if hosts.several():
+        if processes.several():
             return jax.tree.map(lambda x: _place_own_part(x, sharding), tree)
         return jax.device_put(tree, sharding)
 
@@ -161,7 +161,7 @@ def _place_own_part(x: Any, sharding: NamedSharding) -> jax.Array:
 
 def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:
     devices = jax.devices()  # of all processes
-    if hosts.several() and num_devices:
+    if processes.several() and num_devices:
         raise ValueError(
             f"--num_devices={num_devices}, but {jax.process_count()} processes that train "
             f"together use all of their {len(devices)} devices: give --num_devices=0."
@@ -172,7 +172,7 @@ def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:
             f"--num_devices={count}, but this process has {len(devices)} "
             f"({devices[0].device_kind}): give at most as many, or 0 for all."
         )
-    if count == 1 and not hosts.several():
+    if count == 1 and not processes.several():
         return None
     for_seeds = next(
         n for n in range(min(count, num_runs), 0, -1) if not (count % n or num_runs % n)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from qam_jax.agents import AgentState
 from qam_jax.envs import EnvFailure
-from qam_jax.runs import hosts
+from qam_jax.runs import processes
 from qam_jax.runs.metrics import score
 from qam_jax.runs.stopping import Stopped, StopRequest
 from qam_jax.training.devices import Layout
@@ -165,7 +165,7 @@ def _run(
                 stage.brief = any(run.pending for run in runs)
                 state, sums = stage.advance(state, sums, limits)
     except (Stopped, EnvFailure) as error:
-        if isinstance(error, Stopped) or not hosts.several():  # the others have another error
+        if isinstance(error, Stopped) or not processes.several():  # the others have another error
             for index, run in enumerate(runs):
                 _save(stage, run, run.pending[0] if run.pending else snapshot(index))
         raise
@@ -178,7 +178,7 @@ def _progress_bar(stage: Stage) -> tqdm:
         desc=stage.name,
         unit=stage.unit,
         smoothing=0.1,
-        disable=not hosts.is_first(),
+        disable=not processes.is_first(),
     )
 
 
@@ -189,7 +189,7 @@ def _check_stop(stop: StopRequest) -> None:
         stop.check()
     except Stopped as stopped:
         name = str(stopped)
-    for each in filter(None, hosts.gather(name)):
+    for each in filter(None, processes.gather(name)):
         raise Stopped(each)
 
 
@@ -219,7 +219,7 @@ def _report(stage: Stage, run: Run, sums: MetricSums, due: int, speed: float) ->
 def _evaluate(stage: Stage, run: Run, now: Snapshot) -> None:
     """Makes the evaluation that is due, or starts it beside training."""
     overlaps = run.settings.overlap_evaluation and stage.overlaps and run.reported < stage.end
-    if overlaps and not hosts.several():
+    if overlaps and not processes.several():
         state, sums = jax.tree.map(jnp.copy, (now.state, now.sums))  # which are donated
         copy = now._replace(state=state, sums=sums)
         run.pending = copy, run.start_evaluation(stage.agent, state)

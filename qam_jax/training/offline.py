@@ -9,7 +9,7 @@ import jax
 
 from qam_jax.agents import AgentState
 from qam_jax.data.dataset import sample_windows
-from qam_jax.runs import hosts
+from qam_jax.runs import processes
 from qam_jax.training.devices import Layout
 from qam_jax.training.loop import Stage
 from qam_jax.training.run import Plan, Run
@@ -58,7 +58,7 @@ class OfflineStage(Stage):
             log_estimate(self.name, self.end - step - count, speed)
         seconds = _BRIEF_SECONDS if self.brief else _BLOCK_SECONDS
         length = max(1, min(2 * self._block_length, int(speed * seconds)))
-        self._block_length = hosts.gather(length)[0]
+        self._block_length = processes.gather(length)[0]
         check_finite(sums, state.params, self.layout)
         for run in self.runs:
             run.step += count

@@ -8,7 +8,7 @@ import numpy as np
 
 from qam_jax.agents import AgentState
 from qam_jax.data.replay import ReplayBuffer, sample_balanced, sample_mixed
-from qam_jax.runs import hosts
+from qam_jax.runs import processes
 from qam_jax.training.collector import Experience, random_policy
 from qam_jax.training.devices import Layout
 from qam_jax.training.evaluation import Policy, make_policy
@@ -35,7 +35,7 @@ class OnlineStage(Stage):
             run.replay.buffer = layout.share(run.replay.buffer)
         # The choice of the run is part of the program, so that only its policy is copied. With
         # several processes it is not, since only one of them acts.
-        choose = (lambda state, _: state) if hosts.several() else layout.pick
+        choose = (lambda state, _: state) if processes.several() else layout.pick
         sample_actions = self.agent.explore or self.agent.sample_actions
         self._act: Callable[[Any, Array], Policy] = make_policy(
             self.agent._replace(
@@ -70,7 +70,7 @@ class OnlineStage(Stage):
         acting = [self.runs[index] for index in going]
         map_runs = self._threads.map if len(acting) > 1 else map  # a single run needs no thread
         self._before = {run: self._episodes(run) for run in self.runs}
-        gathered = hosts.from_first(lambda: list(map_runs(_gather, acting, policies)))
+        gathered = processes.from_first(lambda: list(map_runs(_gather, acting, policies)))
         self._before = {}
         for run, experience in zip(acting, gathered, strict=True):
             self._store(run, experience)
@@ -102,7 +102,7 @@ class OnlineStage(Stage):
         if untrained and run.step < self._settings.start_training:
             return random_policy(run.settings.seed, state.action_shape)
         layout: Layout | None = self.layout
-        if layout and hosts.several():  # the state of this run alone, in the process that acts
+        if layout and processes.several():  # the state of this run alone, in the process that acts
             state, sums = layout.local(layout.pick((state, sums), index))
             layout = None
         policy = self._act((state, index), run.keys.experience)

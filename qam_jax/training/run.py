@@ -18,7 +18,7 @@ from qam_jax.agents.bc import behavior_config
 from qam_jax.data.dataset import DataSource
 from qam_jax.data.replay import Replay
 from qam_jax.envs import EnvPool, make_env
-from qam_jax.runs import hosts
+from qam_jax.runs import processes
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
@@ -203,9 +203,9 @@ class Run:
         """Makes room for experience, and in process 0 the environments; may continue from saved."""
         settings, chunk_length = self.settings, self.state.action_shape[0]
         shape = self._plan.replay_shape(chunk_length)
-        self.replay = Replay(*shape, self.folder / "replay", writes=hosts.is_first())
+        self.replay = Replay(*shape, self.folder / "replay", writes=processes.is_first())
         episodes = self.replay.load(saved["transitions"], saved["episodes"]) if saved else {}
-        if not hosts.is_first():
+        if not processes.is_first():
             return
         pool = EnvPool(
             functools.partial(make_env, settings.env_name, settings.env_module),
@@ -231,7 +231,7 @@ class Run:
         Raises:
           ValueError: if the run was trained on other data.
         """
-        if not hosts.is_first():
+        if not processes.is_first():
             return
         plan, settings = self._plan, self.settings
         state = self.state if self.stage != "cloning" else self._init_state(plan.agent)
@@ -263,7 +263,7 @@ class Run:
         """Runs the evaluation's episodes, in process 0 for all; none if it fails."""
         evaluator, seed = self._plan.evaluator, self.settings.seed
         assert evaluator is not None
-        return hosts.from_first(
+        return processes.from_first(
             lambda: self.result_of(lambda: evaluator.evaluate(agent, state, seed))
         )
 
@@ -322,7 +322,7 @@ def _start_from(
     if cloned:
         there, here = there.params["behavior"], here.params["behavior"]
     _check_shapes(run, saved, there, here, config)
-    for kind in ("train", "eval", "env") if hosts.is_first() else ():
+    for kind in ("train", "eval", "env") if processes.is_first() else ():
         rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]
         if rows:
             write_csv(folder / f"{kind}.csv", rows[0], rows)

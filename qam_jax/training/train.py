@@ -18,7 +18,7 @@ from qam_jax.data.shards import Shards
 from qam_jax.data.sources import load_ogbench, load_own, no_data
 from qam_jax.envs import is_ogbench, make_env
 from qam_jax.memory import check_processes
-from qam_jax.runs import hosts
+from qam_jax.runs import processes
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import find_folder
 from qam_jax.runs.lock import lock_folder
@@ -65,8 +65,8 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     The runs share one program, data and processes for evaluation. Apart from that each is the run
     that it would be alone, in the folder that it would have alone, and can be continued alone.
 
-    Several processes that train together (`qam_jax.runs.hosts`) all make this call. The first one
-    acts, evaluates and writes; checkpoints are written by all.
+    Several processes that train together (`qam_jax.runs.processes`) all make this call. The first
+    one acts, evaluates and writes; checkpoints are written by all.
 
     Args:
       settings: settings of the runs.
@@ -85,11 +85,11 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
       Stopped: if a signal asked the runs to stop; the same call continues them.
     """
     check_settings(settings)
-    _check_processes(settings)
+    _check_env_processes(settings)
     agent = make_agent(agent_config)
     values = resolved(settings, agent_config)
     fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
-    hosts.check_same("settings", values | fields)
+    processes.check_same("settings", values | fields)
     each = [settings.of_seed(index) for index in range(settings.num_seeds)]
     Layout([own.seed for own in each], settings.num_devices, agent_config.batch_size)  # checks
     env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
@@ -97,7 +97,7 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         folders = _claim_folders(each, agent_config, stack)
         source = stack.enter_context(closing(_open_source(settings, env)))
         # Several processes have to stop together.
-        stop = stack.enter_context(stop_signals(at_once=not hosts.several()))
+        stop = stack.enter_context(stop_signals(at_once=not processes.several()))
         checkpoints = [
             stack.enter_context(closing(Checkpoints(folder, settings.keep_checkpoints)))
             for folder in folders
@@ -187,7 +187,7 @@ def _claim_folders(each: list[RunSettings], config: ConfigDict, stack: ExitStack
             stack.enter_context(lock_folder(folder))
         return folders
 
-    folders = hosts.from_first(claim)
+    folders = processes.from_first(claim)
     for folder in folders:
         if not (folder / "lock").exists():
             raise FileNotFoundError(
@@ -217,13 +217,13 @@ def _check_environment(plan: Plan, run: Run) -> None:
     if evaluator is None:
         return
     chunk = np.zeros(run.state.action_shape, np.float32)  # the policy is compiled when it is due
-    hosts.from_first(lambda: evaluator.check(chunk))
+    processes.from_first(lambda: evaluator.check(chunk))
     if settings.video_episodes:
         names = settings.env_name, settings.env_module
-        hosts.from_first(lambda: check_films(*names, settings.env_timeout))
+        processes.from_first(lambda: check_films(*names, settings.env_timeout))
 
 
-def _check_processes(settings: RunSettings) -> None:
+def _check_env_processes(settings: RunSettings) -> None:
     """Raises ValueError if this machine cannot hold the processes of the environments."""
     if settings.env_name:
         check_processes(
@@ -258,8 +258,8 @@ def _check_needs_no_data(plan: Plan, runs: list[Run]) -> None:
 
 def _open_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
     """Opens the data of the settings, the same in all processes."""
-    source = hosts.take_turns(lambda: _read_source(settings, env))
-    hosts.check_same("data", {"the fingerprint": source.fingerprint()})
+    source = processes.take_turns(lambda: _read_source(settings, env))
+    processes.check_same("data", {"the fingerprint": source.fingerprint()})
     return source
 
 

@@ -15,24 +15,24 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.runs import hosts
-from qam_jax.runs.hosts import check_same, session
+from qam_jax.runs import processes
 from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.processes import check_same, session
 from qam_jax.runs.saved import load_run
-from qam_jax.runs.settings import HostSettings
+from qam_jax.runs.settings import ProcessSettings
 from qam_jax.training.train import train
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
 _TRAIN = """
 import json, sys
 from qam_jax.agents import get_config
-from qam_jax.runs.hosts import session
+from qam_jax.runs.processes import session
 from qam_jax.training.train import train_seeds
-from qam_jax.runs.settings import HostSettings, RunSettings
-hosts, config, runs = map(json.loads, sys.argv[1:])
+from qam_jax.runs.settings import ProcessSettings, RunSettings
+own, config, runs = map(json.loads, sys.argv[1:])
 agent = get_config("qam")
 agent.update(config)
-with session(HostSettings(**hosts)):
+with session(ProcessSettings(**own)):
     for run in runs:
         train_seeds(RunSettings(**run), agent)
 """
@@ -106,11 +106,11 @@ def test_two_processes_agree_with_two_devices_of_one(base, config, start, tmp_pa
             )
             for group, changes in runs.items()
         ]
-        hosts = [{}]
+        own = [{}]
         if count == 2:
             common = {"coordinator_address": _address(), "num_processes": 2}
-            hosts = [{**common, "process_id": index} for index in range(2)]
-        for each in hosts:
+            own = [{**common, "process_id": index} for index in range(2)]
+        for each in own:
             arguments = map(json.dumps, (each, config.to_dict(), all_runs))
             children.append(start("-c", _TRAIN, *arguments, num_devices=3 - count))
     for code, _, errors in map(_finish, children):
@@ -170,19 +170,19 @@ def _endless(base, tmp_path):
 @pytest.mark.slow
 def test_when_one_is_lost_the_other_ends_and_the_run_can_be_continued(endless, config, start, lost):
     """By both again, of which then one is asked to stop; and by a single process."""
-    processes = _start_two(start, endless, config)
-    _wait_for(processes[0], 9)
-    processes[lost].kill()
-    code, _, errors = _finish(processes[1 - lost])
+    children = _start_two(start, endless, config)
+    _wait_for(children[0], 9)
+    children[lost].kill()
+    code, _, errors = _finish(children[1 - lost])
     assert code not in (0, 75), errors
     assert re.search("another process is lost|another task died|coordination service", errors)
-    assert _finish(processes[lost])[0] == -signal.SIGKILL
+    assert _finish(children[lost])[0] == -signal.SIGKILL
     folder = next(Path(endless.save_dir).glob("*/*/run"))
     step = load_run(folder).step
-    processes = _start_two(start, endless, config)
-    _wait_for(processes[0], step + 1)
-    processes[lost].terminate()
-    (code, output, errors), (other_code, other_output, other_errors) = map(_finish, processes)
+    children = _start_two(start, endless, config)
+    _wait_for(children[0], step + 1)
+    children[lost].terminate()
+    (code, output, errors), (other_code, other_output, other_errors) = map(_finish, children)
     assert (code, other_code) == (75, 75), errors + other_errors
     assert f"Continuing from step {step} in" in output
     assert "Continuing" not in other_output  # one talks for both
@@ -197,7 +197,7 @@ def test_when_one_is_lost_the_other_ends_and_the_run_can_be_continued(endless, c
 
 def test_commands_that_differ_are_refused(monkeypatch):
     theirs = {"seed": 0, "config.lr": 0.1}
-    monkeypatch.setattr(hosts, "gather", lambda value: [theirs, value])
+    monkeypatch.setattr(processes, "gather", lambda value: [theirs, value])
     check_same("settings", theirs)
     with pytest.raises(
         ValueError,
@@ -230,16 +230,16 @@ def test_commands_that_differ_are_refused(monkeypatch):
     ],
 )
 def test_flags_that_make_no_sense(given, message):
-    with pytest.raises(ValueError, match=re.escape(message)), session(HostSettings(**given)):
+    with pytest.raises(ValueError, match=re.escape(message)), session(ProcessSettings(**given)):
         pass
 
 
 def test_a_first_process_that_is_not_there():
-    hosts = HostSettings(
+    settings = ProcessSettings(
         coordinator_address=_address(), num_processes=2, process_id=1, start_timeout=1
     )
     with (
         pytest.raises(OSError, match=r"process 0 cannot be reached at --coordinator_address=127"),
-        session(hosts),
+        session(settings),
     ):
         pass

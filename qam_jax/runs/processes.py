@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from qam_jax.runs.settings import HostSettings, check_ranges
+from qam_jax.runs.settings import ProcessSettings, check_ranges
 from qam_jax.runs.stopping import Stopped
 
 _logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def check_same(label: str, mine: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def session(settings: HostSettings) -> Iterator[None]:
+def session(settings: ProcessSettings) -> Iterator[None]:
     """Connects the processes that the settings name, and disconnects them at the end.
 
     Enter it before JAX is used. By default this process trains alone.
@@ -149,11 +149,11 @@ def session(settings: HostSettings) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def _check(settings: HostSettings) -> bool:
+def _check(settings: ProcessSettings) -> bool:
     """Whether the settings ask for several processes. Raises ValueError if they make no sense."""
     check_ranges(settings)
     names = ("coordinator_address", "num_processes", "process_id")
-    missing = [name for name in names if getattr(settings, name) == getattr(HostSettings, name)]
+    missing = [name for name in names if getattr(settings, name) == getattr(ProcessSettings, name)]
     given = [name for name in names if name not in missing]
     if given and settings.distributed:
         raise ValueError(
@@ -179,7 +179,7 @@ def _check(settings: HostSettings) -> bool:
     return True
 
 
-def _start(settings: HostSettings) -> None:
+def _start(settings: ProcessSettings) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take over SIGTERM
     timeouts: dict[str, Any] = {
@@ -208,7 +208,7 @@ def _start(settings: HostSettings) -> None:
     )
 
 
-def _reach(settings: HostSettings) -> None:
+def _reach(settings: ProcessSettings) -> None:
     """Waits until process 0 can be reached: JAX would end this process without an exception."""
     host, _, port = settings.coordinator_address.rpartition(":")
     end = time.monotonic() + settings.start_timeout

@@ -36,6 +36,7 @@ __all__ = [
     "AgentState",
     "acts_by_behavior",
     "algorithm_names",
+    "cloning_config",
     "complete_config",
     "display_name",
     "get_config",
@@ -115,6 +116,14 @@ def acts_by_behavior(agent_name: str) -> bool:
       ValueError: if there is no such algorithm.
     """
     return _find_algorithm(agent_name).acts_by_behavior
+
+
+def cloning_config(config: ConfigDict) -> ConfigDict:
+    """Config of behaviour cloning, with the values that it shares with another algorithm's."""
+    cloning = get_config("bc")
+    cloning.update({name: config[name] for name in cloning if name in config})
+    cloning.agent_name = "bc"
+    return cloning
 
 
 def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:

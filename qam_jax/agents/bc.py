@@ -21,15 +21,6 @@ def get_config() -> ConfigDict:
     return ConfigDict({"agent_name": "bc", **base.base_config()})
 
 
-def behavior_config(agent_config: ConfigDict) -> ConfigDict:
-    """Config of behaviour cloning, with the values that it shares with another algorithm's."""
-    config = get_config()
-    for name in config:
-        if name != "agent_name" and name in agent_config:
-            config[name] = agent_config[name]
-    return config
-
-
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; it acts by the ODE under the behaviour flow."""
     flow = base.make_flow(config)

@@ -86,7 +86,7 @@ def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
     agent, domain = config["agent"], task_label(config["env_name"])[0]
     if method_name(agent) != "QAM-E" or domain not in _sensitivity_domains():
         return None
-    paper = paper_settings("qam_e", config["env_name"])
+    paper = paper_settings(variant_name(agent), config["env_name"])
     variants = _variant_settings(paper)
     names = {name for name, _ in variants.values()}
     changed = {name for name in names if not _same(agent.get(name, paper[name]), paper[name])}

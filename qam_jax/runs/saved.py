@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax import memory
-from qam_jax.agents import Agent, AgentState, make_agent, network_change
-from qam_jax.agents.bc import behavior_config
+from qam_jax.agents import Agent, AgentState, cloning_config, make_agent, network_change
 from qam_jax.files import DamagedError
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import read_config, read_metadata
@@ -59,7 +58,7 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         found = checkpoints.find(step)
         progress = checkpoints.read_progress(found)
         cloning = progress["stage"] == "cloning"
-        agent_config = behavior_config(config.agent) if cloning else config.agent
+        agent_config = cloning_config(config.agent) if cloning else config.agent
         check_networks(folder, agent_config)
         agent = make_agent(agent_config)
         state = init_state(

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import Agent, AgentState, make_agent, parameter_count
+from qam_jax.agents import Agent, AgentState, cloning_config, make_agent, parameter_count
 from qam_jax.agents.base import check_has_behavior, with_behavior
-from qam_jax.agents.bc import behavior_config
 from qam_jax.data.dataset import DataSource
 from qam_jax.data.replay import Replay
 from qam_jax.envs import EnvPool, make_env
@@ -63,7 +62,7 @@ class Plan:
     @functools.cached_property
     def cloning(self) -> tuple[Agent, ConfigDict]:
         """The behaviour flow as an algorithm of its own, with its config."""
-        config = behavior_config(self.config)
+        config = cloning_config(self.config)
         return make_agent(config), config
 
     def replay_shape(self, chunk_length: int) -> tuple[int, int, int]:
@@ -311,11 +310,11 @@ def _start_from(
 ) -> tuple[AgentState, int]:
     """Returns the state and step of the other run's checkpoint; copies its rows, for one curve.
 
-    From a run of `bc`, or a checkpoint of the cloning stage, only the flow is taken.
+    From a checkpoint of behaviour cloning alone, only the flow is taken.
     """
     run = settings.run
     saved = load_run(run, settings.run_step)
-    cloned = set(saved.state.params) == {"behavior"} and config.agent_name != "bc"
+    cloned = set(saved.state.params) == {"behavior"} != set(state.params)
     _check_config(run, saved, config, cloned)
     there: Any = saved.state
     here: Any = state

@@ -7,16 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from qam_jax.agents import algorithm_names
+from qam_jax.agents import acts_by_behavior, algorithm_names
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.saved import load_run
 from qam_jax.training.train import train_seeds
 
 pytestmark = pytest.mark.slow
-
-_HAS_BEHAVIOR = (
-    "bam cgql cgql_l cgql_m dsrl fan fedit fql ifql qgf qam qam_e qam_f trqam".split()
-)  # which is not the policy itself
 
 
 @pytest.fixture(name="settings", scope="module")
@@ -45,7 +41,8 @@ def test_every_method_can_do_all_that_the_others_can(settings, small_config, nam
         assert all(np.isfinite(row["loss"]) for row in rows[:2] + rows[3:])
         assert [row["step"] for row in read_csv(result.folder / "eval.csv")] == [4, 10]
         assert result.episodes[0].length == 200
-        assert bool(result.behavior_episodes) == (name in _HAS_BEHAVIOR)
+        has_behavior = "behavior" in result.state.params and not acts_by_behavior(name)
+        assert bool(result.behavior_episodes) == has_behavior
     assert _changed(results[0].state.params, results[1].state.params)
 
 

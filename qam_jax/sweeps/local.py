@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import subprocess
 import time
 from collections.abc import Sequence
@@ -118,6 +119,5 @@ def _score(job: Job) -> str:
     rows = read_rows(job.folder / "eval.csv")
     if not rows:
         return ""
-    if "success" in rows[-1]:
-        return f"success {rows[-1]['success']:.0%}"
-    return f"return {rows[-1]['return']:.1f}"
+    success = rows[-1]["success"]  # nan if the environment does not report it
+    return f"return {rows[-1]['return']:.1f}" if math.isnan(success) else f"success {success:.0%}"

@@ -15,7 +15,7 @@ _FINISH = "mkdir -p $folder/checkpoints/20"
 
 def test_outcomes_logs_and_states(make_shell_jobs, caplog):
     jobs = make_shell_jobs(
-        f"echo some words; {_FINISH}",
+        f"echo some words; {_FINISH}; printf 'step,success,return\\n20,,-1\\n' > $folder/eval.csv",
         "echo 'bar 1%'; echo 'Error: no disk' >&2; echo 'WARN: bye'; exit 1",
         "exit 75",
         "kill -KILL $$",
@@ -34,6 +34,7 @@ def test_outcomes_logs_and_states(make_shell_jobs, caplog):
         State.FINISHED, State.FAILED, State.NEW, State.FAILED, State.FAILED,
     ]  # fmt: skip
     assert json.loads(jobs[1].task.record.read_text())["status"] == 1
+    assert f"finished  {jobs[0].name} after 0.0 min: return -1.0" in caplog.messages
     assert f"failed    {jobs[1].name} after 0.0 min: no disk" in caplog.messages
 
 

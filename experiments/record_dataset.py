@@ -4,15 +4,17 @@ Example:
   python experiments/record_dataset.py --env_name=Pendulum-v1 --policy=random
 """
 
+import contextlib
 import re
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.data.npz import write_npz
 from qam_jax.data.recording import load_policy, record_episodes
 from qam_jax.envs import make_env
+from qam_jax.runs.command_line import run_main
 
 _ENV_NAME = flags.DEFINE_string(
     "env_name", None, "Id of a gymnasium environment, or OGBench's single-task name."
@@ -51,13 +53,13 @@ def _record() -> None:
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists and is kept; --overwrite replaces it.")
         return
-    env = make_env(_ENV_NAME.value, _ENV_MODULE.value)
-    policy = load_policy(_POLICY.value, env.action_space.shape[0])
-    data = record_episodes(env, policy, _NUM_EPISODES.value, seed=_SEED.value)
+    with contextlib.closing(make_env(_ENV_NAME.value, _ENV_MODULE.value)) as env:
+        policy = load_policy(_POLICY.value, env.action_space.shape[0])
+        data = record_episodes(env, policy, _NUM_EPISODES.value, seed=_SEED.value)
     write_npz(path, data)
     count, mean = len(data["rewards"]), data["rewards"].sum() / _NUM_EPISODES.value
     print(f"Wrote {path}: {_NUM_EPISODES.value} episodes, {count} steps, mean return {mean:.1f}.")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_main(main)

@@ -54,15 +54,15 @@ def record_episodes(
     """
     rows = []
     for episode in tqdm(range(num_episodes), unit="episode", disable=not progress):
-        rng, over = np.random.default_rng([seed, episode]), False
+        rng, done = np.random.default_rng([seed, episode]), False
         observation, _ = env.reset(seed=int(rng.integers(2**31)))
-        while not over:
+        while not done:
             before = np.array(observation, np.float32)
             action = _checked(policy(before, rng), env.action_space.shape)
             observation, reward, terminated, truncated, _ = env.step(action)
-            over = terminated or truncated
+            done = terminated or truncated
             after = np.array(observation, np.float32)
-            rows.append((before, action, over, reward, not terminated, after))
+            rows.append((before, action, done, reward, not terminated, after))
     names = ("observations", "actions", "terminals", "rewards", "masks", "next_observations")
     columns = (np.array(column, np.float32) for column in zip(*rows, strict=True))
     return dict(zip(names, columns, strict=True))

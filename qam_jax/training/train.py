@@ -92,8 +92,10 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     processes.check_same("settings", values | fields)
     each = [settings.of_seed(index) for index in range(settings.num_seeds)]
     Layout([own.seed for own in each], settings.num_devices, agent_config.batch_size)  # checks
-    env = make_env(settings.env_name, settings.env_module) if settings.env_name else None
     with ExitStack() as stack:
+        env = None
+        if settings.env_name:
+            env = stack.enter_context(closing(make_env(settings.env_name, settings.env_module)))
         folders = _claim_folders(each, agent_config, stack)
         source = stack.enter_context(closing(_open_source(settings, env)))
         # Several processes have to stop together.

@@ -160,22 +160,22 @@ def num_usable_cpus() -> int:
 
 
 def _lock(file: TextIO, doing: str, wait: bool) -> bool:
+    at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
     try:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, at_once)
             return True
         if wait:
             _logger.warning("another process is %s; waiting for it", doing)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            return True
-        time.sleep(_GLANCE_SECONDS)  # `is_held` of another process may hold it just now
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+        else:
+            time.sleep(_GLANCE_SECONDS)  # `is_held` of another process may hold it just now
+        fcntl.flock(file, fcntl.LOCK_EX if wait else at_once)
+        return True
+    except BlockingIOError:
+        file.seek(0)
+        raise BlockingIOError(errno.EWOULDBLOCK, file.read()) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         _logger.warning("%s cannot be locked: let one process at a time be %s", file.name, doing)
         return False
-    file.seek(0)
-    raise BlockingIOError(errno.EWOULDBLOCK, file.read())

@@ -26,18 +26,20 @@ _logger = logging.getLogger(__name__)
 def free_memory() -> int:
     """Bytes that processes of this machine, or of its control group, can still take."""
     try:
-        lines = (line.split() for line in _MEMINFO.read_text().splitlines())
-        sizes = {words[0]: 1024 * int(words[1]) for words in lines}
-        free = sizes["MemAvailable:"] + sizes["SwapFree:"]
+        kibibytes = _read_table(_MEMINFO)
+        free = 1024 * (kibibytes["MemAvailable:"] + kibibytes["SwapFree:"])
     except (OSError, KeyError):  # not on macOS
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        lines = (line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        cached = {words[0]: int(words[1]) for words in lines}["inactive_file"]
+        cached = _read_table(_CGROUP / "memory.stat")["inactive_file"]
         used = int((_CGROUP / "memory.current").read_text()) - cached
         return min(free, int((_CGROUP / "memory.max").read_text()) - used)
     except (OSError, KeyError, ValueError):  # there is no limit
         return free
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    return {name: int(value) for name, value, *_ in map(str.split, path.read_text().splitlines())}
 
 
 def free_device_memory() -> tuple[int, str]:

@@ -17,12 +17,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from qam_jax import __version__
-from qam_jax.agents import (
-    complete_config,
-    display_name,
-    later_fields,
-    variant_name,
-)
+from qam_jax.agents import complete_config, display_name, later_fields, variant_name
 from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
 from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 

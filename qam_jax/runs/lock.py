@@ -13,13 +13,7 @@ LOCK = "lock"
 RUNNING, STOPPED, FAILED, FINISHED, UNKNOWN = "running", "stopped", "failed", "finished", ""
 
 _MAX_LENGTH = 1000  # of an error's line
-_PLAIN = (
-    ValueError,
-    OSError,
-    ImportError,
-    RuntimeError,
-    MemoryError,
-)  # whose messages speak for themselves
+_PLAIN = (ValueError, OSError, ImportError, RuntimeError, MemoryError)  # their messages suffice
 
 
 @contextlib.contextmanager
@@ -44,7 +38,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 raise
             finally:
                 with contextlib.suppress(OSError):  # a full disk, say, is not to hide the error
-                    path.write_text(end)
+                    path.write_text(end)  # in place: the lock is of this file, not of its name
                 _remove_empty(folder)
     except BlockingIOError as error:
         raise OSError(

@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from qam_jax.envs import EnvFailure
 from qam_jax.runs.settings import ProcessSettings, check_ranges
 from qam_jax.runs.stopping import Stopped
 
@@ -60,7 +61,8 @@ def from_first(function: Callable[[], _T]) -> _T:
     The other processes wait as long as it takes, without keeping their devices busy.
 
     Raises:
-      Exception: what the function raised, in all processes.
+      Exception: what the function raised. In the other processes an OSError that says so, unless it
+        is Stopped or EnvFailure, after which all of them save.
     """
     if not several():
         return function()
@@ -72,8 +74,8 @@ def from_first(function: Callable[[], _T]) -> _T:
         except (Exception, Stopped) as raised:
             error = raised
     wait_for_all("first")
-    plain = error if isinstance(error, Stopped | None) else OSError(f"process 0: {error}")
-    result, theirs = gather((result, plain))[0]
+    known = isinstance(error, Stopped | EnvFailure | None)
+    result, theirs = gather((result, error if known else OSError(f"process 0: {error}")))[0]
     if failure := error or theirs:
         raise failure
     return result

@@ -164,10 +164,9 @@ def _run(
                 ]
                 stage.brief = any(run.pending for run in runs)
                 state, sums = stage.advance(state, sums, limits)
-    except (Stopped, EnvFailure) as error:
-        if isinstance(error, Stopped) or not processes.several():  # the others have another error
-            for index, run in enumerate(runs):
-                _save(stage, run, run.pending[0] if run.pending else snapshot(index))
+    except (Stopped, EnvFailure):
+        for index, run in enumerate(runs):
+            _save(stage, run, run.pending[0] if run.pending else snapshot(index))
         raise
 
 

@@ -15,11 +15,13 @@ import jax
 import numpy as np
 import pytest
 
+from qam_jax.envs import EnvFailure
 from qam_jax.runs import processes
 from qam_jax.runs.metrics import read_csv
-from qam_jax.runs.processes import check_same, session
+from qam_jax.runs.processes import check_same, from_first, session
 from qam_jax.runs.saved import load_run
 from qam_jax.runs.settings import ProcessSettings
+from qam_jax.runs.stopping import Stopped
 from qam_jax.training.train import train
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "train_offline.py"
@@ -204,6 +206,29 @@ def test_commands_that_differ_are_refused(monkeypatch):
         match=r"differ in their settings: config.lr is 0.1 in process 0 and 0.2 in process 1\.",
     ):
         check_same("settings", {**theirs, "config.lr": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("error", "theirs"),
+    [
+        (EnvFailure("the arm fell off"), EnvFailure),  # after which all save
+        (Stopped("SIGTERM"), Stopped),
+        (ValueError("bad data"), OSError),
+    ],
+)
+def test_an_error_of_the_first_process_ends_all(monkeypatch, error, theirs):
+    given = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "wait_for_all", lambda name: None)
+    monkeypatch.setattr(processes, "gather", lambda value: given.append(value) or given)
+
+    def fail():
+        raise error
+
+    for first, expected in ((True, type(error)), (False, theirs)):
+        monkeypatch.setattr(processes, "is_first", lambda first=first: first)
+        with pytest.raises(expected, match=str(error)):
+            from_first(fail)
 
 
 @pytest.mark.parametrize(

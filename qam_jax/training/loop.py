@@ -18,21 +18,16 @@ from qam_jax.runs.stopping import Stopped, StopRequest
 from qam_jax.training.devices import Layout
 from qam_jax.training.evaluation import Episode, headline, summarize
 from qam_jax.training.run import Plan, Run, Snapshot
-from qam_jax.training.update import MetricSums, averages, empty_sums
+from qam_jax.training.update import MetricSums, UpdateBlock, averages, empty_sums
 from qam_jax.types import TransitionDataset
 
 _logger = logging.getLogger(__name__)
 
 
 class Stage(abc.ABC):
-    """The stage that several runs are in, and how they make its updates together.
+    """The stage that several runs are in, and how they make its updates together."""
 
-    Args:
-      plan: what the runs share.
-      runs: the runs; they change.
-      layout: how they lie on the devices.
-    """
-
+    block: UpdateBlock  # the program of the updates
     unit = "update"  # what a step is
     overlaps = True  # whether evaluations may go on during updates
     brief = False  # whether blocks are to be short, while an evaluation is at work
@@ -45,9 +40,13 @@ class Stage(abc.ABC):
         self._dataset: TransitionDataset | None = None  # the last one that the source gave,
         self._shared: TransitionDataset | None = None  # and its copy on the devices
 
-    @abc.abstractmethod
     def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
         """Compiles the program of the updates, by making none; arguments as `advance`."""
+        return self.block(state, sums, self.data(), [0] * len(self.runs))
+
+    @abc.abstractmethod
+    def data(self) -> Any:
+        """Returns what `block` draws the next batches from."""
 
     @abc.abstractmethod
     def advance(
@@ -59,9 +58,6 @@ class Stage(abc.ABC):
           state: states of the agents, stacked; donated.
           sums: metrics since their last row, stacked; donated.
           limits: step of each run at which to stop. The online stage may end somewhat beyond.
-
-        Returns:
-          The new states and sums; the steps of the runs are changed.
 
         Raises:
           NotFiniteError: if training went wrong.
@@ -88,21 +84,17 @@ class Stage(abc.ABC):
 
 
 def run_stage(stage: Stage, stop: StopRequest, until: int) -> None:
-    """Takes the runs of a stage from where they are to a later place.
+    """Trains the runs of a stage until the `Run.place` of each is `until`, at most `stage.end`.
 
-    Rows, evaluations and checkpoints are due at multiples of their intervals and at the end. A
-    round of the online stage may pass a step that was due: they keep that step's number. The
-    checkpoint of a row is saved before its evaluation.
-
-    Args:
-      stage: the stage.
-      stop: asks whether to stop. A run then goes back to the evaluation that is still at work.
-      until: `Run.place` to come to, `stage.end` at most.
+    Rows, evaluations and checkpoints are due at multiples of their intervals and at the end. Where
+    a round of the online stage passes such a step, they bear the number of the step. A checkpoint
+    is saved before the evaluation of its step.
 
     Raises:
-      Stopped: if it was asked to stop; checkpoints have been saved.
+      Stopped: if a signal asked for it. Checkpoints have been saved: of the state of the evaluation
+        that was at work, if there was one.
       EnvFailure: if environments crash too often; checkpoints have been saved.
-      NotFiniteError: if training went wrong.
+      NotFiniteError: if training went wrong; nothing has been saved.
     """
     runs, layout = stage.runs, stage.layout
     trees = layout.join([(run.state, run.sums) for run in runs])

@@ -37,11 +37,11 @@ class OfflineStage(Stage):
             )
 
         keys = layout.join([run.batch_key for run in runs])
-        self._block = UpdateBlock(self.agent, keys, layout.map(sample, in_axes=(None, 0)), layout)
+        self.block = UpdateBlock(self.agent, keys, layout.map(sample, in_axes=(None, 0)), layout)
 
-    def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
-        """Compiles the program of the updates, by making none."""
-        return self._block(state, sums, self.dataset(self.runs[0].step), [0] * len(self.runs))
+    def data(self) -> TransitionDataset:
+        """Returns the data of the next update."""
+        return self.dataset(self.runs[0].step)
 
     def advance(
         self, state: AgentState, sums: MetricSums, limits: list[int]
@@ -51,7 +51,7 @@ class OfflineStage(Stage):
         borders = [step + self._block_length, self.source.next_change(step), *limits]
         count = min(border for border in borders if border is not None) - step
         counts = [count] * len(self.runs)
-        state, sums = jax.block_until_ready(self._block(state, sums, self.dataset(step), counts))
+        state, sums = jax.block_until_ready(self.block(state, sums, self.data(), counts))
         speed = count / (time.perf_counter() - started)
         if not self._estimated:
             self._estimated = True

@@ -54,11 +54,11 @@ class OnlineStage(Stage):
             return layout.stack(batches)
 
         keys = layout.join([run.batch_key for run in runs])
-        self._block = UpdateBlock(self.agent, keys, sample, layout)
+        self.block = UpdateBlock(self.agent, keys, sample, layout)
 
-    def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
-        """Compiles the program of the updates, by making none."""
-        return self._block(state, sums, self._data(), [0] * len(self.runs))
+    def data(self) -> list[tuple[TransitionDataset, ReplayBuffer]]:
+        """Returns the dataset and the experience of each run."""
+        return [(self.dataset(run.step), run.replay.buffer) for run in self.runs]
 
     def advance(
         self, state: AgentState, sums: MetricSums, limits: list[int]
@@ -77,13 +77,10 @@ class OnlineStage(Stage):
         after = [run.step for run in self.runs]
         counts = [self._num_updates(*steps) for steps in zip(before, after, strict=True)]
         if any(counts):
-            state, sums = self._block(state, sums, self._data(), counts)
+            state, sums = self.block(state, sums, self.data(), counts)
         if any(after[index] >= limits[index] for index in going):  # before anything is logged
             check_finite(sums, state.params, self.layout)
         return state, sums
-
-    def _data(self) -> list[tuple[TransitionDataset, ReplayBuffer]]:
-        return [(self.dataset(run.step), run.replay.buffer) for run in self.runs]
 
     def _store(self, run: Run, experience: Experience) -> None:
         run.replay.add(experience.transitions, experience.episodes, self._round_length)

@@ -19,10 +19,7 @@ from qam_jax.types import Array, Batch, Metrics
 SampleFn = Callable[[Any, Array], Batch]
 """Draws the batches of all seeds: `(data, keys) -> batches`; pure."""
 
-_EXTREMES = {
-    "_min": (jnp.minimum, float("inf")),
-    "_max": (jnp.maximum, -float("inf")),
-}
+_EXTREMES = {"_min": (jnp.minimum, float("inf")), "_max": (jnp.maximum, -float("inf"))}
 
 
 class MetricSums(NamedTuple):
@@ -84,8 +81,7 @@ class UpdateBlock:
     ) -> tuple[AgentState, MetricSums]:
         """Makes a number of updates of each seed; donates the stacked states and sums.
 
-        Raises:
-          MemoryError: if the updates need more memory than there is.
+        Raises MemoryError if the updates need more memory than there is.
         """
         equal = len(set(num_updates)) == 1
         counts = np.asarray(num_updates[0] if equal else num_updates, np.int32)

@@ -70,11 +70,7 @@ def flush_to_disk(path: str | os.PathLike) -> None:
 
 
 def ensure_writable_dir(path: str | os.PathLike) -> Path:
-    """Creates the folder `path` and checks that files can be created in it.
-
-    Raises:
-      OSError: if not; the message names the folder and what to do.
-    """
+    """Creates a folder. Raises OSError, which names it, if files cannot be created in it."""
     path = Path(path).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -64,11 +64,7 @@ class InMemory(DataSource):
 
 
 def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
-    """Lays out checked arrays as a `TransitionDataset` on the default device; see `layout`.
-
-    Raises:
-      MemoryError: if they do not fit into its memory.
-    """
+    """Calls `layout` for the default device. Raises MemoryError if its memory is too small."""
     return jax.tree.map(jnp.asarray, check_dataset_fits(layout(data, sparse=sparse)))
 
 

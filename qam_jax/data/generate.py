@@ -51,11 +51,7 @@ _NOT_GENERATED = {  # how a name begins: why it cannot be generated
 
 
 def get_recipe(dataset_name: str) -> Recipe:
-    """Published recipe of `dataset_name`, such as `cube-single-play-v0`.
-
-    Raises:
-      ValueError: if the dataset cannot be made here; the message says why and what to do instead.
-    """
+    """Published recipe of a dataset. Raises ValueError, saying why, if it cannot be made here."""
     recipes = _recipes()
     if dataset_name in recipes:
         return recipes[dataset_name]

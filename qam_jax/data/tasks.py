@@ -68,11 +68,7 @@ def find_task(env_name: str) -> OGBenchTask | None:
 
 
 def parse_task(env_name: str) -> OGBenchTask:
-    """Parts of a single-task name.
-
-    Raises:
-      ValueError: if the name does not have OGBench's single-task form.
-    """
+    """Parts of a single-task name. Raises ValueError if the name does not have this form."""
     task = find_task(env_name)
     if task is None:
         raise ValueError(

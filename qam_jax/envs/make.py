@@ -72,8 +72,7 @@ def is_ogbench(env_name: str) -> bool:
 def make_film_env(env_name: str, folder: Path, env_module: str = "") -> gymnasium.Env:
     """Makes an environment (see `make_env`) that films its episodes into `folder`.
 
-    Raises:
-      ValueError: as `make_env`, or if the environment does not render images.
+    Raises ValueError as `make_env`, or if the environment does not render images.
     """
     if is_ogbench(env_name):
         env = make_env(env_name, env_module, width=_FRAME_SIZE, height=_FRAME_SIZE)
@@ -85,10 +84,9 @@ def make_film_env(env_name: str, folder: Path, env_module: str = "") -> gymnasiu
 
 
 def find_render_backend() -> str:
-    """Finds the first of MuJoCo's headless back ends that works; keeps `MUJOCO_GL`, if set.
+    """Finds a headless back end of MuJoCo that works: `MUJOCO_GL` if set, else the first that does.
 
-    Raises:
-      OSError: if none works; the message says what to install.
+    Raises OSError, which says what to install, if none works.
     """
     candidates = [os.environ["MUJOCO_GL"]] if "MUJOCO_GL" in os.environ else ["egl", "osmesa"]
     for backend in candidates:

@@ -81,8 +81,7 @@ def latest(runs: pd.DataFrame) -> pd.DataFrame:
 def read_run(folder: Path) -> dict[str, Any]:
     """Reads a run's folder: the columns of the table, with lists as `step` and `score`.
 
-    Raises:
-      ValueError: if there is no run in the folder, or the run is damaged; says how.
+    Raises ValueError, saying how, if there is no run in the folder or the run is damaged.
     """
     names = {entry.name for entry in os.scandir(folder)}
     if not names:

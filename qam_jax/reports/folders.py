@@ -41,8 +41,7 @@ def find_run_folders(folder: Path) -> Iterable[Path]:
 def read_evaluations(folder: Path) -> tuple[list[int], list[float], str]:
     """Steps and scores of a run's evaluations, and their unit: `%` (success rate) or `return`.
 
-    Raises:
-      ValueError: if eval.csv is damaged; says how.
+    Raises ValueError, saying how, if eval.csv is damaged.
     """
     path = folder / "eval.csv"
     try:

@@ -30,11 +30,7 @@ def expected_runs(study: Any) -> pd.DataFrame:
 
 
 def published_runs(study: str) -> pd.DataFrame:
-    """All runs of a published study, as `expected_runs`; the names of their folders are empty.
-
-    Raises:
-      ValueError: if there is no such study.
-    """
+    """All runs of a published study, as `expected_runs`; the names of their folders are empty."""
     table = published_results(study)
     table = table.loc[table.index.repeat(table["num_seeds"])]
     seeds = table.groupby(["method", "env_name"]).cumcount()

@@ -78,8 +78,7 @@ class Checkpoints:
     def find(self, step: int | str) -> int:
         """Finds the step of a checkpoint by its number, or by `newest` or `best`.
 
-        Raises:
-          FileNotFoundError: if there is no such checkpoint; names the steps that there are.
+        Raises FileNotFoundError, naming the steps that there are, if there is no such checkpoint.
         """
         steps = self.steps
         named = {"newest": steps[-1] if steps else None, "best": self.best_step}
@@ -167,8 +166,7 @@ class Checkpoints:
     ) -> tuple[AgentState, chex.ArrayTree]:
         """Reads a checkpoint into the structure of a state and of sums.
 
-        Raises:
-          DamagedError: if it cannot be read, or its files are not those that were written.
+        Raises DamagedError if it cannot be read, or its files are not those that were written.
         """
         restored = self._read(step, agent=_restore_like(state), tally=_restore_like(sums))
         return restored["agent"], restored["tally"]

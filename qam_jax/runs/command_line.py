@@ -145,8 +145,7 @@ def define_config(
 ) -> None:
     """Defines a flag --config.<field> in `values` for each field that the arguments change.
 
-    Raises:
-      ValueError: if a field holds no other fields, or one with several values is given twice.
+    Raises ValueError if a field holds no other fields, or one with several values is given twice.
     """
     times = Counter(argument.partition("=")[0].lstrip("-") for argument in arguments)
     for name in (f"config.{field}" for field in config if isinstance(config[field], tuple)):

@@ -106,8 +106,7 @@ def record_start(
 ) -> None:
     """Writes config.json and metadata.json: `facts`, method, versions, device and git revision.
 
-    Raises:
-      ValueError: if the folder's run was trained on other data than `dataset_fingerprint`.
+    Raises ValueError if the folder's run was trained on other data than `dataset_fingerprint`.
     """
     path = folder / "metadata.json"
     earlier = read_metadata(folder) if path.exists() else {"starts": [], **facts}

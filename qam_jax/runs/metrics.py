@@ -74,8 +74,7 @@ class MetricLog:
 def read_csv(path: Path) -> list[dict[str, float]]:
     """Reads a file of metrics, if it exists, without a last line that a crash cut short.
 
-    Raises:
-      DamagedError: if a value is no number; names the file.
+    Raises DamagedError, which names the file, if a value is no number.
     """
     if not path.exists():
         return []

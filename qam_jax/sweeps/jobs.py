@@ -159,10 +159,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def resolve(method: str, options: Sequence[str]) -> Resolved:
-    """Resolves and checks `train_offline.py --config=<method> <options>`.
+    """Resolves `train_offline.py --config=<method> <options>`.
 
-    Raises:
-      ValueError: if `train_offline.py` would refuse the options.
+    Raises ValueError if `train_offline.py` would refuse the options.
     """
     values = flags.FlagValues()
     define_flags(RunSettings, values)

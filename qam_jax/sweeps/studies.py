@@ -99,11 +99,7 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """Reads one of `study_names`, or the `.toml` file of this path.
-
-    Raises:
-      ValueError: if there is no such study, or its file is invalid.
-    """
+    """Reads one of `study_names`, or a `.toml` file. Raises ValueError if it is no valid study."""
     if not name.endswith(".toml"):
         return parse_study(name, _named_text(name))
     try:

@@ -237,8 +237,7 @@ class Evaluator:
     def check(self, chunk: np.ndarray) -> None:
         """Starts one environment, resets it, and executes a chunk of actions [H, A].
 
-        Raises:
-          EnvFailure: if the environment cannot be made, or at its first crash.
+        Raises EnvFailure if the environment cannot be made, or at its first crash.
         """
         with contextlib.closing(self._make_envs(len(chunk), 1)) as envs:
             try:
@@ -255,8 +254,7 @@ class Evaluator:
     def evaluate(self, agent: Agent, state: AgentState, seed: int | None = None) -> list[Episode]:
         """Runs the episodes of a seed with the agent's policy.
 
-        Raises:
-          EnvFailure: if the environments cannot be made or crash too often.
+        Raises EnvFailure if the environments cannot be made or crash too often.
         """
         with self._busy:  # one at a time in these environments
             seed = self.seed if seed is None else seed

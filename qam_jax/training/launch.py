@@ -26,13 +26,7 @@ def launch(settings: RunSettings, config: ConfigDict) -> list[RunResult]:
 
 
 def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettings, ConfigDict]:
-    """Makes settings and config from the command line, and logs what a preset changes.
-
-    See `resolve_flags` for arguments and errors.
-
-    Raises:
-      FileNotFoundError: if the preset's data are not there.
-    """
+    """Calls `resolve_flags`, checks that the preset's data are there, and logs its changes."""
     settings, config, notes = resolve_flags(values, **defaults)
     check_data_folder(settings)
     for line in notes:

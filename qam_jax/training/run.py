@@ -117,11 +117,7 @@ class Run:
                 part.close()
 
     def begin(self) -> None:
-        """Continues from the newest checkpoint, or begins.
-
-        Raises:
-          ValueError: if checkpoint and settings do not fit together.
-        """
+        """Continues from the newest checkpoint, or begins. Raises ValueError if it does not fit."""
         if self.checkpoints.restore_newest(self._restore):
             return
         plan, settings = self._plan, self.settings
@@ -227,8 +223,7 @@ class Run:
     def record_start(self) -> None:
         """Writes what the run is, prints it, and opens its metrics; in process 0 alone.
 
-        Raises:
-          ValueError: if the run was trained on other data.
+        Raises ValueError if the run was trained on other data.
         """
         if not processes.is_first():
             return
@@ -291,8 +286,7 @@ class Run:
 def inherited_settings(run: str, step: str) -> dict[str, Any]:
     """Returns the settings that a run takes over from the run whose checkpoint it starts from.
 
-    Raises:
-      FileNotFoundError: if there is no such run or checkpoint.
+    Raises FileNotFoundError if there is no such run or checkpoint.
     """
     saved = load_run(run, step)
     earlier = saved.config.to_dict()

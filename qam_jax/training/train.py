@@ -48,11 +48,7 @@ class RunResult(NamedTuple):
 
 
 def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
-    """Trains one agent; see `train_seeds`.
-
-    Raises:
-      ValueError: also if the settings are of several seeds.
-    """
+    """Trains one agent, as `train_seeds`. Raises ValueError for settings of several seeds."""
     if settings.num_seeds != 1:
         raise ValueError(f"num_seeds is {settings.num_seeds}: train_seeds trains several.")
     (result,) = train_seeds(settings, agent_config)

@@ -69,11 +69,7 @@ def paper_domains() -> list[str]:
 
 
 def find_domain(env_name: str) -> str:
-    """The domain that an environment belongs to, such as `cube-double-play`.
-
-    Raises:
-      ValueError: if the paper does not have the environment; names its domains.
-    """
+    """The domain of an environment. Raises ValueError if the paper does not have it."""
     task = find_task(env_name)
     domain = task.domain if task and task.version == "v0" else ""
     if domain not in paper_domains():

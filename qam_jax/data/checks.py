@@ -130,14 +130,6 @@ def check_dimensions(
             )
 
 
-def check_proportion(proportion: float) -> None:
-    """Raises ValueError unless `proportion` lies in (0, 1]."""
-    if not 0 < proportion <= 1:
-        raise ValueError(
-            f"the proportion of a dataset to use must be above 0 and at most 1, got {proportion}."
-        )
-
-
 def _raise_first(problems: Iterator[str], source: Path | str) -> None:
     """Only the first problem is valid: each check relies on the earlier ones."""
     for problem in problems:

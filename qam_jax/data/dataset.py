@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qam_jax import memory
-from qam_jax.data.checks import check_proportion
 from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
@@ -126,7 +125,10 @@ def take_leading(
     Raises:
       ValueError: if the proportion is out of range, or leaves no transition.
     """
-    check_proportion(proportion)
+    if not 0 < proportion <= 1:
+        raise ValueError(
+            f"the proportion of a dataset to use must be above 0 and at most 1, got {proportion}."
+        )
     has_next = "next_observations" in data
     transitions = np.flatnonzero((data["terminals"] == 0) | has_next)
     count = int(len(transitions) * proportion)

@@ -51,7 +51,6 @@ def load_ogbench(
       ValueError: if the name is unknown or cannot be generated, the file is damaged or does not
         fit the environment, or the proportion is out of range or leaves nothing.
     """
-    checks.check_proportion(proportion)
     dataset_name = parse_task(env_name).dataset_name
     path, source = _provide(dataset_name, Path(dataset_dir).expanduser(), data_source, mirrors)
     data = load_npz(path, fields=checks.RELABEL_FIELDS, require=("qpos",))

@@ -154,15 +154,11 @@ class Replay:
         self._unsaved.append({**vars(transitions), "episodes": episodes})
         self._insert(transitions, episodes, pad_to)
 
-    def save(self) -> int:
-        """Writes the transitions since the last call; returns the number of bytes.
-
-        Raises:
-          OSError: if it cannot be written.
-        """
+    def save(self) -> None:
+        """Writes the transitions since the last call. Raises OSError if that fails."""
         if not self._unsaved or not self._writes:
             self._unsaved = []
-            return 0
+            return
         columns = _join(self._unsaved)
         path = self._folder / f"{self.num_added - len(columns['episodes']):012d}.npz"
         try:
@@ -174,7 +170,6 @@ class Replay:
                 "room: the same command continues from the last checkpoint."
             ) from error
         self._unsaved = []
-        return path.stat().st_size
 
     def load(self, num_added: int, episodes: Sequence[int]) -> dict[int, EpisodeSoFar]:
         """Brings a new buffer to its state after `num_added` transitions.

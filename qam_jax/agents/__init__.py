@@ -94,11 +94,7 @@ def display_name(agent_name: str) -> str:
 
 
 def variant_name(fields: Mapping[str, Any]) -> str:
-    """Name of the variant that a config describes by its fields; else its `agent_name`.
-
-    Args:
-      fields: of the config, with `agent_name`.
-    """
+    """Name of the variant that the fields of a config describe; else its `agent_name`."""
     name = fields["agent_name"]
     variants = variant_fields(name).items()
     return next((variant for field, variant in variants if fields.get(field, 0) > 0), name)
@@ -110,11 +106,7 @@ def variant_fields(agent_name: str) -> Mapping[str, str]:
 
 
 def acts_by_behavior(agent_name: str) -> bool:
-    """Whether the behaviour flow of an algorithm is its policy.
-
-    Raises:
-      ValueError: if there is no such algorithm.
-    """
+    """Whether the behaviour flow of an algorithm is its policy."""
     return _find_algorithm(agent_name).acts_by_behavior
 
 
@@ -127,29 +119,19 @@ def cloning_config(config: ConfigDict) -> ConfigDict:
 
 
 def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of an earlier version, with the fields that have been added since.
-
-    Args:
-      fields: of the config, with `agent_name`.
-    """
+    """Fields of an earlier version's config, with the fields that have been added since."""
     return {**later_fields(fields["agent_name"]), **fields}
 
 
 def later_fields(agent_name: str) -> Mapping[str, Any]:
-    """Fields that are newer than some saved runs, with the values by which those computed.
-
-    Raises:
-      ValueError: if there is no such algorithm.
-    """
+    """Fields that are newer than some saved runs, with the values by which those computed."""
     return {**_LATER_FIELDS, **_find_algorithm(agent_name).later_fields}
 
 
 def network_change(config: ConfigDict, version: str | None) -> NetworkChange | None:
-    """First change of an algorithm's networks since a version, if there is one.
+    """First change of an algorithm's networks since a version of this package, if there is one.
 
-    Args:
-      config: of the algorithm.
-      version: of this package; None is before 0.2.0, when runs need not have stored it.
+    None is a version before 0.2.0, when runs need not have stored it.
     """
     since = _as_numbers(version or "0")
     changes = _find_algorithm(config.agent_name).network_changes

@@ -60,15 +60,10 @@ def load_npz(
 
 
 def write_npz(path: str | os.PathLike, data: Mapping[str, np.ndarray]) -> None:
-    """Checks transitions and writes them, compressed, as a whole or not at all.
+    """Checks transitions by name and writes them, compressed, as a whole or not at all.
 
-    Args:
-      path: the `.npz` file; an existing one is replaced.
-      data: arrays by name; the documented fields, and any others.
-
-    Raises:
-      OSError: if the file cannot be written.
-      ValueError: if the data break a rule; names the first fault.
+    Raises OSError if the file cannot be written, ValueError, naming the first fault, if the data
+    break a rule.
     """
     checks.check_transitions(data, source=Path(path))
     with atomic_write(path) as temporary:
@@ -136,8 +131,7 @@ def read_headers(path: Path, *, verify: bool = False) -> dict[str, ArrayHeader]:
 def find_files(folder: Path) -> list[Path]:
     """The `.npz` files of a folder in the order of their names, without validation files.
 
-    Raises:
-      FileNotFoundError: if there is no such folder, or no such file in it.
+    Raises FileNotFoundError if there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder. Check the path.")

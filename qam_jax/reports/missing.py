@@ -40,15 +40,11 @@ def published_runs(study: str) -> pd.DataFrame:
 def missing_runs(
     runs: pd.DataFrame, expected: pd.DataFrame | None = None, at: int | None = None
 ) -> pd.DataFrame:
-    """Expected runs that are absent, and runs that have not come to their end.
+    """Expected runs that are absent, and runs that have not come to step `at`, or else their end.
 
-    An expected run is known by the name of its folder, or by its method, task and seed.
-
-    By default each combination of the methods, tasks and seeds that a domain has runs of is
-    expected. Runs have to reach step `at`, or else their end.
-
-    Returns:
-      A row for each such run: `method`, `env_name`, `seed`, and `state`, how far the run is.
+    An expected run is known by the name of its folder, or by its method, task and seed. By default
+    each combination of the methods, tasks and seeds that a domain has runs of is expected. There is
+    a row for each run: `method`, `env_name`, `seed`, and `state`, how far the run is.
     """
     last = latest(runs)
     found = list(_absent_runs(last, _combinations(last) if expected is None else expected))

@@ -22,13 +22,7 @@ _FAILURE_COLOR = "#c44e3a"
 
 
 def show_result(result: Any, settings: RunSettings, agent_name: str) -> None:
-    """Prints the scores of a finished run, draws its pictures and films its episodes.
-
-    Args:
-      result: a `qam_jax.training.train.RunResult`, the run of one seed.
-      settings: the settings that the run was trained with.
-      agent_name: the name of the algorithm, for the line of its score.
-    """
+    """Prints the scores of a run's `RunResult`, draws its pictures and films its episodes."""
     prefix = f"seed {result.seed}: " if settings.num_seeds > 1 else ""
     episodes = {agent_name: result.episodes, "behaviour cloning alone": result.behavior_episodes}
     episodes = {policy: runs for policy, runs in episodes.items() if runs}
@@ -51,10 +45,7 @@ def plot_run(
 ) -> list[Path]:
     """Draws all pictures of a run into its folder and returns their paths.
 
-    Args:
-      folder: the run's folder.
-      settings: the settings of the run.
-      episodes: episodes of the last evaluation, by the name of the policy.
+    The episodes are of the last evaluation, by the name of the policy.
     """
     if not settings.env_name:
         return []
@@ -70,17 +61,10 @@ def plot_run(
 
 
 def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> Path:
-    """Draws success rates with their 95% intervals, from eval.csv of a run's folder.
+    """Draws `learning_curve.png`: success rates with their 95% intervals, from a run's eval.csv.
 
-    Where the environment does not report success, it draws the mean return instead.
-
-    Args:
-      folder: the run's folder.
-      title: heading of the picture.
-      border: the step at which fine-tuning online begins; None if it does not.
-
-    Returns:
-      The picture's path, `learning_curve.png` in the run's folder.
+    Where the environment does not report success, it draws the mean return instead. Fine-tuning
+    online begins at the step `border`, if it does.
     """
     rows = pd.DataFrame(read_csv(folder / "eval.csv"))
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -105,11 +89,7 @@ def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> 
 
 
 def plot_training(folder: Path, title: str) -> list[Path]:
-    """Draws the losses and the Q-values of train.csv, each kind in one panel.
-
-    Returns:
-      The picture's path, `training.png` in the run's folder; none without such metrics.
-    """
+    """Draws `training.png`, if there are such metrics: losses and Q-values, each in one panel."""
     rows = pd.DataFrame(read_csv(folder / "train.csv"))
     kinds = {"loss": r"(^|_)loss$", "Q": r"(^|_)q(_|$)"}
     panels = {kind: rows.filter(regex=pattern) for kind, pattern in kinds.items()}
@@ -131,13 +111,7 @@ def plot_training(folder: Path, title: str) -> list[Path]:
 
 
 def plot_maze_paths(env: Any, episodes: Mapping[str, Sequence[Episode]], path: Path) -> Path:
-    """Draws the paths of episodes on the map of an OGBench maze, one panel for each policy.
-
-    Args:
-      env: the maze, unwrapped and reset to its task.
-      episodes: episodes with their planar positions [steps, 2], by the name of the policy.
-      path: the picture's path, which is returned.
-    """
+    """Draws the paths of episodes, by policy, on the map of an OGBench maze reset to its task."""
     rows, columns = env.maze_map.shape
     left, bottom = np.subtract(env.ij_to_xy((0, 0)), env._maze_unit / 2)
     right, top = np.add(env.ij_to_xy((rows - 1, columns - 1)), env._maze_unit / 2)

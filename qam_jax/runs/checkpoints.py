@@ -98,17 +98,11 @@ class Checkpoints:
         progress: dict[str, Any],
         milestone: bool = False,
     ) -> None:
-        """Starts to write a checkpoint. One of the same step gives way only to a milestone.
+        """Starts to write a checkpoint: state and metrics on the devices, and `progress` as JSON.
 
-        Args:
-          step: step of the run.
-          state: the agent's state, on the devices of all processes.
-          sums: metrics since their last row.
-          progress: anything else, for JSON.
-          milestone: whether the checkpoint is kept for good.
+        A milestone is kept for good. One of the same step gives way only to a milestone.
 
-        Raises:
-          OSError: if this checkpoint or the one before cannot be written. Older ones remain.
+        Raises OSError if this checkpoint or the one before cannot be written. Older ones remain.
         """
         if step in self._merits and self._merits[step].milestone >= milestone:
             return
@@ -178,13 +172,9 @@ class Checkpoints:
     def restore_newest(self, restore_fn: Callable[[int], _T]) -> _T | None:
         """Restores the newest checkpoint that can be read, and puts damaged ones aside.
 
-        `restore_fn` reads the checkpoint of a step, and raises DamagedError if it is damaged.
-
-        Returns:
-          The result of `restore_fn`; None if there is no checkpoint.
-
-        Raises:
-          ValueError: if all checkpoints are damaged.
+        Returns the result of `restore_fn`, which reads the checkpoint of a step and raises
+        DamagedError if it is damaged; None if there is no checkpoint. Raises ValueError if all are
+        damaged.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):

@@ -86,12 +86,9 @@ def run_main(
     arguments: list[str] | None = None,
     hint: str = "--help lists the flags.",
 ) -> None:
-    """Parses the flags and calls the program; a mistake in a flag ends it with one line.
+    """Parses the flags of this process, or of `arguments`, and calls the program with the rest.
 
-    Args:
-      main: the program; gets the arguments that are no flags.
-      arguments: command line; None: that of this process.
-      hint: what follows the message about a mistake.
+    A mistake in a flag ends it with one line, and the hint.
     """
 
     def parse(given: list[str]) -> list[str]:
@@ -110,12 +107,9 @@ def run_main(
 def run_with_config(
     main: Callable[[list[str]], None], default: str | Path, **defaults: Any
 ) -> None:
-    """`run_main` with a flag --config.
+    """`run_main` with a flag --config, whose default is the file `default`.
 
-    Args:
-      main: the program.
-      default: the config's file where --config is not given.
-      **defaults: values of flags that are not given, if that file is taken.
+    With that file the `defaults` are the values of flags that are not given.
     """
     arguments = list(sys.argv)
     given = pop_flag(arguments, "config") or str(default)

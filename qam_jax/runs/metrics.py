@@ -93,10 +93,7 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
 
 def score(row: Mapping[str, float]) -> float:
-    """Returns what checkpoints are ranked by: success rate of an evaluation, or else mean return.
-
-    The row is one of `eval.csv`.
-    """
+    """Returns what ranks checkpoints: success rate in a row of eval.csv, or else mean return."""
     success = row.get("success", math.nan)
     return row["return"] if math.isnan(success) else success
 

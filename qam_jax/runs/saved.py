@@ -79,9 +79,7 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
 def check_networks(folder: str | os.PathLike, config: ConfigDict) -> None:
     """Raises ValueError if an algorithm had other networks in the version that began a run.
 
-    Args:
-      folder: the run's folder.
-      config: of the algorithm whose state the checkpoint holds.
+    The config is of the algorithm whose state the checkpoint holds.
     """
     start = read_metadata(folder)["starts"][0]
     version = start["versions"].get("qam_jax")

@@ -204,12 +204,9 @@ def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -
 
 
 def from_flags(settings_class: type, values: flags.FlagValues, **defaults: Any) -> Any:
-    """Makes the settings from parsed flags.
+    """Makes the settings of a class, whose flags `define_flags` has defined, from parsed flags.
 
-    Args:
-      settings_class: the class that `define_flags` was called with.
-      values: the parsed flags.
-      **defaults: values of flags that the command line left out, in place of the class's.
+    The `defaults` take the place of the class's for flags that the command line left out.
     """
     names = [field.name for field in dataclasses.fields(settings_class)]
     given = {name: values[name].value for name in names}

@@ -86,8 +86,8 @@ def make_jobs(
     Args:
       study: the study.
       script: path of `train_offline.py`, beside its `configs`.
-      save_dir: folder of all runs.
-      extra_flags: flags of all runs, as `--name=value`; they win over the study's.
+      save_dir: of all runs.
+      extra_flags: of all runs, as `--name=value`; they win over the study's.
       seeds_per_run: largest number of consecutive seeds in one job.
 
     Raises:
@@ -121,10 +121,8 @@ def make_jobs(
 def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
     """Reads the state of a job, and the error of a failed or damaged one.
 
-    SLURM's queue holds the jobs of the names in `queued`.
-
-    Raises:
-      ValueError: if the job's folder holds a run of another config; names the differences.
+    SLURM's queue holds the jobs of the names in `queued`. Raises ValueError, naming the
+    differences, if the job's folder holds a run of another config.
     """
     try:
         settings, config, _ = job.resolved

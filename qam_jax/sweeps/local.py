@@ -30,15 +30,10 @@ class _Running(NamedTuple):
 def run_local(
     jobs: Sequence[Job], *, parallel: int = 1, gpus: Sequence[str] = ()
 ) -> dict[str, tuple[Outcome, str]]:
-    """Executes jobs in their order. A terminal shows a bar for all and one for each running job.
+    """Executes jobs in their order, `parallel` at a time; returns outcome and error by job's name.
 
-    Args:
-      jobs: the jobs.
-      parallel: number of jobs at a time.
-      gpus: numbers of the GPUs that jobs take turns on; empty: each job sees all GPUs.
-
-    Returns:
-      Outcome and error of each job, by the job's name.
+    A terminal shows a bar for all and one for each running job. The jobs take turns on the `gpus`
+    of these numbers; each sees all GPUs if none is given.
 
     Raises:
       OSError: if a job's log or record cannot be written.

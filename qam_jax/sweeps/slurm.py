@@ -29,12 +29,10 @@ _NUMBERS = "submitted.json"
 def make_executor(
     folder: Path, name: str, parameters: Mapping[str, Any]
 ) -> "submitit.SlurmExecutor":
-    """Makes the executor that submits to SLURM.
+    """Makes the executor that submits jobs of a name to SLURM.
 
-    Args:
-      folder: for scripts and submitit's own logs; on a shared file system.
-      name: name of the jobs.
-      parameters: submitit's parameters for SLURM, such as partition; they win over `DEFAULTS`.
+    The folder, on a shared file system, gets the scripts and submitit's own logs. The parameters
+    are submitit's for SLURM, such as partition; they win over `DEFAULTS`.
 
     Raises:
       ImportError: if submitit is not installed.

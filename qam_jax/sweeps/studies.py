@@ -110,12 +110,9 @@ def load_study(name: str) -> Study:
 
 
 def parse_study(name: str, text: str) -> Study:
-    """Parses the file of a study, which holds arguments of `Study`.
+    """Parses the file of a study, which holds arguments of `Study`. Raises ValueError if not.
 
     The field `like` names a study that provides the fields which the file leaves out.
-
-    Raises:
-      ValueError: if the text is not a study.
     """
     try:
         content = tomllib.loads(text)
@@ -141,10 +138,8 @@ def choose(
     """Selects runs of a study. An empty argument selects everything.
 
     In methods and domains, `*` and `?` stand for any characters. A domain is the part of an
-    environment's name before `-singletask`.
-
-    Raises:
-      ValueError: if the study has nothing of a chosen name; lists what it has.
+    environment's name before `-singletask`. Raises ValueError, listing what the study has, if it
+    has nothing of a chosen name.
     """
     domain = {name: getattr(find_task(name), "domain", name) for name in study.env_names}
     number = {name: getattr(find_task(name), "number", None) for name in study.env_names}

@@ -46,13 +46,8 @@ def start_task(
 ) -> subprocess.Popen:
     """Starts a command in a session of its own, so that signals to this process do not reach it.
 
-    Args:
-      task: the command and its files.
-      environment: variables beside those of this process.
-      ignored: a signal that the command ignores.
-
-    Raises:
-      OSError: if the log cannot be written; names it.
+    The `environment` adds to the variables of this process; the command ignores the signal
+    `ignored`. Raises OSError, which names the log, if the log cannot be written.
     """
     ensure_writable_dir(task.log.parent)
     with _naming(task.log), open(task.log, "a") as log:
@@ -73,12 +68,8 @@ def start_task(
 def end_task(task: Task, status: int) -> tuple[Outcome, str]:
     """Records how a command ended, and returns the outcome, with the error of a failure.
 
-    Args:
-      task: the command and its files.
-      status: exit status of its process; negative for a signal.
-
-    Raises:
-      OSError: if the record cannot be written; names it.
+    The exit status is negative for a signal. Raises OSError, which names the record, if the record
+    cannot be written.
     """
     outcome, error = Outcome.FAILED, ""
     if status == 0:

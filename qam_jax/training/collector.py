@@ -26,12 +26,7 @@ class Collector:
     """Acts in environments, a chunk of actions at a time, from episode to episode.
 
     An episode depends on the run's seed, its own number and the policy alone, not on the number
-    of environments.
-
-    Args:
-      pool: the environments.
-      seed: seed of the run.
-      sparse: makes every reward that is not 0 a -1.
+    of environments. `sparse` makes every reward that is not 0 a -1.
     """
 
     def __init__(self, pool: EnvPool, seed: int, *, sparse: bool = False):
@@ -78,11 +73,8 @@ class Collector:
     def restore(self, saved: dict[str, Any], episodes: dict[int, EpisodeSoFar]) -> None:
         """Continues from the result of `save`: executes the episodes in progress once more.
 
-        An environment that does not come to the same observation starts a new episode.
-
-        Args:
-          saved: result of `save`.
-          episodes: episodes in progress that have gone at least one step.
+        An environment that does not come to the same observation starts a new episode. `episodes`
+        holds the episodes in progress that have gone at least one step.
         """
         self._episodes, self._chunks = np.array(saved["episodes"]), np.array(saved["chunks"])
         self._next_episode, self._pool.crashes = saved["next_episode"], saved["crashes"]

@@ -104,7 +104,7 @@ def run_episodes(
 
     Args:
       policy: called for all environments at once.
-      envs: the environments; their earlier episodes are dropped.
+      envs: their earlier episodes are dropped.
       num_episodes: at least the number of environments.
       seed: episode e starts from `episode_seed(seed, e)`.
       label: name of the bar that is shown meanwhile.

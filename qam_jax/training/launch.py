@@ -63,13 +63,8 @@ def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
 def apply_preset(settings: RunSettings, config: ConfigDict, given: set[str]) -> Resolved:
     """Applies the preset that `settings.preset` names; it then records the changes, as flags.
 
-    Args:
-      settings: settings of the run.
-      config: the algorithm and its hyperparameters; not changed.
-      given: names of the settings, and `config.<field>` of the fields, that stay as they are.
-
-    Raises:
-      ValueError: if there is no such preset, or it does not know the method or environment.
+    What `given` names stays as it is: settings, and fields as `config.<field>`. Raises ValueError
+    if there is no such preset, or it does not know the method or environment.
     """
     if settings.preset != "paper":
         raise ValueError(f"there is no preset {settings.preset!r}: give --preset=paper, or none.")

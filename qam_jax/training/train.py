@@ -64,13 +64,6 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     Several processes that train together (`qam_jax.runs.processes`) all make this call. The first
     one acts, evaluates and writes; checkpoints are written by all.
 
-    Args:
-      settings: settings of the runs.
-      agent_config: the algorithm and its hyperparameters.
-
-    Returns:
-      The results, by seed.
-
     Raises:
       ValueError: if settings, config, environment, data or run folder do not fit together, or
         training goes wrong.

@@ -44,14 +44,9 @@ def make_update_step(agent: Agent) -> Callable[[AgentState, Batch], tuple[AgentS
 class UpdateBlock:
     """Any number of update steps in one compiled program, batches drawn inside.
 
-    The batch of an update depends on the key and the update's number alone. So a run depends
-    neither on the lengths of its blocks nor on the seeds that are trained beside it.
-
-    Args:
-      agent: the algorithm.
-      keys: keys of the batches, stacked over seeds.
-      sample_fn: draws the batches from the data that the block is called with.
-      layout: how the seeds lie on the devices.
+    The batch of an update depends on the update's number and its seed's key, among the stacked
+    `keys`, alone. So a run depends neither on the lengths of its blocks nor on the seeds that are
+    trained beside it. `sample_fn` draws the batches from the data that the block is called with.
     """
 
     def __init__(self, agent: Agent, keys: Array, sample_fn: SampleFn, layout: Layout):
@@ -163,10 +158,7 @@ def averages(sums: MetricSums) -> dict[str, float]:
 def check_finite(sums: MetricSums, params: chex.ArrayTree, layout: Layout | None = None) -> None:
     """Raises NotFiniteError if a metric or a parameter is not finite.
 
-    Args:
-      sums: of one seed; with a layout, stacked over its seeds.
-      params: likewise.
-      layout: how several seeds lie on the devices; the error then names the seed.
+    With a layout both trees are stacked over its seeds, and the error names the seed.
     """
     if _all_fine(sums, params):
         return

@@ -5,6 +5,8 @@ import os
 import resource
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from qam_jax.files import num_usable_cpus
 
 REMEDY = (
@@ -65,8 +67,8 @@ def check_fits(label: str, num_bytes: int, remedy: str, *, on_device: bool = Tru
     free, place = free_device_memory() if on_device else (free_memory(), "this machine")
     if num_bytes > free:
         raise MemoryError(
-            f"{label} need {format_bytes(num_bytes)} of memory; {format_bytes(free)} of {place} "
-            f"are free. {remedy}"
+            f"{label} need {decimal(num_bytes)} of memory; {decimal(free)} of {place} are free. "
+            f"{remedy}"
         )
 
 
@@ -82,7 +84,7 @@ def explain(error: BaseException) -> str:
         return text  # by `check_fits`
     text = text.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".") or "no more can be had"
     free, place = free_device_memory()
-    return f"out of memory ({text}); {format_bytes(free)} of {place} are free. {REMEDY}"
+    return f"out of memory ({text}); {decimal(free)} of {place} are free. {REMEDY}"
 
 
 def check_processes(flag: str, count: int, num_bytes: int = _PROCESS_BYTES) -> None:
@@ -112,12 +114,3 @@ def check_processes(flag: str, count: int, num_bytes: int = _PROCESS_BYTES) -> N
             "%s: %d processes share %d processors, and mainly wait for each other.",
             flag, count, num_usable_cpus(),
         )  # fmt: skip
-
-
-def format_bytes(count: float) -> str:
-    """Writes a number of bytes with its unit, such as `7.28 GiB`."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:,.3g} TiB"

@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from qam_jax.agents import algorithm_names, get_config
 from qam_jax.data.tasks import find_task
 from qam_jax.runs.presets import paper_methods
@@ -202,13 +204,7 @@ def _flatten(name: str, flags: Any) -> dict[str, Any]:
     """Flags with their values, from nested tables too: TOML reads `config.lr` as one."""
     if not isinstance(flags, dict):
         raise ValueError(f"{name} must be a table of flags and values, got {flags!r}.")
-    found: dict[str, Any] = {}
-    for flag, value in flags.items():
-        if isinstance(value, dict):
-            found |= {f"{flag}.{field}": each for field, each in _flatten(name, value).items()}
-        else:
-            found[flag] = value
-    return found
+    return flatten_dict(flags, sep=".")
 
 
 def _combine(tables: Iterable[Any], grid: dict[str, Any]) -> tuple[Variant, ...]:

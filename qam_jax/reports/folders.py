@@ -46,7 +46,7 @@ def read_evaluations(folder: Path) -> tuple[list[int], list[float], str]:
     path = folder / "eval.csv"
     try:
         by_step = {int(row["step"]): (row["success"], row["return"]) for row in read_csv(path)}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"its {path.name} is damaged ({error}).") from None
     steps = sorted(by_step)
     if steps and all(math.isnan(success) for success, _ in by_step.values()):

@@ -152,7 +152,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     """Reads a run's file of metrics; no rows if the file is missing or damaged."""
     try:
         return read_csv(path)
-    except (ValueError, TypeError, OSError):
+    except (DamagedError, OSError):
         return []
 
 

@@ -56,12 +56,11 @@ def download_dataset(
     timeout: float = 30.0,
     retries: int = 3,
     backoff: float = 0.5,
-    progress: bool = True,
 ) -> str | None:
     """Fetches the validation and the training file of a dataset, unless they are there.
 
-    The validation file comes first: where this function put a training file, both are complete.
-    Proxies are taken from the usual environment variables.
+    The validation file comes first: where this function put a training file, both are complete. A
+    terminal shows a bar for each file. Proxies are taken from the usual environment variables.
 
     Args:
       dataset_name: OGBench's name, such as `cube-double-play-v0`.
@@ -72,7 +71,6 @@ def download_dataset(
       retries: how many times in a row a mirror may break off without headway before the next
         mirror is tried.
       backoff: seconds before asking again after a transfer broke off; doubled each time in a row.
-      progress: whether to show a bar per file, where the output is a terminal.
 
     Returns:
       The mirror that served the training file; None if the file was there already.
@@ -89,8 +87,7 @@ def download_dataset(
     if isinstance(mirrors, str) or not mirrors:
         raise ValueError(f"mirrors must be a sequence of one or more addresses, got {mirrors!r}.")
     folder = Path(dataset_dir).expanduser()
-    attempt = partial(_attempt, timeout=timeout, progress=progress)
-    fetch = partial(_fetch, attempt=attempt, retries=retries, backoff=backoff)
+    fetch = partial(_fetch, timeout=timeout, retries=retries, backoff=backoff)
     for name in (f"{dataset_name}-val.npz", f"{dataset_name}.npz"):
         target = folder / name
         mirror = None if target.exists() else _provide(target, mirrors, fetch)
@@ -146,14 +143,12 @@ def _fetch_from_any(
     )
 
 
-def _fetch(
-    url: str, part: Path, *, attempt: Callable[[str, Path], bool], retries: int, backoff: float
-) -> None:
+def _fetch(url: str, part: Path, *, timeout: float, retries: int, backoff: float) -> None:
     """Completes a partial file from one address, asking again while that makes headway."""
     failed, farthest = 0, 0
     while True:
         try:
-            return _check(part, joined=attempt(url, part))
+            return _check(part, joined=_attempt(url, part, timeout))
         except _BrokenTransferError as error:
             failed = 0 if _size(part) > farthest else failed + 1
             farthest = max(farthest, _size(part))
@@ -163,7 +158,7 @@ def _fetch(
             time.sleep(backoff * 2**failed)
 
 
-def _attempt(url: str, part: Path, *, timeout: float, progress: bool) -> bool:
+def _attempt(url: str, part: Path, timeout: float) -> bool:
     """Makes one request and stores its answer; returns whether it was joined to earlier data."""
     note, start = _read_note(part), _size(part)
     if note.get("url") != url or not note["size"] or start > note["size"]:
@@ -175,7 +170,7 @@ def _attempt(url: str, part: Path, *, timeout: float, progress: bool) -> bool:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
             status = response.status_code
             if status in (200, 206):
-                _save(response, url, part, progress)
+                _save(response, url, part)
                 return status == 206
             if status == 416:  # the remote file has become shorter
                 _discard(part)
@@ -187,7 +182,7 @@ def _attempt(url: str, part: Path, *, timeout: float, progress: bool) -> bool:
         raise error_type(f"{type(error).__name__}: {error}") from error
 
 
-def _save(response: requests.Response, url: str, part: Path, progress: bool) -> None:
+def _save(response: requests.Response, url: str, part: Path) -> None:
     """Writes a whole file, or what follows the partial file."""
     chunks = response.iter_content(_CHUNK_BYTES)
     chunk = next(chunks, b"")
@@ -202,12 +197,7 @@ def _save(response: requests.Response, url: str, part: Path, progress: bool) -> 
         )
     size = _read_note(part)["size"]
     bar = tqdm(
-        desc=part.stem,
-        total=size,
-        initial=_size(part),
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,  # None: unless the output is a terminal
+        desc=part.stem, total=size, initial=_size(part), unit="B", unit_scale=True, disable=None
     )
     with bar, open(part, "ab") as file:
         while chunk:

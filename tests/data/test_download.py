@@ -138,7 +138,7 @@ def mirror():
 
 def _download(folder: Path, *mirrors: Mirror | str, **options):
     urls = [each if isinstance(each, str) else each.url for each in mirrors]
-    options = {"timeout": 5.0, "backoff": 0.0, "progress": False} | options
+    options = {"timeout": 5.0, "backoff": 0.0} | options
     return download_dataset(NAME, folder, mirrors=urls, **options)
 
 
@@ -306,7 +306,7 @@ class DeadlyBar(download.tqdm):
             os.kill(os.getpid(), signal.SIGKILL)
 
 download.tqdm = DeadlyBar
-download.download_dataset(sys.argv[1], sys.argv[2], mirrors=[sys.argv[3]], progress=False)
+download.download_dataset(sys.argv[1], sys.argv[2], mirrors=[sys.argv[3]])
 """
 
 

@@ -50,16 +50,9 @@ def check_headers(
     source: Path | str,
     read: Collection[str] | None = None,
 ) -> None:
-    """Checks everything that is known without the values of the arrays.
+    """Raises ValueError for the first fault that is known without the values of the arrays.
 
-    Args:
-      headers: all arrays of the file.
-      needed: names of arrays that must be there.
-      source: origin of the data, with which the message begins.
-      read: names of the arrays that will be read, and so are checked; `needed` by default.
-
-    Raises:
-      ValueError: naming the first fault.
+    All `needed` arrays must be there. Checked are the arrays that will be `read`, by default these.
     """
     for name in needed:
         if name not in headers:
@@ -75,12 +68,7 @@ def check_headers(
 def check_transitions(data: Mapping[str, np.ndarray], *, source: Path | str) -> None:
     """Checks the documented fields of a dataset (see the table at the top of this module).
 
-    Args:
-      data: arrays by name; other fields than the documented ones are ignored.
-      source: origin of the data, with which the message begins.
-
-    Raises:
-      ValueError: naming the first fault, its place, and how to mend it.
+    Raises ValueError, naming the first fault, its place, and how to mend it.
     """
     fields = {name: data[name] for name in FIELDS if name in data}
     check_headers(data, REQUIRED_FIELDS, source=source, read=fields)
@@ -111,13 +99,7 @@ def check_same_fields(headers: Mapping[Path, Mapping[str, ArrayHeader]]) -> None
 def check_dimensions(
     arrays: Mapping[str, ArrayHeader | np.ndarray], env: gymnasium.Env | None, source: Path | str
 ) -> None:
-    """Raises ValueError if observations or actions do not fit the environment.
-
-    Args:
-      arrays: `observations` [N, O] and `actions` [N, A]; only their shapes are used.
-      env: with vectors for observations and actions; None accepts all.
-      source: origin of the data, with which the message begins.
-    """
+    """Raises ValueError if `observations` [N, O] or `actions` [N, A] do not fit the environment."""
     if env is None:
         return
     for name, space in (("observations", env.observation_space), ("actions", env.action_space)):

@@ -77,10 +77,6 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
     Own code, because NumPy's parser of headers uses `ast`, which fails when two threads use it at
     once (up to Python 3.12: "AST constructor recursion depth mismatch").
 
-    Args:
-      path: the `.npz` file.
-      headers: those of the arrays to read.
-
     Raises:
       MemoryError: if they do not fit into memory.
       ValueError: if the file is damaged.
@@ -106,9 +102,7 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
 def read_headers(path: Path, *, verify: bool = False) -> dict[str, ArrayHeader]:
     """Reads what is known of every array in an `.npz` file without its values.
 
-    Args:
-      path: the `.npz` file.
-      verify: whether to read the values as well, piece by piece, and compare their checksums.
+    With `verify` the values are read too, piece by piece, and their checksums compared.
 
     Raises:
       FileNotFoundError: if there is no such file.

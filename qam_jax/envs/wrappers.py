@@ -196,10 +196,7 @@ class OpenLoopChunks(gymnasium.Wrapper):
 class Films(gymnasium.Wrapper):
     """Films every episode into `episode_<seed>.mp4`, where `seed` is the seed of its reset.
 
-    Args:
-      env: the environment; its unwrapped self renders.
-      folder: where the films go.
-      stride: environment steps per frame.
+    The unwrapped environment renders a frame every `stride` steps.
     """
 
     def __init__(self, env: gymnasium.Env, folder: Path, stride: int = 1):

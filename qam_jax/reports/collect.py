@@ -41,12 +41,9 @@ def collect(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Reads all runs in and below these folders.
 
-    Runs of several configurations under one method's name get a suffix each. Of a seed that was run
-    twice, the run that has come furthest counts.
-
-    Args:
-      folders: folders of runs, or folders above them.
-      apart: settings that tell configurations apart beside the settings that always do.
+    Runs of several configurations under one method's name get a suffix each; the settings `apart`
+    tell configurations apart too. Of a seed that was run twice, the run that has come furthest
+    counts.
 
     Returns:
       The table of runs, ordered by task, method and seed. Notes for the reader: a line for each

@@ -29,15 +29,10 @@ _VARIANTS = {
 def paper_differences(
     config: Mapping[str, Any], metadata: Mapping[str, Any], stage: str = "online"
 ) -> dict[str, str]:
-    """Settings of a run that differ from the paper's run of this method on this task.
+    """Settings of a run that differ from the paper's run of this method on this task, in words.
 
-    Args:
-      config: config.json of the run.
-      metadata: metadata.json of the run.
-      stage: `offline` leaves out the settings of fine-tuning.
-
-    Returns:
-      By the name of the setting, its value in the run and in the paper, in words.
+    Each has its value in the run, by config.json and metadata.json, and in the paper. The stage
+    `offline` leaves out the settings of fine-tuning.
     """
     paper = dict(paper_settings(variant_name(config["agent"]), config["env_name"]))
     variant = sensitivity_variant(config)
@@ -59,9 +54,8 @@ def paper_differences(
 def paper_settings(agent_name: str, env_name: str) -> Mapping[str, Any]:
     """Settings of the paper for an algorithm on a task, without the interval of evaluations.
 
-    Returns:
-      The settings by name: the defaults on a task that the paper does not have, and nothing for an
-      algorithm that is not in this package.
+    They are the defaults on a task that the paper does not have. There are none for an algorithm
+    that is not in this package.
     """
     if agent_name not in algorithm_names():
         return {}

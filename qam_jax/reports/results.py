@@ -190,13 +190,8 @@ def sensitivity(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Results of each method on each task by the value of a setting.
 
-    A method has a line where its runs have several values of the setting. Runs that differ in other
-    settings too have a line for each configuration of the other settings.
-
-    Args:
-      runs: the table of `collect`.
-      setting: name of the setting, with `config.` before a setting of the algorithm.
-      at: see `stage_scores`.
+    A method has a line where its runs have several values of the setting, named as its flag. Runs
+    that differ in other settings too have a line for each configuration of the other settings.
 
     Returns:
       The table of `mean_results` by setting, value, task, method, stage and unit, and notes on what

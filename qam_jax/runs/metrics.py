@@ -12,13 +12,9 @@ from qam_jax.files import DamagedError, atomic_write
 
 
 class MetricLog:
-    """Writes `<kind>.csv`, TensorBoard events and Weights & Biases, if asked for.
+    """Writes `<kind>.csv`, TensorBoard events and Weights & Biases, if its project is not empty.
 
-    Args:
-      folder: the run's folder.
-      kept: for each kind, the step of the last row to keep: that which the run continues from.
-      wandb_project: project of Weights & Biases; empty for none.
-      config: the run's settings, for Weights & Biases.
+    Of each kind the rows up to the step in `kept`, from which the run continues, stay.
     """
 
     def __init__(

@@ -8,13 +8,9 @@ from qam_jax.sweeps.jobs import Job, last_step, read_rows
 
 
 def parse_speeds(texts: Iterable[str]) -> dict[str, float]:
-    """Parses `<updates/s>`, for all methods, and `<method>=<updates/s>`.
+    """Parses `<method>=<updates/s>`, and `<updates/s>` for all others, which has the name "".
 
-    Returns:
-      Updates per second by method; under "", of all methods without their own entry.
-
-    Raises:
-      ValueError: if a text has another form, or names an unknown method.
+    Raises ValueError if a text has another form, or names an unknown method.
     """
     speeds = {}
     for text in texts:

@@ -118,11 +118,9 @@ class Layout:
 def keep_programs(folder: str | os.PathLike) -> None:
     """Lets JAX keep compiled programs in a folder, so that later processes do not compile them.
 
-    A folder that JAX has already, as by `JAX_COMPILATION_CACHE_DIR`, stays. If the folder cannot
-    be written to, that is logged, and programs are compiled each time.
-
-    Args:
-      folder: shared by all processes; each kind of processor has its own folder in it. Empty: none.
+    All processes share the folder; each kind of processor has its own folder in it. A folder that
+    JAX has already, as by `JAX_COMPILATION_CACHE_DIR`, stays. Where it has no name, or cannot be
+    written to, which is logged, programs are compiled each time.
     """
     # JAX adds the attributes of its options while it runs.
     cache: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]

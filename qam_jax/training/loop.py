@@ -54,10 +54,8 @@ class Stage(abc.ABC):
     ) -> tuple[AgentState, MetricSums]:
         """Goes on by one block of updates, or one round of acting and updates.
 
-        Args:
-          state: states of the agents, stacked; donated.
-          sums: metrics since their last row, stacked; donated.
-          limits: step of each run at which to stop. The online stage may end somewhat beyond.
+        The stacked states and sums are donated. Each run stops at the step that is its limit; the
+        online stage may end somewhat beyond.
 
         Raises:
           NotFiniteError: if training went wrong.

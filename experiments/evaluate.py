@@ -1,6 +1,12 @@
-"""Evaluates a saved run: `python experiments/evaluate.py --run=exp/<group>/<env_name>/<run id>`."""
+"""Evaluates a saved run: `python experiments/evaluate.py --run=exp/<group>/<env_name>/<run id>`.
+
+With `--guidance` or `--best_of_n` the run acts otherwise than it was trained to, and is evaluated
+once for each of their values.
+"""
 
 import contextlib
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -19,6 +25,19 @@ _ENV_TIMEOUT = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer(
     "seed", None, "Seed of the episodes; by default the seed of the run.", lower_bound=0
 )
+_GUIDANCE = flags.DEFINE_list(
+    "guidance",
+    [],
+    "Weights such as 0,0.01,0.02,0.04: the behaviour flow acts, guided in its ODE by the gradient "
+    "of the lowest target critic (QGF); 0 is the behaviour flow alone. A fine-tuned flow and other "
+    "actors of the run do not act.",
+)
+_BEST_OF_N = flags.DEFINE_list(
+    "best_of_n",
+    [],
+    "Numbers such as 1,4,16 of actions drawn per decision, of which the critic keeps one; by "
+    "default the run's own number. With --guidance, each number under each weight.",
+)
 _VIDEO_EPISODES = flags.DEFINE_integer("video_episodes", 0, "Episodes to film.", lower_bound=0)
 
 
@@ -27,8 +46,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()
     with plain_errors():
+        changes = _changes()
         from qam_jax.memory import check_processes
-        from qam_jax.runs.saved import load_run
+        from qam_jax.runs.saved import change_policy, load_run
         from qam_jax.runs.settings import RunSettings
         from qam_jax.training.devices import keep_programs
         from qam_jax.training.evaluation import Evaluator, describe, film_episodes
@@ -43,6 +63,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(
                 f"{folder} was trained without an environment: there is none to evaluate in."
             )
+        agents = [change_policy(run, *change).agent for change in changes]
         evaluator = Evaluator(
             env_name,
             env_module=env_module,
@@ -52,11 +73,13 @@ def main(argv: list[str]) -> None:
             env_timeout=_ENV_TIMEOUT.value,
         )
         with contextlib.closing(evaluator):
-            episodes = evaluator.evaluate(run.agent, run.state)
-        print(f"{env_name}, step {run.step}: {describe(episodes)}")
+            print(f"{env_name}, step {run.step}:")
+            for change, agent in zip(changes, agents, strict=True):
+                episodes = evaluator.evaluate(agent, run.state)
+                print(f"  {_label(*change)}{describe(episodes)}", flush=True)
         if _VIDEO_EPISODES.value:
             videos = film_episodes(
-                run.agent,
+                agents[0],
                 run.state,
                 env_name,
                 folder / "videos",
@@ -66,6 +89,29 @@ def main(argv: list[str]) -> None:
                 env_timeout=_ENV_TIMEOUT.value,
             )
             print("Films:", *videos, sep="\n  ")
+
+
+def _changes() -> list[tuple[float | None, int | None]]:
+    """Weight of guidance and number of actions of each policy to evaluate."""
+    weights, counts = _numbers(_GUIDANCE, float), _numbers(_BEST_OF_N, int)
+    if _VIDEO_EPISODES.value and max(len(weights), len(counts)) > 1:
+        raise ValueError(
+            "--video_episodes films one policy: give one number to --guidance and --best_of_n."
+        )
+    return list(itertools.product(weights or [None], counts or [None]))
+
+
+def _label(weight: float | None, count: int | None) -> str:
+    guidance = "" if weight is None else f"guidance {weight:<6g} "
+    return guidance + ("" if count is None else f"best of {count:<4} ")
+
+
+def _numbers(flag: flags.FlagHolder, number: Callable[[str], float]) -> list:
+    try:
+        return [number(text) for text in flag.value]
+    except ValueError as error:
+        kind = "whole numbers" if number is int else "numbers"
+        raise ValueError(f"--{flag.name}: expected {kind} such as 1,4 ({error}).") from None
 
 
 if __name__ == "__main__":

@@ -56,6 +56,15 @@ def test_training_and_evaluation_from_the_command_line(data, tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     trained = next(line for line in result.stdout.splitlines() if line.startswith("qam: success"))
     assert trained.removeprefix("qam: ") in evaluated.stdout  # the same checkpoint and numbers
+    numbers = ["--guidance=0,0.05", "--best_of_n=1,2"]
+    guided = _run("evaluate.py", f"--run={folder}", "--episodes=2", *numbers)
+    assert guided.returncode == 0, guided.stderr
+    rows = [line.split()[:6] for line in guided.stdout.splitlines() if "guidance" in line]
+    assert rows == [
+        ["guidance", weight, "best", "of", count, "success"]
+        for weight in ("0", "0.05")
+        for count in "12"
+    ]
 
 
 @pytest.mark.parametrize("script", ["train_offline.py", "sweep.py"])
@@ -193,6 +202,20 @@ def test_sweeps_that_make_no_sense(arguments, message, tmp_path):
     assert result.returncode == 1
     assert message in _last_line(result)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--guidance=0.1,much"], "--guidance: expected numbers such as 1,4 (could not"),
+        (["--best_of_n=1.5"], "--best_of_n: expected whole numbers"),
+        (["--guidance=0,1", "--video_episodes=1"], "--video_episodes films one policy"),
+    ],
+)
+def test_evaluations_that_make_no_sense(arguments, message):
+    result = _run("evaluate.py", "--run=exp/some", *arguments)
+    assert result.returncode == 1
+    assert message in _last_line(result)
 
 
 @pytest.mark.slow

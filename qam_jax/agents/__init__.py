@@ -6,6 +6,7 @@ name is the `agent_name`. It may also say:
 - `DISPLAY_NAME`: the name in tables; by default the `agent_name`.
 - `RANGES`: lowest and highest value of its own config fields, `{field: (low, high)}`.
 - `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
+- `CRITIC`: class of its critics, by default `CriticEnsemble`; None if they value more than actions.
 - `NETWORK_CHANGES`: versions of the package after which older checkpoints do not fit, as
   `base.NetworkChange`s.
 - `LATER_FIELDS`: fields that are newer than some saved runs, with the values by which those
@@ -26,8 +27,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base
+from qam_jax.agents import base, qgf
 from qam_jax.agents.base import Agent, AgentState, NetworkChange, parameter_count
+from qam_jax.networks import CriticEnsemble
 
 _LATER_FIELDS = {"compute_dtype": "float32", "matmul_precision": "default"}  # of all algorithms
 
@@ -42,6 +44,7 @@ __all__ = [
     "get_config",
     "later_fields",
     "make_agent",
+    "make_guided_agent",
     "network_change",
     "parameter_count",
     "variant_fields",
@@ -81,11 +84,35 @@ def make_agent(config: ConfigDict) -> Agent:
         the fields contradict each other. The message names the field and the reason.
     """
     _check_config(config)
-    agent = _find_algorithm(config.agent_name).make_agent(config)
-    if config.matmul_precision == "default":
-        return agent  # `jax.default_matmul_precision` of the caller holds
-    precision = config.matmul_precision
-    return Agent._make(function and _with_precision(function, precision) for function in agent)
+    return _with_precision(config, _find_algorithm(config.agent_name).make_agent(config))
+
+
+def make_guided_agent(config: ConfigDict, state: AgentState, weight: float) -> Agent:
+    """Agent that acts by its behaviour flow, guided by its critics (QGF, arXiv 2606.11087).
+
+    The lowest target critic guides, see `qgf.guided_policy`, and chooses the best of n.
+
+    Args:
+      config: of the algorithm.
+      state: that the agent will act in.
+      weight: of the critic's gradient, at least 0; with 0 the behaviour flow acts alone.
+
+    Raises:
+      ValueError: if the weight is out of range, or the state has no behaviour flow or no critic
+        of actions.
+    """
+    agent, network = make_agent(config), _find_algorithm(config.agent_name).critic
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"the weight of guidance must be finite and at least 0, got {weight}.")
+    has_both = "behavior" in state.params and "critic" in state.target_params
+    if network is None or not has_both:
+        raise ValueError(
+            "guidance takes a behaviour flow and a critic that values actions alone; "
+            f"{config.agent_name!r} does not have both at this step."
+        )
+    flow, critic = base.make_flow(config), base.make_critic(config, network)
+    sampler = qgf.lowest_sampler(config, critic, qgf.guided_policy(config, flow, critic, weight))
+    return _with_precision(config, agent._replace(sample_actions=sampler))
 
 
 def display_name(agent_name: str) -> str:
@@ -147,6 +174,7 @@ class _Algorithm(NamedTuple):
     make_agent: Callable[[ConfigDict], Agent]
     ranges: Mapping[str, tuple[float, float]]
     acts_by_behavior: bool
+    critic: type | None
     variant_fields: Mapping[str, str]
     network_changes: Sequence[NetworkChange]
     later_fields: Mapping[str, Any]
@@ -159,6 +187,7 @@ def _from_module(module: ModuleType, name: str) -> _Algorithm:
         module.make_agent,
         getattr(module, "RANGES", {}),
         getattr(module, "ACTS_BY_BEHAVIOR", False),
+        getattr(module, "CRITIC", CriticEnsemble),
         getattr(module, "VARIANT_FIELDS", {}),
         getattr(module, "NETWORK_CHANGES", ()),
         getattr(module, "LATER_FIELDS", {}),
@@ -212,13 +241,20 @@ def _as_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split("."))
 
 
-def _with_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def traced(*args: Any) -> Any:
-        with jax.default_matmul_precision(precision):
-            return function(*args)
+def _with_precision(config: ConfigDict, agent: Agent) -> Agent:
+    """The agent whose functions compute with the config's precision of float32 products."""
+    if config.matmul_precision == "default":
+        return agent  # `jax.default_matmul_precision` of the caller holds
 
-    return traced
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def traced(*args: Any) -> Any:
+            with jax.default_matmul_precision(config.matmul_precision):
+                return function(*args)
+
+        return traced
+
+    return Agent._make(function and wrap(function) for function in agent)
 
 
 def _check_config(config: ConfigDict) -> None:

@@ -150,9 +150,9 @@ def make_flow(config: ConfigDict) -> VectorField:
     return VectorField(**network_fields(config, "actor"))
 
 
-def make_critic(config: ConfigDict) -> CriticEnsemble:
-    """Ensemble of critics."""
-    return CriticEnsemble(num_qs=config.num_qs, **network_fields(config, "critic"))
+def make_critic(config: ConfigDict, network: type = CriticEnsemble) -> CriticEnsemble:
+    """Ensemble of critics; `network` is its class, which has the fields of `CriticEnsemble`."""
+    return network(num_qs=config.num_qs, **network_fields(config, "critic"))
 
 
 def flow_velocity(flow: VectorField, params: Params, observations: Array) -> VelocityFn:

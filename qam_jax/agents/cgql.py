@@ -17,6 +17,7 @@ from qam_jax.networks import TimedCriticEnsemble, VectorField, critic_values
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "CGQL"
+CRITIC = TimedCriticEnsemble
 RANGES = {
     "inv_temp": base.AT_LEAST_0,
     "guidance_coef": base.AT_LEAST_0,
@@ -79,7 +80,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
             f"got {config.noisy_loss!r}."
         )
     flow = base.make_flow(config)
-    critic = TimedCriticEnsemble(num_qs=config.num_qs, **base.network_fields(config, "critic"))
+    critic = base.make_critic(config, CRITIC)
 
     def init_actor(key: Key, observation: Array, action: Array) -> Params:
         return {"behavior": flow.init(key, observation, action, action[:1])["params"]}

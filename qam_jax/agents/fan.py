@@ -20,6 +20,7 @@ from qam_jax.networks import CriticEnsemble, OneStepActor, VectorField, critic_v
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "FAN"
+CRITIC = None  # its critics take noise beside the action
 RANGES = {
     "actor_anchor": base.AT_LEAST_0,
     "critic_anchor": base.AT_LEAST_0,

@@ -52,6 +52,18 @@ def make_agent(config: ConfigDict) -> base.Agent:
         bc_loss = jnp.mean(jnp.square(velocity(points, times) - velocities))
         return bc_loss, {"bc_loss": bc_loss}
 
+    policy = guided_policy(config, flow, critic, config.guidance_weight)
+    return make_implicit_agent(config, flow, critic, actor_loss, policy)
+
+
+def guided_policy(
+    config: ConfigDict, flow: VectorField, critic: CriticEnsemble, weight: float
+) -> PolicyFn:
+    """Policy that acts by the ODE of the behaviour flow, guided by the lowest target critic.
+
+    With weight 0 it is the behaviour flow's own policy, bit for bit.
+    """
+
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         plain = base.flow_velocity(flow, state.params["behavior"], observations)
         value_fn = partial(lowest_value, critic, state, observations)
@@ -59,11 +71,12 @@ def make_agent(config: ConfigDict) -> base.Agent:
         def guided(x: Array, t: Array) -> Array:
             velocity = plain(x, t)
             clean = jnp.clip(x + (1 - t) * velocity, -1, 1)
-            return velocity + config.guidance_weight * actor_critic.action_gradient(value_fn, clean)
+            return velocity + weight * actor_critic.action_gradient(value_fn, clean)
 
-        return base.flow_actions(config, guided, base.draw_noise(state, observations, key))
+        noise = base.draw_noise(state, observations, key)
+        return base.flow_actions(config, guided if weight else plain, noise)
 
-    return make_implicit_agent(config, flow, critic, actor_loss, policy)
+    return policy
 
 
 def make_implicit_agent(
@@ -84,14 +97,19 @@ def make_implicit_agent(
         actor_loss=actor_loss,
         policy=policy,
         value_learning=actor_critic.implicit_learning(config, critic, value, pool),
-        rank=jnp.min,
     )
+    return agent._replace(sample_actions=lowest_sampler(config, critic, policy))
+
+
+def lowest_sampler(config: ConfigDict, critic: CriticEnsemble, policy: PolicyFn) -> PolicyFn:
+    """An agent's `sample_actions` whose best of n is the best by the lowest target critic."""
+    sampler = actor_critic.make_sampler(config, critic, policy, rank=jnp.min)
 
     def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
         params = {**state.params, "critic": state.target_params["critic"]}
-        return agent.sample_actions(dataclasses.replace(state, params=params), observations, key)
+        return sampler(dataclasses.replace(state, params=params), observations, key)
 
-    return agent._replace(sample_actions=sample_actions)
+    return sample_actions
 
 
 def draw_points(config: ConfigDict, actions: Array, key: Key) -> tuple[Array, Array, Array]:

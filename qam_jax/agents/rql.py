@@ -22,6 +22,7 @@ from qam_jax.networks import TimedCriticEnsemble, critic_values
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "RQL"
+CRITIC = TimedCriticEnsemble
 RANGES = {"alpha": base.AT_LEAST_0, "kappa": base.SHARE, "flow_tau": base.SHARE}
 
 
@@ -43,7 +44,7 @@ def get_config() -> ConfigDict:
 def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; evaluation acts by the moving average of its flow, exploration by it."""
     flow = base.make_flow(config)
-    critic = TimedCriticEnsemble(num_qs=config.num_qs, **base.network_fields(config, "critic"))
+    critic = base.make_critic(config, CRITIC)
 
     def init_actor(key: Key, observation: Array, action: Array) -> Params:
         return {"flow": flow.init(key, observation, action, action[:1])["params"]}

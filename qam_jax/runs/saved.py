@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax import memory
-from qam_jax.agents import Agent, AgentState, cloning_config, make_agent, network_change
+from qam_jax.agents import (
+    Agent,
+    AgentState,
+    cloning_config,
+    make_agent,
+    make_guided_agent,
+    network_change,
+)
 from qam_jax.files import DamagedError
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import read_config, read_metadata
@@ -74,6 +81,33 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         ) from error
     finally:
         checkpoints.close()
+
+
+def change_policy(
+    run: SavedRun, guidance: float | None = None, best_of_n: int | None = None
+) -> SavedRun:
+    """A saved run that acts otherwise: by its guided behaviour flow, or by the best of n actions.
+
+    Args:
+      run: as it was saved.
+      guidance: weight of the critic's gradient, see `agents.make_guided_agent`; None for the
+        run's own policy.
+      best_of_n: actions drawn per decision; None for the run's own number.
+
+    Raises:
+      ValueError: if a number is out of range, or the run lacks the networks for it.
+    """
+    config = ConfigDict(run.config.agent)
+    if best_of_n is not None:
+        if "best_of_n" not in config or "critic" not in run.state.params:
+            raise ValueError(
+                "best_of_n is for a policy whose actions are ranked by a critic; "
+                f"{config.agent_name!r} has none at step {run.step}."
+            )
+        config.best_of_n = best_of_n
+    if guidance is not None:
+        return run._replace(agent=make_guided_agent(config, run.state, guidance))
+    return run._replace(agent=make_agent(config)) if best_of_n is not None else run
 
 
 def check_networks(folder: str | os.PathLike, config: ConfigDict) -> None:

@@ -54,15 +54,19 @@ def _apart(params):
     return jax.tree.map(lambda leaf: 0.9 * leaf + 0.05, params)
 
 
-@functools.lru_cache  # so that tests share compiled updates
-def _agent(name, changes):
+def _config(name, **changes):
     config = get_config(name)
     fields = {
         "actor_hidden_dims": (), "critic_hidden_dims": (), "num_qs": 2, "flow_steps": 2,
-        "horizon_length": _HORIZON, "clip_grad_norm": 0.0, "lr": 1e-2, **dict(changes),
+        "horizon_length": _HORIZON, "clip_grad_norm": 0.0, "lr": 1e-2, **changes,
     }  # fmt: skip
     config.update({field: value for field, value in fields.items() if field in config})
-    agent = make_agent(config)
+    return config
+
+
+@functools.lru_cache  # so that tests share compiled updates
+def _agent(name, changes):
+    agent = make_agent(_config(name, **dict(changes)))
     return agent._replace(update=jax.jit(agent.update))
 
 
@@ -139,7 +143,7 @@ def _gradients(state, name):
 @pytest.fixture
 def linear():
     return SimpleNamespace(
-        make=_make, batch=_batch, climb=_climb, first_action_critic=_first_action_critic,
-        train=_train, dense=_dense, flat=_flat, q_values=_q_values, gradients=_gradients,
-        moments=_moments, apart=_apart,
+        make=_make, config=_config, batch=_batch, climb=_climb, train=_train, dense=_dense,
+        first_action_critic=_first_action_critic, flat=_flat, q_values=_q_values,
+        gradients=_gradients, moments=_moments, apart=_apart,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qam_jax import agents
 from qam_jax.agents import fan, rql
 
 _KEY = jax.random.PRNGKey(7)
@@ -230,3 +231,45 @@ def test_implicit_q_learning_and_edp_by_hand(linear):
     total = expected["critic_loss"] + expected["value_loss"]
     total += 5 * expected["bc_loss"] - expected["actor_q"]
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-4)
+
+
+def _behavior_state(linear, name):
+    """A state of an algorithm, with the networks that cloning has too."""
+    _, state = linear.make(name)
+    cloned = dataclasses.replace(state, params={"behavior": state.params["behavior"]})
+    return state, cloned
+
+
+@pytest.mark.parametrize("name", ["qam", "fql", "ifql", "cgql", "dsrl", "qgf"])
+def test_any_behavior_flow_can_be_guided(linear, name):
+    """Weight 0 is the behaviour flow, bit for bit; another weight is not."""
+    config = linear.config(name, best_of_n=1)
+    state, cloned = _behavior_state(linear, name)
+    observations = linear.batch().observations
+    plain = jax.jit(linear.make("bc")[0].sample_actions)(cloned, observations, _KEY)
+
+    def act(weight):
+        agent = agents.make_guided_agent(config, state, weight)
+        return jax.jit(agent.sample_actions)(state, observations, _KEY)
+
+    np.testing.assert_array_equal(act(0.0), plain)
+    assert np.abs(act(0.1) - plain).max() > 1e-4
+
+
+def test_guidance_of_a_qgf_run_is_its_own(linear):
+    config = linear.config("qgf", guidance_weight=0.3, best_of_n=3)
+    own, (_, state) = agents.make_agent(config), linear.make("qgf")
+    other = agents.make_guided_agent(linear.config("qgf", best_of_n=3), state, 0.3)
+    observations = linear.batch().observations
+    expected = own.sample_actions(state, observations, _KEY)
+    np.testing.assert_array_equal(other.sample_actions(state, observations, _KEY), expected)
+
+
+def test_guidance_needs_a_behavior_flow_and_a_critic_of_actions(linear):
+    for name in ("bc", "rql", "fan", "rebrac"):
+        _, state = linear.make(name)
+        with pytest.raises(ValueError, match=f"'{name}' does not have both at this step"):
+            agents.make_guided_agent(linear.config(name), state, 0.1)
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be finite and at least 0"):
+            agents.make_guided_agent(linear.config("qgf"), linear.make("qgf")[1], weight)

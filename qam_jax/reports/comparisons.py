@@ -107,8 +107,7 @@ def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
       each set of settings that differ; `counts` of rows by standing; `summary`: the same counts by
       method and domain; and numbers for the sentence above the table.
     """
-    different = [texts for texts in table["differences"].unique() if texts]
-    letters = {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
+    letters = difference_letters(table)
     table = table.sort_values(["env_name", "method", "stage"], key=sort_key)
     table = table.assign(
         letter=[letters.get(texts, "") for texts in table["differences"]],
@@ -131,6 +130,12 @@ def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
         "same_settings": int((table["letter"] == "").sum()),
         "letters": {letter: texts for texts, letter in letters.items()},
     }
+
+
+def difference_letters(table: pd.DataFrame) -> dict[tuple[str, ...], str]:
+    """A letter for each set of settings that differ in a table, by its `differences`."""
+    different = [texts for texts in table["differences"].unique() if texts]
+    return {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
 
 
 def _pairs(

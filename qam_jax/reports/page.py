@@ -11,6 +11,7 @@ from qam_jax.reports.comparisons import STANDINGS, comparison_view
 from qam_jax.reports.figures import inline_svg, report_figures, report_lines
 from qam_jax.reports.labels import estimate_words, number
 from qam_jax.reports.missing import describe_missing
+from qam_jax.reports.other_papers import other_papers_view
 from qam_jax.reports.published import ordered_methods
 from qam_jax.reports.summary import Report
 
@@ -51,6 +52,7 @@ def render_page(report: Report, title: str, command: str = "") -> str:
             for setting, table in report.sensitivity.items()
         },
         published=comparison_view(report.published) if len(report.published) else None,
+        other_papers=other_papers_view(report.other_papers) if len(report.other_papers) else None,
         comparison=comparison_view(compared) if len(compared) else None,
         missing=describe_missing(report.missing),
         provenance=_provenance(report),

@@ -38,6 +38,37 @@ def paper_differences(
     variant = sensitivity_variant(config)
     if variant:
         paper |= dict([_variant_settings(paper)[variant]])
+    return _differences(config, metadata, paper, stage)
+
+
+def protocol_differences(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], protocol: Mapping[str, Any]
+) -> dict[str, str]:
+    """Where the data, updates, reward or chunks of a run are not those of published figures.
+
+    Args:
+      config: config.json of the run.
+      metadata: metadata.json of the run.
+      protocol: of the figures, see `published.other_figures`.
+
+    Returns:
+      As `paper_differences`.
+    """
+    expected = _run_defaults() | {
+        "ogbench_dataset_dir": "shards" if protocol["data"] == "100M" else "",
+        "sparse": protocol["reward"] == "sparse",
+        "horizon_length": protocol["horizon_length"],
+        "offline_steps": protocol["offline_steps"],
+    }
+    if protocol["horizon_length"] > 1:
+        expected["action_chunking"] = True
+    return _differences(config, metadata, expected, "offline")
+
+
+def _differences(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], paper: dict[str, Any], stage: str
+) -> dict[str, str]:
+    """Settings of a run at one stage that are not those of `paper`, in words."""
     large = bool(paper.pop("ogbench_dataset_dir", ""))
     flat = {**config, **config["agent"]}
     texts = {
@@ -62,8 +93,7 @@ def paper_settings(agent_name: str, env_name: str) -> Mapping[str, Any]:
     # A variant is told by one of these fields; the other fields are at 0.
     agent = dict.fromkeys(variant_fields(agent_name), 0.0) | get_config(agent_name).to_dict()
     agent.pop("agent_name")
-    counted = names_with_role("result", "schedule", "online") - {"env_name"}
-    run = {f.name: f.default for f in dataclasses.fields(RunSettings) if f.name in counted}
+    run = _run_defaults()
     try:
         settings, fields = presets.paper(agent_name, env_name)
     except ValueError:
@@ -73,6 +103,11 @@ def paper_settings(agent_name: str, env_name: str) -> Mapping[str, Any]:
         agent.pop("action_chunking")  # makes no difference to chunks of one action
     settings.pop("eval_interval")
     return agent | run | settings
+
+
+def _run_defaults() -> dict[str, Any]:
+    counted = names_with_role("result", "schedule", "online") - {"env_name"}
+    return {f.name: f.default for f in dataclasses.fields(RunSettings) if f.name in counted}
 
 
 def sensitivity_variant(config: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ from qam_jax.files import atomic_write
 from qam_jax.reports.collect import collect, latest
 from qam_jax.reports.comparisons import GroupComparison, compare_groups, compare_with_published
 from qam_jax.reports.missing import missing_runs
+from qam_jax.reports.other_papers import beside_other_papers, source_notes
 from qam_jax.reports.published import ordered_methods
 from qam_jax.reports.results import (
     OVERALL,
@@ -36,6 +37,7 @@ class Report(NamedTuple):
     improvements: pd.DataFrame
     reference: str | None  # method that the probability of improvement in `aggregates` is over
     published: pd.DataFrame  # comparison with the paper's figures
+    other_papers: pd.DataFrame  # results beside the figures of other papers
     comparison: GroupComparison | None  # with another group of runs
     missing: pd.DataFrame
     sensitivity: dict[str, pd.DataFrame]  # by the setting that results are shown against
@@ -81,6 +83,10 @@ def make_report(
     against = reference or next(iter(ordered_methods(results["method"])), None)
     by_setting = {setting: sensitivity(runs, setting, at) for setting in settings}
     notes += [line for _, lines in by_setting.values() for line in lines]
+    at_ends = results if at is None else results.iloc[:0]
+    published, other_papers = compare_with_published(at_ends), beside_other_papers(at_ends)
+    if len(published) or len(other_papers):
+        notes += source_notes(runs)
     return Report(
         folders=tuple(map(str, folders)),
         runs=runs,
@@ -89,7 +95,8 @@ def make_report(
         aggregates=aggregates(results, against),
         improvements=improvements(results),
         reference=against,
-        published=compare_with_published(results if at is None else results.iloc[:0]),
+        published=published,
+        other_papers=other_papers,
         comparison=_compare(folders, runs, compare, at) if compare else None,
         missing=missing_runs(runs, expected, at),
         sensitivity={name: table for name, (table, _) in by_setting.items() if len(table)},
@@ -111,6 +118,7 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
         "sensitivity": pd.concat(by_setting) if by_setting else pd.DataFrame(),
         "missing": report.missing,
         "published": report.published,
+        "other_papers": report.other_papers.drop(columns="label", errors="ignore"),
         "comparison": report.comparison.table if report.comparison else pd.DataFrame(),
     }
     files = []

@@ -12,6 +12,7 @@ from rich.text import Text
 from qam_jax.reports.comparisons import STANDINGS, GroupComparison, comparison_view
 from qam_jax.reports.labels import estimate_words, number
 from qam_jax.reports.missing import describe_missing
+from qam_jax.reports.other_papers import other_papers_view
 from qam_jax.reports.results import OVERALL
 from qam_jax.reports.summary import Report
 
@@ -29,6 +30,8 @@ def print_report(report: Report, console: Console) -> None:
     if len(report.published):
         title = "Against the published figures"
         _print_comparison(title, "published", report.published, console)
+    if len(report.other_papers):
+        _print_other_papers(report.other_papers, console)
     if report.comparison:
         _print_group_comparison(report.comparison, console)
     for setting, table in report.sensitivity.items():
@@ -102,6 +105,28 @@ def _print_comparison(title: str, theirs: str, rows: pd.DataFrame, console: Cons
         console.print(f"  [yellow]≠ {letter}[/] {escape('; '.join(texts))}")
     if view["letters"]:
         console.print("  Settings differ (≠): the standing then says nothing about the method.")
+
+
+def _print_other_papers(rows: pd.DataFrame, console: Console) -> None:
+    view = other_papers_view(rows)
+    headings = ["task", "published (seeds)", "method", "these runs (n)", "comparable"]
+    for protocol, by_task in view["protocols"].items():
+        table = _table(f"Beside the figures of {protocol}", headings)
+        for label, members in by_task.items():
+            first = label, members[0]["figures"]
+            for row in members:
+                runs = f"{number(row['mean'])} ({row['num_runs']})"
+                comparable = f"no ≠ {row['letter']}" if row["letter"] else "yes"
+                table.add_row(*map(escape, (*first, row["method"], runs, comparable)))
+                first = "", ""
+            table.add_section()
+        console.print(table)
+    for letter, texts in view["letters"].items():
+        console.print(f"  [yellow]≠ {letter}[/] {escape('; '.join(texts))}")
+    for name, source in view["sources"].items():
+        console.print(
+            escape(f"{name}: {source['title']}, arXiv {source['arxiv']}. {source['note']}")
+        )
 
 
 def _comparison_cells(row: dict[str, Any]) -> list[str]:

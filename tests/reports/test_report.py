@@ -112,7 +112,7 @@ def test_tables_can_be_read_back(report, tmp_path):
     files = {path.name: path for path in write_tables(report, tmp_path / "out")}
     assert set(files) == {
         "runs.csv", "results.csv", "aggregates.csv", "improvements.csv", "missing.csv",
-        "published.csv",
+        "published.csv", "other_papers.csv",
     }  # fmt: skip
     with open(files["results.csv"], newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Results of the paper (Li & Levine, arXiv 2601.14234) as data; README.md describes the files."""
+"""Results of the paper (Li & Levine, arXiv 2601.14234), and of others; README.md has the files."""
 
 import functools
 from collections.abc import Iterable
@@ -6,6 +6,8 @@ from importlib import resources
 from typing import Any
 
 import pandas as pd
+
+from qam_jax.reports.labels import task_label
 
 STUDIES = ("main", "data_quality", "sensitivity")
 
@@ -15,15 +17,32 @@ def published_results(study: str) -> pd.DataFrame:
     """Table of a published study: a row for each method on each task, success rates in percent.
 
     Columns: `study`, `env_name`, `method`, `num_seeds`, and for both stages `offline_mean`,
-    `offline_std`, `online_mean`, `online_std`; nan where the method lacks the stage.
+    `offline_std`, `online_mean`, `online_std`; nan where the method lacks the stage; and the
+    protocol, see `other_figures`.
 
     Raises:
       ValueError: if there is no such study.
     """
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}.")
-    with resources.files(__name__).joinpath(f"{study}.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file).assign(study=study)
+    return _with_protocol(_read(f"{study}.csv").assign(study=study, source="QAM"))
+
+
+@functools.cache
+def other_figures() -> pd.DataFrame:
+    """Figures of other sources: success rates in percent at the end of the offline stage.
+
+    A row for each method on each task; where `env_name` is a domain, over its five tasks. Columns:
+    `source`, `env_name`, `method`, `num_seeds`, `mean` and `std`, nan where it is not known; and
+    the protocol: `data` (transitions), `reward`, `horizon_length` (1: no chunks), `offline_steps`.
+    """
+    return _with_protocol(_read("others.csv"))
+
+
+@functools.cache
+def sources() -> dict[str, dict[str, str]]:
+    """Title, arXiv number, and a note on origin and reservations, of each source of figures."""
+    return _read("sources.csv").set_index("source").to_dict("index")
 
 
 def published_result(env_name: str, method: str) -> Any | None:
@@ -62,6 +81,18 @@ def base_method(label: str) -> str:
 def sort_key(column: pd.Series) -> pd.Series:
     """Key for `sort_values`: methods in the order of tables, all else as it is."""
     return column.map(method_order) if column.name == "method" else column
+
+
+def _with_protocol(figures: pd.DataFrame) -> pd.DataFrame:
+    """Figures with the columns of their source's protocol in their domain."""
+    domains = figures["env_name"].map(lambda name: task_label(name)[0])
+    both = figures.assign(domain=domains).merge(_read("protocols.csv"), on=["source", "domain"])
+    return both.drop(columns="domain")
+
+
+def _read(name: str) -> pd.DataFrame:
+    with resources.files(__name__).joinpath(name).open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype={"arxiv": str})
 
 
 @functools.cache

@@ -74,7 +74,7 @@ def _row(
         "protocol": _protocol_words(source, protocol),
         "env_name": env_name,
         "label": domain if domain == task else f"{domain} {task}",
-        "figures": ", ".join(_figure_words(figure) for figure in figures.itertuples()),
+        "figures": tuple(_figure_words(figure) for figure in figures.itertuples()),
         "method": method,
         "mean": tasks["mean"].mean(),
         "num_runs": tasks["num_seeds"].min(),

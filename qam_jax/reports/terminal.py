@@ -113,7 +113,7 @@ def _print_other_papers(rows: pd.DataFrame, console: Console) -> None:
     for protocol, by_task in view["protocols"].items():
         table = _table(f"Beside the figures of {protocol}", headings)
         for label, members in by_task.items():
-            first = label, members[0]["figures"]
+            first = label, ", ".join(members[0]["figures"])
             for row in members:
                 runs = f"{number(row['mean'])} ({row['num_runs']})"
                 comparable = f"no ≠ {row['letter']}" if row["letter"] else "yes"

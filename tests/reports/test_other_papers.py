@@ -64,13 +64,13 @@ def test_a_run_of_the_same_protocol_is_comparable(make_run):
         make_run((0.1, 0.5), seed=seed, agent_name="rql", **_LONG)
     rows = _by_source(make_run)
     task = rows["RQL", "cube-double-play-singletask-task2-v0"]
-    assert (task.figures, task.method, task.mean, task.num_runs) == ("RQL 25 (4)", "RQL", 50, 2)
+    assert (task.figures, task.method, task.mean, task.num_runs) == (("RQL 25 (4)",), "RQL", 50, 2)
     assert task.protocol == (
         "RQL: 1M to 3M transitions, default rewards, chunks of 5 actions, 1,000,000 updates"
     )
     assert task.differences == ()
     domain = rows["RQL", "cube-double-play"]
-    assert domain.figures == "BDPO 8 (4), TFQL 5 (4)"
+    assert domain.figures == ("BDPO 32 (4)", "TFQL 48 (4)")
     assert domain.differences == ("1 of the domain's 5 tasks",)
     assert rows["FAN", "cube-double-play"].differences == (
         "horizon_length = 5 (paper: 1)",

@@ -16,6 +16,7 @@ from qam_jax.runs import presets
 
 _PROTOCOL = ["data", "reward", "horizon_length", "offline_steps"]
 _LONG = {"offline_steps": 1_000_000, "interval": 500_000}
+_CLONED = {"bc_steps": 500_000, "offline_steps": 500_000}
 
 
 def test_every_figure_has_its_protocol_and_its_source():
@@ -93,13 +94,13 @@ def test_a_domain_is_comparable_with_all_of_its_tasks(make_run):
         ("RQL", _LONG, "sparse = False (paper: True)"),
         ("RQL", _LONG, "one file of data (paper: 100 files of a million transitions)"),
         ("QGF", _LONG, "offline_steps = 1,000,000 (paper: 500,000)"),
-        ("RQL", _LONG | {"bc_steps": 500_000}, "bc_steps = 500,000 (paper: 0)"),
+        ("RQL", _LONG | _CLONED, "bc_steps = 500,000 (paper: 0)"),
         ("RQL", _LONG | {"dataset_proportion": 0.5}, "dataset_proportion = 0.5 (paper: 1)"),
     ],
 )
 def test_what_makes_a_run_not_comparable(make_run, source, settings, reason):
     env_name = "puzzle-4x4-play-singletask-task1-v0"
-    make_run((0.2, 0.5, 0.6), env_name=env_name, **settings)
+    make_run((0.2, 0.5), env_name=env_name, **settings)
     assert reason in _by_source(make_run)[source, env_name].differences
 
 

@@ -17,7 +17,7 @@ from qam_jax.reports.results import OVERALL
 from qam_jax.reports.summary import Report
 
 _MAX_LINES = 20  # of missing runs
-_MAX_ROWS = 40  # of a comparison, above which rows that are `within` are not shown
+_MAX_ROWS = 40  # of a comparison, above which it is shown in part
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -109,24 +109,33 @@ def _print_comparison(title: str, theirs: str, rows: pd.DataFrame, console: Cons
 
 def _print_other_papers(rows: pd.DataFrame, console: Console) -> None:
     view = other_papers_view(rows)
-    headings = ["task", "published (seeds)", "method", "these runs (n)", "comparable"]
-    for protocol, by_task in view["protocols"].items():
-        table = _table(f"Beside the figures of {protocol}", headings)
-        for label, members in by_task.items():
-            first = label, ", ".join(members[0]["figures"])
-            for row in members:
-                runs = f"{number(row['mean'])} ({row['num_runs']})"
-                comparable = f"no ≠ {row['letter']}" if row["letter"] else "yes"
-                table.add_row(*map(escape, (*first, row["method"], runs, comparable)))
-                first = "", ""
-            table.add_section()
-        console.print(table)
+    comparable = (rows["differences"].map(len) == 0).sum()
+    console.print(
+        f"[bold]Beside the figures of other papers: {len(rows)} results, {comparable} comparable; "
+        "report.html has their tables.[/]"
+    )
+    if len(rows) <= _MAX_ROWS:
+        for protocol, by_task in view["protocols"].items():
+            console.print(_protocol_table(protocol, by_task))
     for letter, texts in view["letters"].items():
         console.print(f"  [yellow]≠ {letter}[/] {escape('; '.join(texts))}")
     for name, source in view["sources"].items():
-        console.print(
-            escape(f"{name}: {source['title']}, arXiv {source['arxiv']}. {source['note']}")
-        )
+        words = f"{name}: {source['title']}, arXiv {source['arxiv']}. {source['note']}"
+        console.print(escape(words))
+
+
+def _protocol_table(protocol: str, by_task: dict[str, list[dict[str, Any]]]) -> Table:
+    headings = ["task", "published (seeds)", "method", "these runs (n)", "comparable"]
+    table = _table(protocol, headings)
+    for label, rows in by_task.items():
+        first = label, ", ".join(rows[0]["figures"])
+        for row in rows:
+            runs = f"{number(row['mean'])} ({row['num_runs']})"
+            verdict = f"no ≠ {row['letter']}" if row["letter"] else "yes"
+            table.add_row(*map(escape, (*first, row["method"], runs, verdict)))
+            first = "", ""
+        table.add_section()
+    return table
 
 
 def _comparison_cells(row: dict[str, Any]) -> list[str]:

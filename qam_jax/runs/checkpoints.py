@@ -71,9 +71,8 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best score, the newest of equals; None without scores."""
-        scores = {step: merit.score for step, merit in self._merits.items()}
-        best = max(scores, key=lambda step: (scores[step], step), default=None)
-        return None if best is None or scores[best] == -math.inf else best
+        scores = [(self._merits[step].score, step) for step in self._merits if self.has_score(step)]
+        return max(scores)[1] if scores else None
 
     def find(self, step: int | str) -> int:
         """Finds the step of a checkpoint by its number, or by `newest` or `best`.

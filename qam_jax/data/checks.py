@@ -79,20 +79,19 @@ def check_same_fields(headers: Mapping[Path, Mapping[str, ArrayHeader]]) -> None
     """Raises ValueError, naming both files, if two files' fields or dimensions differ."""
     first, *others = headers
 
-    def describe(path: Path, name: str) -> str:
-        if name not in headers[path]:
-            return f"{path.name} has no {name!r}"
-        dimensions = map(str, headers[path][name].shape[1:])
-        return f"{path.name} has {name!r} of shape [{', '.join(('N', *dimensions))}]"
+    def describe(arrays: Mapping[str, ArrayHeader], name: str) -> str:
+        if name not in arrays:
+            return f"no {name!r}"
+        return f"{name!r} of shape [{', '.join(('N', *map(str, arrays[name].shape[1:])))}]"
 
     for path in others:
         for name in (*FIELDS, *RELABEL_FIELDS):
-            given, expected = (describe(each, name) for each in (path, first))
-            if given.removeprefix(path.name) != expected.removeprefix(first.name):
+            given, expected = (describe(headers[each], name) for each in (path, first))
+            if given != expected:
                 raise ValueError(
-                    f"{path} does not belong with {first}: {given}, but {expected}. The files of a "
-                    "folder have to hold the same fields with the same dimensions: move one of "
-                    "them to another folder."
+                    f"{path} does not belong with {first}: {path.name} has {given}, but "
+                    f"{first.name} has {expected}. The files of a folder have to hold the same "
+                    "fields with the same dimensions: move one of them to another folder."
                 )
 
 

@@ -1,6 +1,7 @@
 """Loop of a stage: rows of metrics, evaluations, checkpoints, and stopping."""
 
 import abc
+import datetime
 import logging
 import time
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from qam_jax.training.run import Plan, Run, Snapshot
 from qam_jax.training.update import MetricSums, UpdateBlock, averages, empty_sums
 from qam_jax.types import TransitionDataset
 
+_SHORT_SECONDS = 60  # a stage that ends sooner needs no estimate
+
 _logger = logging.getLogger(__name__)
 
 
@@ -39,6 +42,7 @@ class Stage(abc.ABC):
         self.runs, self.layout, self.source = runs, layout, plan.source
         self._dataset: TransitionDataset | None = None  # the last one that the source gave,
         self._shared: TransitionDataset | None = None  # and its copy on the devices
+        self._estimated = False
 
     def compile(self, state: AgentState, sums: MetricSums) -> tuple[AgentState, MetricSums]:
         """Compiles the program of the updates, by making none; arguments as `advance`."""
@@ -76,6 +80,16 @@ class Stage(abc.ABC):
     def save(self, run: Run) -> dict[str, Any]:
         """Returns what a checkpoint of a run needs beside state and metrics."""
         return {}
+
+    def log_estimate(self, num_steps: int, speed: float) -> None:
+        """Says, once, how long the remaining steps take at the first speed, in steps per second."""
+        seconds = round(num_steps / speed)
+        if seconds > _SHORT_SECONDS and not self._estimated:
+            _logger.info(
+                "%s: about %s for %s %ss at %.3g per second, evaluations aside.",
+                self.name, datetime.timedelta(seconds=seconds), f"{num_steps:,}", self.unit, speed,
+            )  # fmt: skip
+        self._estimated = True
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Ends what runs in the background."""

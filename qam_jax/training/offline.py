@@ -1,7 +1,5 @@
 """Offline stages: training on a dataset, and the behaviour cloning before it."""
 
-import datetime
-import logging
 import time
 from collections.abc import Sequence
 
@@ -19,17 +17,13 @@ from qam_jax.types import Array, Batch, TransitionDataset
 _BLOCK_SECONDS = 1.0  # length of one call of the compiled block,
 _BRIEF_SECONDS = 0.05  # and while an evaluation waits for the device in between
 _FIRST_BLOCK = 10  # updates in the first call, before the speed is known
-_SHORT_SECONDS = 60  # a stage that ends sooner needs no estimate
-
-_logger = logging.getLogger(__name__)
-
 
 class OfflineStage(Stage):
     """Updates on a dataset alone, one for each step; all runs are at the same step."""
 
     def __init__(self, plan: Plan, runs: Sequence[Run], layout: Layout):
         super().__init__(plan, runs, layout)
-        self._block_length, self._estimated, config = _FIRST_BLOCK, False, self.config
+        self._block_length, config = _FIRST_BLOCK, self.config
 
         def sample(dataset: TransitionDataset, key: Array) -> Batch:
             return sample_windows(
@@ -53,9 +47,7 @@ class OfflineStage(Stage):
         counts = [count] * len(self.runs)
         state, sums = jax.block_until_ready(self.block(state, sums, self.data(), counts))
         speed = count / (time.perf_counter() - started)
-        if not self._estimated:
-            self._estimated = True
-            log_estimate(self.name, self.end - step - count, speed)
+        self.log_estimate(self.end - step - count, speed)
         seconds = _BRIEF_SECONDS if self.brief else _BLOCK_SECONDS
         length = max(1, min(2 * self._block_length, int(speed * seconds)))
         self._block_length = processes.gather(length)[0]
@@ -64,12 +56,3 @@ class OfflineStage(Stage):
             run.step += count
         return state, sums
 
-
-def log_estimate(stage: str, num_updates: int, speed: float) -> None:
-    """Says how long the rest of a stage takes at the speed, in updates per second, of its first."""
-    seconds = round(num_updates / speed)
-    if seconds > _SHORT_SECONDS:
-        _logger.info(
-            "%s: about %s for %s updates at %.3g per second, evaluations aside.",
-            stage, datetime.timedelta(seconds=seconds), f"{num_updates:,}", speed,
-        )  # fmt: skip

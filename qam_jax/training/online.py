@@ -1,6 +1,8 @@
 """Online stage: fine-tuning in the environment."""
 
 import concurrent.futures
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from qam_jax.training.loop import Stage
 from qam_jax.training.run import Plan, Run
 from qam_jax.training.update import MetricSums, UpdateBlock, check_finite
 from qam_jax.types import Array, Batch, TransitionDataset
+
+_FIRST_ROUNDS = 5  # with updates, from which the rest is estimated; programs are compiled in some
 
 
 class OnlineStage(Stage):
@@ -43,6 +47,7 @@ class OnlineStage(Stage):
             )
         )
         self._before: dict[Run, dict[str, Any]] = {}  # episodes before the round in progress
+        self._speeds: list[float] = []  # steps of a run per second, in the first rounds
         self._threads = concurrent.futures.ThreadPoolExecutor(len(runs))
         sample_from = sample_balanced if self._settings.balanced_sampling else sample_mixed
 
@@ -64,7 +69,7 @@ class OnlineStage(Stage):
         self, state: AgentState, sums: MetricSums, limits: list[int]
     ) -> tuple[AgentState, MetricSums]:
         """Acts for one round in the runs that have not come to their limits, and updates them."""
-        before = [run.step for run in self.runs]
+        started, before = time.perf_counter(), [run.step for run in self.runs]
         going = [index for index, step in enumerate(before) if step < limits[index]]
         policies = [self._policy(index, state, sums) for index in going]
         acting = [self.runs[index] for index in going]
@@ -78,9 +83,18 @@ class OnlineStage(Stage):
         counts = [self._num_updates(*steps) for steps in zip(before, after, strict=True)]
         if any(counts):
             state, sums = self.block(state, sums, self.data(), counts)
+            self._estimate((sum(after) - sum(before)) / len(going), time.perf_counter() - started)
         if any(after[index] >= limits[index] for index in going):  # before anything is logged
             check_finite(sums, state.params, self.layout)
         return state, sums
+
+    def _estimate(self, num_steps: float, seconds: float) -> None:
+        """Estimates the rest of the stage by the first rounds, given the steps of one."""
+        if len(self._speeds) < _FIRST_ROUNDS:
+            self._speeds.append(num_steps / seconds)
+            if len(self._speeds) == _FIRST_ROUNDS:
+                left = self.end - min(run.step for run in self.runs)
+                self.log_estimate(left, statistics.median(self._speeds))
 
     def _store(self, run: Run, experience: Experience) -> None:
         run.replay.add(experience.transitions, experience.episodes, self._round_length)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import re
 import sys
 from functools import partial
@@ -10,12 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+from qam_jax.agents import algorithm_names
 from qam_jax.envs import EnvFailure, make_env
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.saved import load_run
 from qam_jax.runs.settings import RunSettings
 from qam_jax.runs.stopping import Stopped
-from qam_jax.training import evaluation
+from qam_jax.training import evaluation, loop
 from qam_jax.training.run import inherited_settings
 from qam_jax.training.train import train
 from qam_jax.training.update import NotFiniteError
@@ -69,14 +71,19 @@ def test_an_offline_run_goes_straight_on_online(settings, offline, small_config)
 
 
 @pytest.mark.slow
-def test_updates_per_step_and_random_actions_before_training(settings, small_config):
+def test_updates_per_step_and_random_actions_before_training(
+    settings, small_config, monkeypatch, caplog
+):
     """From nothing: no update and uniform actions until the start, then so many for each step."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(loop, "_SHORT_SECONDS", -1)
     alone = dataclasses.replace(
         settings, group="nothing", offline_steps=0, online_steps=24, start_training=11, utd_ratio=3,
         balanced_sampling=True,
     )  # fmt: skip
     result = train(alone, small_config())
     assert int(result.state.step) == 3 * (24 - 11)
+    assert re.search(r"online: about [\d:]+ for 4 steps at .* per second", caplog.text)
     rows = read_csv(result.folder / "train.csv")
     assert np.isnan(rows[0]["loss"])
     assert np.isfinite(rows[-1]["loss"])
@@ -95,7 +102,7 @@ def _without_data(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["qam", "rlpd"])
+@pytest.mark.parametrize("method", algorithm_names())
 def test_experience_alone_is_enough(without_data, small_config, method):
     result = train(without_data, small_config(method))
     assert int(result.state.step) == 8

@@ -4,15 +4,15 @@ Example:
   python experiments/generate_dataset.py --dataset=cube-single-play-v0
 """
 
-import signal
 import sys
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 
 from qam_jax.data import generate
 from qam_jax.data.tasks import parse_task
-from qam_jax.runs.command_line import run_main
+from qam_jax.runs.command_line import plain_errors, run_main
+from qam_jax.runs.stopping import Stopped
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -37,19 +37,17 @@ _LIST = flags.DEFINE_bool("list", False, "Print the names of the datasets that c
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        sys.exit(f"Error: expected flags only, but got the arguments {argv[1:]}.")
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     if _LIST.value:
         print("\n".join(generate.generatable_names()))
         return
-    if _DATASET.value is None:
-        sys.exit("Error: which dataset? Give --dataset=<name>; --list prints the names.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated: nothing was written."))
-    try:
-        _make()
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"Error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted: nothing was written.")
+    with plain_errors():
+        if _DATASET.value is None:
+            raise ValueError("which dataset? Give --dataset=<name>; --list prints the names.")
+        try:
+            _make()
+        except Stopped as stopped:
+            sys.exit(f"Stopped by {stopped}: nothing was written.")
 
 
 def _make() -> None:

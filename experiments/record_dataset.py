@@ -9,12 +9,13 @@ import re
 import sys
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 
 from qam_jax.data.npz import write_npz
-from qam_jax.data.recording import load_policy, record_episodes
 from qam_jax.envs import make_env
-from qam_jax.runs.command_line import run_main
+from qam_jax.envs.recording import load_policy, record_episodes
+from qam_jax.runs.command_line import plain_errors, run_main
+from qam_jax.runs.stopping import Stopped
 
 _ENV_NAME = flags.DEFINE_string(
     "env_name", None, "Id of a gymnasium environment, or OGBench's single-task name."
@@ -35,15 +36,14 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists."
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        sys.exit(f"Error: expected flags only, but got the arguments {argv[1:]}.")
-    if _ENV_NAME.value is None:
-        sys.exit("Error: of which environment? Give --env_name=<id>, such as Pendulum-v1.")
-    try:
-        _record()
-    except (OSError, ValueError) as error:
-        sys.exit(f"Error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted: nothing was written.")
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+    with plain_errors():
+        if not _ENV_NAME.value:
+            raise ValueError("of which environment? Give --env_name=<id>, such as Pendulum-v1.")
+        try:
+            _record()
+        except Stopped as stopped:
+            sys.exit(f"Stopped by {stopped}: nothing was written.")
 
 
 def _record() -> None:

@@ -67,7 +67,16 @@ def test_training_and_evaluation_from_the_command_line(data, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("script", ["train_offline.py", "sweep.py"])
+_QUICK = ("train_offline.py", "record_dataset.py")  # scripts whose help the fast suite asks for
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path.name, marks=() if path.name in _QUICK else pytest.mark.slow)
+        for path in sorted((_ROOT / "experiments").glob("*.py"))
+    ],
+)
 def test_help_is_printed_without_a_run(script):
     result = _run(script, "--help")
     assert result.returncode == 0

@@ -103,7 +103,8 @@ def generate_dataset(
     Raises:
       ValueError: if an argument is out of range or the dataset cannot be made here.
       OSError: if the folder is not writable; raised before anything is simulated.
-      RuntimeError: if an episode fails; names the episode and its seed. No file is left behind.
+      ChildProcessError: if an episode fails, or its process dies; names the episode and its seed.
+        No file is left behind.
     """
     recipe = get_recipe(dataset_name)
     if num_episodes is not None:
@@ -175,7 +176,7 @@ def _episodes(
         make = functools.partial(_make_episode, recipe, seed)
         yield from executor.map(make, range(num_episodes))
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"a worker process died while making {recipe.name!r} (seed {seed}); it may have been "
             "killed for lack of memory. Try again with fewer processes (--num_processes)."
         ) from error
@@ -201,7 +202,7 @@ def _make_episode(recipe: Recipe, seed: int, index: int) -> Episode:
     try:
         return scripted.make_episode(scripted.make_simulator(recipe), recipe, seed, index)
     except Exception as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"episode {index} of {recipe.name!r} failed (seed {seed}): "
             f"{type(error).__name__}: {error}"
         ) from error

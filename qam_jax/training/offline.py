@@ -18,6 +18,7 @@ _BLOCK_SECONDS = 1.0  # length of one call of the compiled block,
 _BRIEF_SECONDS = 0.05  # and while an evaluation waits for the device in between
 _FIRST_BLOCK = 10  # updates in the first call, before the speed is known
 
+
 class OfflineStage(Stage):
     """Updates on a dataset alone, one for each step; all runs are at the same step."""
 
@@ -55,4 +56,3 @@ class OfflineStage(Stage):
         for run in self.runs:
             run.step += count
         return state, sums
-

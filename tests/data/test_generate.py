@@ -158,7 +158,7 @@ def test_ogbench_loads_a_manipulation_task(tmp_path):
 
 
 def _assert_fails(recipe, folder, message):
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ChildProcessError, match=message):
         generate._generate(recipe, folder, seed=7, num_processes=1, progress=False)
     assert list(folder.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Tests of `qam_jax.data.recording` and of its command, `experiments/record_dataset.py`."""
+"""Tests of `qam_jax.envs.recording` and of its command, `experiments/record_dataset.py`."""
 
 import subprocess
 import sys
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from qam_jax.data.npz import load_npz
-from qam_jax.data.recording import load_policy, record_episodes
 from qam_jax.data.sources import load_own
-from qam_jax.envs import make_env
+from qam_jax.envs import EnvFailure, make_env
+from qam_jax.envs.recording import load_policy, record_episodes
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "record_dataset.py"
 
@@ -64,7 +64,19 @@ def test_actions_that_make_no_sense(env, action):
         record_episodes(env, lambda *_: action, 1, progress=False)
 
 
-@pytest.mark.parametrize("name", ["mine", "no_such_one:act", "math:no_such_one"])
+def _failing(*_):
+    raise KeyError("grip")
+
+
+def test_whose_fault_a_failure_is_is_said(env, monkeypatch):
+    with pytest.raises(ValueError, match=r"the policy failed: KeyError: 'grip', in episode 0\."):
+        record_episodes(env, _failing, 1, progress=False)
+    monkeypatch.setattr(_Line, "step", _failing)
+    with pytest.raises(EnvFailure, match="the environment failed in episode 0: KeyError: 'grip'"):
+        record_episodes(env, load_policy("random", 1), 1, progress=False)
+
+
+@pytest.mark.parametrize("name", ["mine", "no_such_one:act", "math:no_such_one", "math:pi"])
 def test_policies_that_are_not_there(name):
     with pytest.raises(ValueError, match=f"the policy '{name}' cannot be imported.*PYTHONPATH"):
         load_policy(name, 1)

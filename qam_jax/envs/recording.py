@@ -2,10 +2,14 @@
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import numpy as np
 from tqdm import tqdm
+
+from qam_jax.envs.pool import EnvFailure
+from qam_jax.envs.wrappers import OpenLoopChunks
 
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """`(observation [O], rng) -> action [A]`; the action is clipped to [-1, 1]."""
@@ -25,7 +29,10 @@ def load_policy(name: str, action_dim: int) -> Policy:
         return lambda _, rng: rng.uniform(-1, 1, action_dim)
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        policy = getattr(importlib.import_module(module), function)
+        if not callable(policy):
+            raise TypeError(f"{policy!r} is no function")
+        return policy
     except Exception as error:
         raise ValueError(
             f"the policy {name!r} cannot be imported ({type(error).__name__}: {error}). Give "
@@ -50,29 +57,56 @@ def record_episodes(
       All fields of `qam_jax.data.checks.FIELDS`, in float32.
 
     Raises:
-      ValueError: if the policy's action has another shape than [A], or is not finite.
+      EnvFailure: if the environment fails; names the episode.
+      ValueError: if the policy fails, or its action has another shape than [A] or is not finite.
     """
     rows = []
+    env = OpenLoopChunks(env, 1)  # which checks what the environment gives
     for episode in tqdm(range(num_episodes), unit="episode", disable=not progress):
-        rng, done = np.random.default_rng([seed, episode]), False
-        observation, _ = env.reset(seed=int(rng.integers(2**31)))
-        while not done:
-            before = np.array(observation, np.float32)
-            action = _checked(policy(before, rng), env.action_space.shape)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            done = terminated or truncated
-            after = np.array(observation, np.float32)
-            rows.append((before, action, done, reward, not terminated, after))
+        try:
+            rows += _record_episode(env, policy, np.random.default_rng([seed, episode]))
+        except _PolicyError as error:
+            raise ValueError(f"{error}, in episode {episode}.") from error
+        except Exception as error:
+            raise EnvFailure(
+                f"the environment failed in episode {episode}: {type(error).__name__}: {error}. "
+                "Mend it; --verbosity=1 shows where the error arose."
+            ) from error
     names = ("observations", "actions", "terminals", "rewards", "masks", "next_observations")
     columns = (np.array(column, np.float32) for column in zip(*rows, strict=True))
     return dict(zip(names, columns, strict=True))
 
 
-def _checked(action: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
-    action = np.asarray(action, np.float32)
+class _PolicyError(Exception):
+    """The policy raised an error, or gave no action."""
+
+
+def _record_episode(
+    env: OpenLoopChunks, policy: Policy, rng: np.random.Generator
+) -> list[tuple[Any, ...]]:
+    """Returns a row of all fields for each step of an episode."""
+    rows, done = [], False
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    while not done:
+        action = _act(policy, observation, rng, env.action_space.shape[1:])
+        after, reward, terminated, truncated, _ = env.step(action[None])
+        done = terminated or truncated
+        rows.append((observation, action, done, reward, not terminated, after))
+        observation = after
+    return rows
+
+
+def _act(
+    policy: Policy, observation: np.ndarray, rng: np.random.Generator, shape: tuple[int, ...]
+) -> np.ndarray:
+    try:
+        given = policy(observation.copy(), rng)
+        action = np.asarray(given, np.float32)
+    except Exception as error:
+        raise _PolicyError(f"the policy failed: {type(error).__name__}: {error}") from error
     if action.shape != shape or not np.isfinite(action).all():
-        raise ValueError(
-            f"the policy gave the action {action}; expected finite numbers of shape {shape}, in "
-            "[-1, 1]."
+        raise _PolicyError(
+            f"the policy gave the action {given}; expected finite numbers of shape {shape}, in "
+            "[-1, 1]"
         )
     return action.clip(-1, 1)

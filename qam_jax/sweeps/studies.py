@@ -18,6 +18,7 @@ from qam_jax.data.tasks import find_task
 from qam_jax.runs.presets import paper_methods
 
 _NAMED = resources.files(__package__) / "named"
+_MOST_SEEDS = 10**5  # of a study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,9 @@ class Study:
     ) -> None:
         if self.methods == "all":
             self.methods = paper_methods() if self.preset else algorithm_names()
-        if isinstance(self.seeds, int):
+        if type(self.seeds) is int:
+            if self.seeds > _MOST_SEEDS:
+                raise ValueError(f"seeds must be at most {_MOST_SEEDS:,}, got {self.seeds}.")
             self.seeds = range(self.seeds)
         self.methods = _checked("methods", self.methods, str)
         self.seeds = _checked("seeds", self.seeds, int)
@@ -106,8 +109,9 @@ def load_study(name: str) -> Study:
         return parse_study(name, _named_text(name))
     try:
         text = Path(name).expanduser().read_text()
-    except OSError as error:
-        raise ValueError(f"cannot read the study {name!r}: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"cannot read the study {name!r}: {reason}.") from error
     return parse_study(Path(name).stem, text)
 
 
@@ -159,10 +163,12 @@ def parse_numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
-        if not found:
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if last < first:
             raise ValueError(f"expected numbers and ranges upwards, such as 0-3,7, got {text!r}.")
-        numbers += found
+        if last - first >= _MOST_SEEDS:
+            raise ValueError(f"expected at most {_MOST_SEEDS:,} numbers, got {text!r}.")
+        numbers += range(first, last + 1)
     return numbers
 
 
@@ -194,7 +200,8 @@ def _named_text(name: str) -> str:
 
 def _checked(name: str, values: Any, kind: type) -> tuple[Any, ...]:
     """The values without repetitions. Raises ValueError unless all have the type `kind`."""
-    if isinstance(values, str) or not all(type(value) is kind for value in values):
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or not all(type(value) is kind for value in values):
         expected = {str: "names", int: "whole numbers"}[kind]
         raise ValueError(f"{name} must be a list of {expected}, got {values!r}.")
     return tuple(dict.fromkeys(values))

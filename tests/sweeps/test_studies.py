@@ -87,6 +87,9 @@ _FIELDS = 'methods = ["qam"]\nenv_names = ["Pendulum-v1"]\nseeds = 1\n'
         (f'{_FIELDS}domains = "scene-play"', "domains must be a list of names"),
         (_FIELDS.replace("1\n", '["a"]\n'), "seeds must be a list of whole numbers"),
         (_FIELDS.replace("seeds = 1\n", "seeds = 0\n"), "no seeds"),
+        (_FIELDS.replace("seeds = 1\n", "seeds = true\n"), "seeds must be a list of whole"),
+        (_FIELDS.replace("seeds = 1\n", "seeds = 99999999999\n"), "seeds must be at most"),
+        (_FIELDS.replace('["qam"]', "5"), "methods must be a list of names, got 5"),
         (f"{_FIELDS}flags = 3", "flags must be a table"),
         (f"{_FIELDS}grid = {{ sparse = true }}", "sparse must have a list of values"),
         (f"{_FIELDS}variants = [{{ flag = 1 }}]", "a variant is a table with name, .*flag"),
@@ -98,6 +101,12 @@ _FIELDS = 'methods = ["qam"]\nenv_names = ["Pendulum-v1"]\nseeds = 1\n'
 def test_files_that_are_not_studies(text, message):
     with pytest.raises(ValueError, match=message):
         parse_study("mine", text)
+
+
+def test_a_study_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"cannot read the study '.*mine\.toml': 'utf-8' codec"):
+        load_study(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize("name", ["maim", "/nowhere/mine.toml"])
@@ -138,6 +147,8 @@ def test_numbers_and_values_as_they_are_written():
         parse_numbers("1-x")
     with pytest.raises(ValueError, match=r"ranges upwards, such as 0-3,7, got '0,5-2'"):
         parse_numbers("0,5-2")
+    with pytest.raises(ValueError, match="at most 100,000 numbers, got '0-99999999999'"):
+        parse_numbers("0-99999999999")
     values = {True: "true", 3: "3", 0.1: "0.1", (16, 16): "(16, 16,)", (8,): "(8,)", "a b": "a b"}
     assert {value: flag_text(value) for value in values} == values
 

@@ -84,10 +84,13 @@ def ensure_writable_dir(path: str | os.PathLike) -> Path:
     return path
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file. Raises DamagedError, which names the file, if it is damaged."""
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON object. Raises DamagedError, which names the file, if it is damaged."""
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
     except ValueError as error:
         raise DamagedError(
             f"{path} is damaged ({error}). Restore it from a copy, or start a new run."

@@ -9,7 +9,6 @@ pieces that do not belong together are never kept.
 Own code, because `urllib3.Retry` cannot continue a body that broke off.
 """
 
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from qam_jax.data import npz
 from qam_jax.data.checks import REQUIRED_FIELDS, check_headers
-from qam_jax.files import ensure_writable_dir, hold_lock, write_json
+from qam_jax.files import ensure_writable_dir, hold_lock, read_json, write_json
 
 MIRRORS = (
     "https://rail.eecs.berkeley.edu/datasets/ogbench",
@@ -221,7 +220,7 @@ def _check(part: Path, *, joined: bool) -> None:
 def _read_note(part: Path) -> dict[str, Any]:
     """The `url` and the `size` of the file that a partial file is the beginning of."""
     try:
-        return json.loads(_note_path(part).read_text())
+        return read_json(_note_path(part))
     except (FileNotFoundError, ValueError):
         return {}
 

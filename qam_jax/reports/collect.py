@@ -88,11 +88,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     try:
         method = sensitivity_variant(config) or method_name(config["agent"])
-        seed, env_name = config["seed"], full_env_name(config["env_name"])
-        border = config["bc_steps"] + config["offline_steps"]
-        end = border + config["online_steps"]
-    except (KeyError, TypeError) as error:
+        seed, env_name = int(config["seed"]), full_env_name(config["env_name"])
+        border = int(config["bc_steps"] + config["offline_steps"])
+        end = int(border + config["online_steps"])
+    except KeyError as error:
         raise ValueError(f"its config.json does not describe a run: {error} is missing.") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"its config.json does not describe a run: {error}.") from None
     metadata = read_json(folder / "metadata.json") if "metadata.json" in names else {}
     if not env_name:
         raise ValueError("it was trained without an environment, so there are no evaluations.")

@@ -64,7 +64,7 @@ def read_progress(folder: Path, now: float) -> Progress:
     age = now - _last_written(folder)
     try:
         return _read(folder, now, max(0.0, age))
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         return Progress(folder, folder.name, "damaged", age=age, note=text)
 

@@ -24,6 +24,7 @@ from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 _PACKAGES = (
     "jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench mujoco"
 )
+_NEEDED = {"starts", "dataset_source", "dataset_fingerprint", "observation_dim", "action_dim"}
 
 
 def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
@@ -80,24 +81,21 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             "exp/<group>/<env_name>/<run id>, which holds config.json."
         )
     config = read_json(path)
-    if not isinstance(config, dict) or "agent_name" not in config.get("agent", ()):
-        raise DamagedError(
-            f"{path} is damaged (not the settings of a run). Restore it from a copy, or start a "
-            "new run."
-        )
+    if not isinstance(config.get("agent"), dict) or "agent_name" not in config["agent"]:
+        raise _damaged(path, "the settings of a run")
     unknown_then = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-    return {**unknown_then, **config, "agent": complete_config(config["agent"])}
+    try:
+        return {**unknown_then, **config, "agent": complete_config(config["agent"])}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads metadata.json of a run's folder. Raises DamagedError if it does not hold metadata."""
     path = Path(folder).expanduser() / "metadata.json"
     metadata = read_json(path)
-    if not isinstance(metadata, dict):
-        raise DamagedError(
-            f"{path} is damaged (not the metadata of a run). Restore it from a copy, or start a "
-            "new run."
-        )
+    if not metadata.keys() >= _NEEDED or not metadata["starts"]:
+        raise _damaged(path, "the metadata of a run")
     return metadata
 
 
@@ -132,6 +130,12 @@ def record_start(
     method = display_name(variant_name(agent_config))
     write_json(path, {**facts, "method": method, "starts": [*earlier["starts"], start]})
     write_json(folder / "config.json", resolved(settings, agent_config))
+
+
+def _damaged(path: Path, what: str) -> DamagedError:
+    return DamagedError(
+        f"{path} is damaged (not {what}). Restore it from a copy, or start a new run."
+    )
 
 
 def _default_run_id(config: dict[str, Any]) -> str:

@@ -70,17 +70,20 @@ class MetricLog:
 def read_csv(path: Path) -> list[dict[str, float]]:
     """Reads a file of metrics, if it exists, without a last line that a crash cut short.
 
-    Raises DamagedError, which names the file, if a value is no number.
+    Raises DamagedError, which names the file, if a value is no number or a row has no step.
     """
     if not path.exists():
         return []
     lines = path.read_text(errors="replace").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     try:
-        return [
+        rows = [
             {name: float(value or "nan") for name, value in row.items()}
             for row in csv.DictReader(whole)
         ]
+        if not all(math.isfinite(row.get("step", math.nan)) for row in rows):
+            raise ValueError("a row has no step")
+        return rows
     except (ValueError, TypeError) as error:  # TypeError: a row with too many values
         raise DamagedError(
             f"{path} is damaged ({error}). Restore it from a copy, mend that line, or move the "
@@ -89,9 +92,9 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
 
 def score(row: Mapping[str, float]) -> float:
-    """Returns what ranks checkpoints: success rate in a row of eval.csv, or else mean return."""
+    """Returns what ranks checkpoints: success rate in a row of eval.csv, mean return, or -inf."""
     success = row.get("success", math.nan)
-    return row["return"] if math.isnan(success) else success
+    return row.get("return", -math.inf) if math.isnan(success) else success
 
 
 def write_csv(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, float]]) -> None:

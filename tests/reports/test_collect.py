@@ -53,12 +53,18 @@ def _bad_runs(make_run, tmp_path):
     (garbled / "eval.csv").write_text("step,success,return\n100,0.5,x\n")
     beyond = make_run(run_id="beyond", seed=4)
     (beyond / "eval.csv").write_text("step,success,return\n5000,0.5,0\n")
+    foreign = make_run(run_id="foreign", seed=6)
+    (foreign / "config.json").write_text('{"agent": 5}')
+    listed = make_run(run_id="listed", seed=7)
+    (listed / "metadata.json").write_text("[1]")
     blind = make_run(run_id="blind", seed=5, env_name="", dataset="mine.npz")
     return {
         root / "empty": "the folder is empty",
         root / "locked": "has no config.json",
         cut: "is damaged",
         other: "does not describe a run: 'agent' is missing",
+        foreign: "does not describe a run",
+        listed: "metadata.json is damaged (not a JSON object)",
         garbled: "its eval.csv is damaged",
         beyond: "goes to step 5000, beyond the run's end, 1000",
         blind: "without an environment",

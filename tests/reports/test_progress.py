@@ -125,6 +125,14 @@ def test_a_start_that_was_broken_off_here_is_not_waited_for(tmp_path):
     assert read_progress(tmp_path, path.stat().st_mtime).state == "damaged"
 
 
+@pytest.mark.parametrize("name", ["config.json", "metadata.json"])
+@pytest.mark.parametrize("content", ["[1]", '{"agent": 5, "starts": 5}'])
+def test_foreign_files_never_raise(make_run, name, content):
+    folder = make_run()
+    (folder / name).write_text(content)
+    assert read_progress(folder, _NOW).state == "damaged"
+
+
 def test_slow_runs_are_waited_for(make_run):
     folder = make_run((0.1,), offline_steps=200_000, interval=100_000)  # 4000 s a row
     _set_times(folder, started=13_000, written=9000)

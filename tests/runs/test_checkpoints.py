@@ -302,7 +302,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it(tmp_path):
 def test_checkpoints_of_other_networks_are_refused(tmp_path, name, changes, version, refused):
     start = {"versions": {"qam_jax": version}, "git_revision": "d2f9"}
     now = {"versions": {"qam_jax": "0.2.0"}, "git_revision": "e1"}
-    write_json(tmp_path / "metadata.json", {"starts": [start, now]})
+    rest = dict.fromkeys("dataset_source dataset_fingerprint observation_dim action_dim".split())
+    write_json(tmp_path / "metadata.json", {"starts": [start, now], **rest})
     config = get_config(name)
     config.update(changes)
     if not refused:

@@ -49,14 +49,39 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):
     assert folder_of(settings, config) != folder
 
 
-@pytest.mark.parametrize("content", ["[]", "3"])
+_METADATA = {
+    "starts": [{}], "dataset_source": "", "dataset_fingerprint": "", "observation_dim": 1,
+    "action_dim": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '{"name": "x"}', json.dumps({**_METADATA, "starts": []})]
+)
 def test_metadata_that_are_none_name_the_file(content, tmp_path):
     (tmp_path / "metadata.json").write_text(content)
-    with pytest.raises(DamagedError, match=r"metadata\.json is damaged \(not the metadata"):
+    with pytest.raises(DamagedError, match=r"metadata\.json is damaged \(not "):
         read_metadata(tmp_path)
+    write_json(tmp_path / "metadata.json", _METADATA)
+    assert read_metadata(tmp_path) == _METADATA
 
 
-@pytest.mark.parametrize("row", ["1,a", "1,2,3"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is damaged"),
+        ('{"agent": 5}', "is damaged"),
+        ('{"agent": {"agent_name": "sac"}}', "unknown algorithm 'sac'"),
+        ('{"agent": {"agent_name": 5}}', "unknown algorithm 5"),
+    ],
+)
+def test_a_config_that_is_none_names_the_file(content, message, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"config\.json.* {message}"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("row", ["1,a", "1,2,3", ",1"])
 def test_damaged_metrics_name_the_file(row, tmp_path):
     (tmp_path / "eval.csv").write_text(f"step,success\n{row}\n")
     with pytest.raises(DamagedError, match=r"eval\.csv is damaged"):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -31,20 +32,32 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     After a crash, `path` holds the old file or the complete new one, never a part. This is own
     code because no dependency of the project offers it. The temporary name keeps the suffix of
-    `path`, because writers such as `np.savez` look at it. The folder of `path` is created.
+    `path`, because writers such as `np.savez` look at it. A lock marks it as in use: the next call
+    for `path` removes what a killed process has left. The folder of `path` is created.
 
     Raises:
       OSError: if the folder cannot be created or written to; the message names it.
     """
     path = Path(path)
     ensure_writable_dir(path.parent)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        in_use = stack.enter_context(open(temporary, "wb"))
+        with contextlib.suppress(OSError):  # where there are no locks
+            fcntl.flock(in_use, fcntl.LOCK_EX)
         yield temporary
         flush_to_disk(temporary)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes temporary files of processes that were killed while they wrote `path`."""
+    for each in path.parent.glob(f".{glob.escape(path.stem)}.????????.tmp{path.suffix}"):
+        with contextlib.suppress(OSError), open(each) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while a process writes it
+            each.unlink()
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -108,3 +108,17 @@ def test_files_that_killed_processes_left_are_removed(tmp_path):
     with lock_folder(tmp_path):
         assert all(path.exists() for path in kept)
         assert not any(path.exists() for path in left)
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
+    left = tmp_path / ".data.0123abcd.tmp.npz"
+    kept = [tmp_path / name for name in (".other.0123abcd.tmp.npz", ".data.tmp.npz")]
+    for path in (left, *kept):
+        path.touch()
+    with atomic_write(tmp_path / "data.npz") as first:
+        assert not left.exists()
+        with atomic_write(tmp_path / "data.npz") as second:
+            second.write_text("second")
+        first.write_text("first")
+    assert (tmp_path / "data.npz").read_text() == "first"
+    assert {*tmp_path.iterdir()} == {tmp_path / "data.npz", *kept}

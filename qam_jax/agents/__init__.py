@@ -19,6 +19,7 @@ name is the `agent_name`. It may also say:
 import difflib
 import functools
 import importlib.util
+import numbers
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
@@ -213,7 +214,7 @@ def _find_algorithm(agent_name: str) -> _Algorithm:
         return _ALGORITHMS[agent_name]
     try:
         found = importlib.util.find_spec(agent_name)
-    except (ImportError, ValueError):  # no such package, or no name of a module
+    except (ImportError, ValueError, AttributeError):  # no such package, or no name of a module
         found = None
     if found is None:
         raise ValueError(
@@ -221,7 +222,13 @@ def _find_algorithm(agent_name: str) -> _Algorithm:
             f"{', '.join(algorithm_names())}, or name a module of your own (is its folder on "
             "PYTHONPATH?)."
         )
-    module = importlib.import_module(agent_name)
+    try:
+        module = importlib.import_module(agent_name)
+    except Exception as error:
+        raise ValueError(
+            f"unknown algorithm {agent_name!r}: its module ({found.origin}) cannot be imported "
+            f"({type(error).__name__}: {error})."
+        ) from error
     for name in ("get_config", "make_agent"):
         if not callable(getattr(module, name, None)):
             raise ValueError(
@@ -263,7 +270,9 @@ def _check_config(config: ConfigDict) -> None:
             f"the config has no agent_name; expected one of {', '.join(algorithm_names())}."
         )
     algorithm = _find_algorithm(config.agent_name)
-    _check_names(config, algorithm.get_config())
+    expected = algorithm.get_config()
+    _check_names(config, expected)
+    _check_types(config, expected)
     for name, choices in base.CHOICES.items():
         if config[name] not in choices:
             raise ValueError(
@@ -303,6 +312,21 @@ def _check_names(config: ConfigDict, expected: Iterable[str]) -> None:
             raise ValueError(
                 f"the config of {config.agent_name!r} lacks the field {name!r}, which every "
                 "algorithm has: start from qam_jax.agents.base.base_config()."
+            )
+
+
+def _check_types(config: ConfigDict, expected: ConfigDict) -> None:
+    """Raises ValueError for a value of another type than the default; `ConfigDict` allows some."""
+    kinds: dict[type, Any] = {float: numbers.Real, int: numbers.Integral, tuple: (tuple, list)}
+    for name, default in expected.items():
+        value, kind = config[name], type(default)
+        fits = isinstance(value, kinds.get(kind, kind))
+        if isinstance(value, bool) and kind is not bool:  # which is an integer to Python
+            fits = False
+        if default is not None and not fits:
+            raise ValueError(
+                f"config field {name!r} must be of type {kind.__name__}, such as {default!r}; got "
+                f"{value!r}."
             )
 
 

@@ -59,6 +59,10 @@ def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.En
         if env_id in gymnasium.registry:
             raise ValueError(f"environment {env_name!r} cannot be made: {error}") from error
         raise ValueError(_describe_unknown(env_name, env_id, module or env_module)) from None
+    except Exception as error:  # of whatever the environment does
+        raise ValueError(
+            f"environment {env_name!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
     if env.spec is not None and env.spec.max_episode_steps is None:
         _warn_endless(env_name)
     return OwnRandomState(_rescaled(_flattened(env, env_name), env_name))
@@ -173,7 +177,7 @@ def _warn_endless(env_name: str) -> None:
 
 def _flattened(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
     """Gives the environment observations [O]. Raises ValueError if this cannot be done."""
-    space = env.observation_space
+    space = getattr(env, "observation_space", None)
     if isinstance(space, spaces.Dict) and _consists_of_boxes(space):
         return gymnasium.wrappers.FlattenObservation(env)
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
@@ -192,7 +196,7 @@ def _consists_of_boxes(space: gymnasium.Space) -> bool:
 
 def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
     """Gives the environment actions [A] in [-1, 1]. Raises ValueError if this cannot be done."""
-    space = env.action_space
+    space = getattr(env, "action_space", None)
     if not (
         isinstance(space, spaces.Box)
         and len(space.shape) == 1
@@ -212,8 +216,8 @@ def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
 
 
 def _make_rendering(env_name: str, env_module: str) -> gymnasium.Env:
+    env = make_env(env_name, env_module, render_mode="rgb_array")
     try:
-        env = make_env(env_name, env_module, render_mode="rgb_array")
         env.reset(seed=0)
         frame = env.unwrapped.render()
     except (TypeError, NotImplementedError) as error:

@@ -211,5 +211,7 @@ def _load_config(given: str) -> ConfigDict:
         if not isinstance(config, ConfigDict):
             raise ValueError(f"get_config must return a ConfigDict, got {type(config).__name__}.")
         return config
-    except (ValueError, OSError, ImportError, TypeError) as error:
-        sys.exit(f"Error: --config={given}: {error}")
+    except Exception as error:  # of whatever stands in the file
+        plain = isinstance(error, ValueError | OSError | ImportError | TypeError | SyntaxError)
+        kind = "" if plain else f"{type(error).__name__}: "
+        sys.exit(f"Error: --config={given}: {kind}{error}")

@@ -1,6 +1,7 @@
 """Configs: what they hold, and what is refused."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from qam_jax.agents import get_config, make_agent
 
@@ -23,6 +24,22 @@ def test_bad_configs_fail_at_construction(changes, message):
     with config.unlocked():
         config.update(changes)
     with pytest.raises(ValueError, match=message):
+        make_agent(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", "fast"),
+        ("batch_size", 8.0),
+        ("num_qs", True),
+        ("actor_hidden_dims", 8),
+        ("rho", None),
+    ],
+)
+def test_values_of_another_type_fail_at_construction(name, value):
+    config = ConfigDict({**get_config("qam"), name: value})
+    with pytest.raises(ValueError, match=f"'{name}' must be of type"):
         make_agent(config)
 
 

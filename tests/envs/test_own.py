@@ -70,6 +70,7 @@ class Blind(Mass):
 gymnasium.register("Mass-v0", Mass, max_episode_steps=12)
 gymnasium.register("EndlessMass-v0", Mass)
 gymnasium.register("BlindMass-v0", Blind, max_episode_steps=12)
+gymnasium.register("NoMass-v0", lambda: 1 / 0)
 """
 
 
@@ -157,6 +158,11 @@ def test_an_environment_without_time_limit_is_mentioned_once(caplog):
             make_env("EndlessMass-v0", "own_masses")
             make_env("Mass-v0", "own_masses")
     assert [record.args for record in caplog.records] == [("EndlessMass-v0",)]
+
+
+def test_an_environment_that_cannot_be_made_is_named():
+    with pytest.raises(ValueError, match="'NoMass-v0' cannot be made: ZeroDivisionError: division"):
+        make_env("NoMass-v0", "own_masses")
 
 
 def test_films_of_an_environment_that_renders(tmp_path):

@@ -77,7 +77,9 @@ def test_the_config_may_stand_before_or_behind_the_flags_of_its_fields():
     assert _outputs(cases) == list(cases.values())
 
 
-def test_a_mistake_on_the_command_line_is_one_line():
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
     unknown = r"Unknown command line flag 'sed'\. Did you mean: seed.* --help lists the flags\."
     brackets = r"expected values in brackets, such as \(512,512\), or \(512,\) for one\."
     cases = {
@@ -91,6 +93,7 @@ def test_a_mistake_on_the_command_line_is_one_line():
         ("--config=/no/qam.py",): r"there is no file /no/qam\.py\. Give experiments/configs/",
         ("--config.lr=1", "--config=/no/qam.py"): r"there is no file /no/qam\.py\. Give exp",
         ("--config={configs}/default.py",): "default.py: .*missing .* argument: 'agent_name'",
+        (f"--config={broken}",): r"broken\.py: ZeroDivisionError: division by zero",
         (f"--config={__file__}",): r"test_command_line\.py: it has no function get_config\.",
         ("--config.actor_hidden_dims=512",): f"actor_hidden_dims=512: {brackets}",
         ("--config.actor_hidden_dims", "wide"): f"actor_hidden_dims=wide: {brackets}",

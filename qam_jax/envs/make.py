@@ -23,6 +23,7 @@ _logger = logging.getLogger("qam_jax.envs")
 
 _FRAME_SIZE = 400  # pixels
 _MAX_FRAMES = 250  # of an episode, since a frame takes a tenth of a second without a GPU
+_NOT_OF_STATES = ("visual-", "powderworld-")
 _RENDER_TEST = (
     "import mujoco; "
     "mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco><worldbody/></mujoco>')).render()"
@@ -54,15 +55,11 @@ def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.En
     if module:
         _import_registering(module, f"{module!r} of {env_name!r}")
     try:
-        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    except gymnasium.error.Error as error:
+        env = _make_registered(env_id, env_name, **kwargs)
+    except ValueError:
         if env_id in gymnasium.registry:
-            raise ValueError(f"environment {env_name!r} cannot be made: {error}") from error
+            raise
         raise ValueError(_describe_unknown(env_name, env_id, module or env_module)) from None
-    except Exception as error:  # of whatever the environment does
-        raise ValueError(
-            f"environment {env_name!r} cannot be made: {type(error).__name__}: {error}"
-        ) from error
     if env.spec is not None and env.spec.max_episode_steps is None:
         _warn_endless(env_name)
     return OwnRandomState(_rescaled(_flattened(env, env_name), env_name))
@@ -117,9 +114,23 @@ def _make_ogbench(env_name: str, **kwargs: Any) -> gymnasium.Env:
             f"unknown environment {env_name!r}: OGBench has no {task.env_id!r}."
             + _describe_close(env_name, _ogbench_names(task.dataset_type))
         )
+    if env_name.startswith(_NOT_OF_STATES):
+        raise ValueError(
+            f"environment {env_name!r} has images as observations, which are not supported: name "
+            "one whose observations are states."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the simulators' own spaces
-        return gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
+        return _make_registered(task.env_id, env_name, **kwargs)
+
+
+def _make_registered(env_id: str, env_name: str, **kwargs: Any) -> gymnasium.Env:
+    """Raises ValueError for whatever `gymnasium.make` or the environment raises."""
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except Exception as error:
+        kind = "" if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: "
+        raise ValueError(f"environment {env_name!r} cannot be made: {kind}{error}") from error
 
 
 def _register_ogbench() -> None:

@@ -86,6 +86,8 @@ def test_a_seed_fixes_an_episode(env_name):
 def test_unknown_environments_are_named_with_close_ones():
     with pytest.raises(ValueError, match=r"no 'cube-quintuple-singletask-v0'.*Close names: cube-"):
         make_env("cube-quintuple-play-singletask-v0")
+    with pytest.raises(ValueError, match=r"has images as observations, which are not supported"):
+        make_env("visual-cube-single-play-singletask-v0")
     with pytest.raises(ValueError, match=r"--env_module=<package>.*cube-double-play-singletask"):
         make_env("cube-double-pla-singletask-v0")
 

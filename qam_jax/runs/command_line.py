@@ -101,7 +101,13 @@ def run_main(
                 _print_fields(flags.FLAGS["config"].value)
             sys.exit(0)
 
-    app.run(main, arguments, flags_parser=parse)
+    def checked_main(rest: list[str]) -> None:
+        try:
+            main(rest)
+        except app.UsageError as error:  # before which absl prints the whole help
+            sys.exit(f"Error: {error} {hint}")
+
+    app.run(checked_main, arguments, flags_parser=parse)
 
 
 def run_with_config(

@@ -8,35 +8,19 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base
+from qam_jax.agents import base, values
 from qam_jax.agents.base import AgentState
-from qam_jax.critic import expectile_loss, td_loss, td_target
-from qam_jax.networks import (
-    CriticEnsemble,
-    StateValue,
-    TanhGaussian,
-    VectorField,
-    critic_values,
-)
+from qam_jax.networks import CriticEnsemble, TanhGaussian, VectorField, critic_values
 from qam_jax.types import Array, Batch, Key, Metrics, Params, QFn
 
 PolicyFn = Callable[[AgentState, Array, Key], Array]
 """An algorithm's sampler before best-of-n: `(state, observations [..., O], key) -> [..., D]`."""
 
-Loss = tuple[Array, Metrics]
+Loss = values.Loss
 """A scalar to differentiate, and the metrics to log."""
 
 LossFn = Callable[[AgentState, Params, Batch, Array, Key], Loss]
 """An algorithm's own losses: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`."""
-
-TargetFn = Callable[[AgentState, Batch, Key], Array]
-"""TD targets [B] of the critics: `(state, batch, key) -> [B]`."""
-
-ValueLearning = Callable[[AgentState, Batch, Key], Callable[[Params], Loss]]
-"""What regresses the critics: `(state, batch, key) -> (params -> (loss, metrics))`.
-
-What the first call computes (samples, targets) is held fixed in the second.
-"""
 
 
 def make_actor_critic(
@@ -47,31 +31,32 @@ def make_actor_critic(
     actor_loss: LossFn,
     policy: PolicyFn,
     target_names: tuple[str, ...] = ("critic",),
-    value_learning: ValueLearning | None = None,
+    value_learning: values.ValueLearning | None = None,
+    target_policy: PolicyFn | None = None,
     rates: dict[str, float] | None = None,
     rank: Callable[..., Array] = jnp.mean,
     optimizer: optax.GradientTransformation | None = None,
 ) -> base.Agent:
-    """Agent that learns critics by TD backups and everything else by one loss of its own.
+    """Agent that learns critics by a value learning and everything else by one loss of its own.
 
     Args:
       config: of the algorithm.
       critic: the ensemble.
-      init_actor: `(key, observation [O], action [D]) -> params` of all other networks; a `critic`
-        among them replaces the usual one, for one of other inputs.
+      init_actor: `(key, observation [O], action [D]) -> params` of all other networks. It may
+        replace the usual critic, by one of other inputs, and networks of the value learning.
       actor_loss: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`; gradients are
         taken in `params`, `state.params` holds the same numbers fixed.
       policy: how the agent acts, before best-of-n.
       target_names: the networks that have a moving average.
-      value_learning: what regresses the critics; by default `td_learning` at the policy's actions.
+      value_learning: what regresses the critics; by default TD learning.
+      target_policy: draws the next actions that critics are backed up from; by default `policy`.
       rates: of the moving averages, by network; by default `config.tau` for all.
       rank: see `best_actions`.
       optimizer: by default `base.make_optimizer(config)`.
     """
     optimizer = base.make_optimizer(config) if optimizer is None else optimizer
-    value_learning = value_learning or td_learning(
-        config, critic, partial(policy_targets, config, critic, policy)
-    )
+    learning = value_learning or values.make_value_learning(config, critic)
+    backup = partial(best_actions, config, critic, target_policy or policy)
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
@@ -79,14 +64,17 @@ def make_actor_critic(
         key, critic_key, actor_key = jax.random.split(key, 3)
         params = {
             "critic": critic.init(critic_key, example_observation, action)["params"],
+            **learning.init(jax.random.fold_in(critic_key, 1), example_observation),
             **init_actor(actor_key, example_observation, action),
         }
-        return base.init_state(optimizer, params, target_names, key, action_shape)
+        names = target_names + learning.target_names
+        return base.init_state(optimizer, params, names, key, action_shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, value_key, actor_key = jax.random.split(state.key, 3)
-        actions = base.flat_actions(config, batch)
-        value_loss = value_learning(state, batch, value_key)
+        actions, nexts = base.flat_actions(config, batch), batch.next_observations
+        next_actions = backup(state, nexts, value_key) if learning.needs_actions else None
+        value_loss = learning.loss(state, batch, next_actions, value_key)
 
         def loss_fn(params: Params) -> Loss:
             loss, metrics = value_loss(params)
@@ -96,119 +84,6 @@ def make_actor_critic(
         return base.apply_gradients(state, optimizer, loss_fn, key, rates or config.tau)
 
     return base.Agent(init, update, make_sampler(config, critic, policy, rank))
-
-
-def td_learning(config: ConfigDict, critic: CriticEnsemble, target_fn: TargetFn) -> ValueLearning:
-    """Regression of the critics on the targets [B] of `(state, batch, key)`."""
-
-    def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
-        actions, targets = base.flat_actions(config, batch), target_fn(state, batch, key)
-        return lambda params: critic_loss(critic, params["critic"], batch, actions, targets)
-
-    return value_learning
-
-
-def implicit_learning(
-    config: ConfigDict,
-    critic: CriticEnsemble,
-    value: StateValue,
-    pool: Callable[[Array], Array],
-    *,
-    weigh_values: bool = True,
-) -> ValueLearning:
-    """Implicit Q-learning (IQL, arXiv 2110.06169): critics and a value learn from data alone.
-
-    The critics bootstrap from `V(s')`; `V(s)` is the expectile `config.kappa` of the pooled target
-    critics at the data's actions.
-
-    Args:
-      config: of the algorithm.
-      critic: the ensemble.
-      value: network of `V`; its parameters are `params["value"]`.
-      pool: makes one value [B] of the target critics' values [K, B].
-      weigh_values: whether windows over an episode's end are left out of the loss of `V` too.
-    """
-
-    def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
-        del key  # no action is drawn
-        actions, observations = base.flat_actions(config, batch), batch.observations
-        next_values = value.apply({"params": state.params["value"]}, batch.next_observations)
-        targets = bootstrap(config, batch, next_values[None])
-        target_critic = state.target_params["critic"]
-        pooled = pool(critic_values(critic, target_critic, observations, actions))
-        weights = batch.weights if weigh_values else jnp.ones_like(batch.weights)
-
-        def loss(params: Params) -> Loss:
-            td_loss, metrics = critic_loss(critic, params["critic"], batch, actions, targets)
-            values = value.apply({"params": params["value"]}, observations)
-            value_loss = jnp.mean(weights * expectile_loss(pooled - values, config.kappa))
-            metrics |= {"value_loss": value_loss, "v_mean": jnp.mean(values)}
-            return td_loss + value_loss, metrics
-
-        return loss
-
-    return value_learning
-
-
-def critic_loss(
-    critic: CriticEnsemble, params: Params, batch: Batch, actions: Array, targets: Array
-) -> Loss:
-    """TD loss of the ensemble, with its metrics; see `critic.td_loss`.
-
-    Args:
-      critic: the ensemble.
-      params: its parameters.
-      batch: of its windows the observations and weights are used.
-      actions: [B, D], see `base.flat_actions`.
-      targets: [B], held fixed, see `policy_targets`.
-    """
-    q_values = critic_values(critic, params, batch.observations, actions)
-    loss = td_loss(q_values, targets, batch.weights)
-    return loss, critic_metrics(loss, q_values)
-
-
-def critic_metrics(loss: Array, q_values: Array) -> Metrics:
-    """Metrics of the critics' loss and values [K, B]."""
-    return {
-        "critic_loss": loss,
-        "q_mean": jnp.mean(q_values),
-        "q_min": jnp.min(q_values),
-        "q_max": jnp.max(q_values),
-    }
-
-
-def policy_targets(
-    config: ConfigDict,
-    critic: CriticEnsemble,
-    policy: PolicyFn,
-    state: AgentState,
-    batch: Batch,
-    key: Key,
-) -> Array:
-    """TD targets [B] at the actions that the policy takes in the next observations."""
-    repeated = repeat_observations(config, batch.next_observations)
-    return targets_at(config, critic, state, batch, policy(state, repeated, key))
-
-
-def targets_at(
-    config: ConfigDict, critic: CriticEnsemble, state: AgentState, batch: Batch, actions: Array
-) -> Array:
-    """TD targets [B] at the best of actions [N, B, D] in the next observations."""
-    best = choose_best(critic, state, batch.next_observations, actions)
-    params, observations = state.target_params["critic"], batch.next_observations
-    return bootstrap(config, batch, critic_values(critic, params, observations, best))
-
-
-def bootstrap(config: ConfigDict, batch: Batch, next_q_values: Array) -> Array:
-    """TD targets [B] for values [K, B] of the next observations."""
-    return td_target(
-        batch.rewards,
-        batch.masks,
-        next_q_values,
-        discount=config.discount,
-        horizon_length=config.horizon_length,
-        rho=config.get("rho", 0.0),  # which a single value does without
-    )
 
 
 def best_actions(
@@ -272,14 +147,16 @@ def make_sampler(
 
 
 def init_flow_and_value(
-    flow: VectorField, value: StateValue, key: Key, observation: Array, action: Array
+    flow: VectorField,
+    init_value: Callable[[Key, Array], Params],
+    key: Key,
+    observation: Array,
+    action: Array,
 ) -> Params:
-    """Parameters of the behaviour flow and of a value beside it, by name."""
+    """Parameters of the behaviour flow, and those that `init_value` makes, by name."""
     flow_key, value_key = jax.random.split(key)
-    return {
-        "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-        "value": value.init(value_key, observation)["params"],
-    }
+    behavior = flow.init(flow_key, observation, action, action[:1])["params"]
+    return {"behavior": behavior, **init_value(value_key, observation)}
 
 
 def make_flow_policy(config: ConfigDict, flow: VectorField, name: str = "behavior") -> PolicyFn:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import expectile_loss, td_loss
@@ -64,7 +64,9 @@ def make_agent(config: ConfigDict) -> base.Agent:
         noise = base.draw_noise(state, observations, key)
         return jnp.clip(draw(state.params, observations, noise), -1, 1)
 
-    def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
+    def value_loss(
+        state: AgentState, batch: Batch, _: Array | None, key: Key
+    ) -> Callable[[Params], Loss]:
         noise_key, time_key, upper_key = jax.random.split(key, 3)
         actions, next_observations = base.flat_actions(config, batch), batch.next_observations
         noise = base.draw_noise(state, next_observations, noise_key)
@@ -73,17 +75,17 @@ def make_agent(config: ConfigDict) -> base.Agent:
         errors = anchor_errors(velocity, noise, next_actions, time_key)
         penalty = config.critic_anchor / state.action_shape[0] * jnp.sum(errors**2, axis=-1)
         next_values = critic_values(upper, state.params["upper"], next_observations, next_actions)
-        targets = actor_critic.bootstrap(config, batch, next_values - penalty)
+        targets = values.bootstrap(config, batch, next_values - penalty)
         observations, fresh = batch.observations, base.draw_noise(state, actions, upper_key)
         target = _noisy_values(critic, state.target_params["critic"], observations, actions, fresh)
 
         def loss(params: Params) -> Loss:
             q_values = _noisy_values(critic, params["critic"], observations, actions, noise)
-            values = critic_values(upper, params["upper"], observations, actions)
+            uppers = critic_values(upper, params["upper"], observations, actions)
             critic_loss = td_loss(q_values, targets, batch.weights)
-            losses = batch.weights * expectile_loss(target.mean(axis=0) - values, config.kappa)
-            metrics = actor_critic.critic_metrics(critic_loss, q_values)
-            metrics |= {"upper_loss": jnp.mean(losses), "upper_mean": jnp.mean(values)}
+            losses = batch.weights * expectile_loss(target.mean(axis=0) - uppers, config.kappa)
+            metrics = values.critic_metrics(critic_loss, q_values)
+            metrics |= {"upper_loss": jnp.mean(losses), "upper_mean": jnp.mean(uppers)}
             return critic_loss + metrics["upper_loss"], metrics
 
         return loss
@@ -108,7 +110,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config, critic, init_actor=partial(_init, flow, actor, critic, upper),
         actor_loss=actor_loss, policy=policy,
-        value_learning=value_learning,
+        value_learning=values.ValueLearning(value_loss),
     )  # fmt: skip
 
 

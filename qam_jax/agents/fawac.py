@@ -43,6 +43,9 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic = base.make_critic(config)
     value = StateValue(**base.network_fields(config, "critic"))
 
+    def init_value(key: Key, observation: Array) -> Params:
+        return {"value": value.init(key, observation)["params"]}
+
     def advantage_weights(params: Params, observations: Array, actions: Array) -> Array:
         """`min(exp(inv_temp (mean_k Q - V)), 100)` [B]."""
         q_values = mean_critic_value(critic, params["critic"], observations, actions)
@@ -70,7 +73,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=partial(actor_critic.init_flow_and_value, flow, value),
+        init_actor=partial(actor_critic.init_flow_and_value, flow, init_value),
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow),
     )

@@ -10,11 +10,9 @@ from functools import partial
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
-from qam_jax.critic import pessimistic_value
-from qam_jax.networks import StateValue
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "IFQL"
@@ -39,7 +37,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; of the flow's actions it takes the one whose lowest critic is highest."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    value = StateValue(**base.network_fields(config, "critic"))
+    learning = values.make_value_learning(config, critic, "iql", weigh_values=False)
 
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
@@ -47,15 +45,12 @@ def make_agent(config: ConfigDict) -> base.Agent:
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, key)
         return bc_loss, {"bc_loss": bc_loss}
 
-    pool = partial(pessimistic_value, rho=config.rho)
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=partial(actor_critic.init_flow_and_value, flow, value),
+        init_actor=partial(actor_critic.init_flow_and_value, flow, learning.init),
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow),
-        value_learning=actor_critic.implicit_learning(
-            config, critic, value, pool, weigh_values=False
-        ),
+        value_learning=learning,
         rank=jnp.min,
     )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.adjoint import adjoint_matching_loss, solve_lean_adjoint, terminal_adjoint
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.agents.qam_actors import Draws, make_top_actor
@@ -79,7 +79,7 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
       ValueError: if both `fql_alpha` and `edit_scale` are set.
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
-    optimizer = base.make_optimizer(config)
+    learning, optimizer = values.make_value_learning(config, critic), base.make_optimizer(config)
 
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         noise, own_noise = _noises(state, observations, key)
@@ -90,32 +90,40 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     def act(state: AgentState, observations: Array, draws: Draws) -> Array:
         return top.act(state.params, observations, draws) if top else draws.flow_actions
 
+    def next_best(state: AgentState, batch: Batch, nexts: Array, draws: Draws, key: Key) -> Array:
+        """Best actions [B, D] in the next observations, which are repeated as `nexts`."""
+        drawn = act(state, nexts, draws)
+        if config.get("inv_temp") == 0:  # then the behaviour flow acts
+            drawn = policy(state, nexts, jax.random.fold_in(key, 0))
+        return actor_critic.choose_best(critic, state, batch.next_observations, drawn)
+
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
         inputs = example_observation, jnp.zeros(action_shape).reshape(-1)
         key, critic_key, behavior_key, flow_key, actor_key = jax.random.split(key, 5)
         params = init_flows(flow, behavior_key, flow_key, *inputs)
         params |= top.init(actor_key, *inputs) if top else {}
+        params |= learning.init(jax.random.fold_in(critic_key, 1), example_observation)
         params["critic"] = critic.init(critic_key, *inputs)["params"]
-        return base.init_state(optimizer, params, ("critic", "behavior"), key, action_shape)
+        target_names = ("critic", "behavior", *learning.target_names)
+        return base.init_state(optimizer, params, target_names, key, action_shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
-        key, bc_key, *sample_keys = jax.random.split(state.key, 4)
+        key, bc_key, act_key, path_key = jax.random.split(state.key, 4)
         observations, actions = batch.observations, base.flat_actions(config, batch)
         nexts = actor_critic.repeat_observations(config, batch.next_observations)
+        nexts = nexts if learning.needs_actions else nexts[:0]
         acting = jnp.concatenate([nexts, observations[None]]) if top else nexts
-        draws, path = _sample(config, flow, state, acting, observations, *sample_keys)
+        draws, path = _sample(config, flow, state, acting, observations, act_key, path_key)
         next_draws, draws = _split(draws) if top else (draws, draws)
-        next_actions = act(state, acting[: len(nexts)], next_draws)
-        if config.get("inv_temp") == 0:  # then the behaviour flow acts
-            next_key = jax.random.fold_in(sample_keys[0], 0)
-            next_actions = policy(state, acting[: len(nexts)], next_key)
-        targets = actor_critic.targets_at(config, critic, state, batch, next_actions)
+        next_actions = None
+        if learning.needs_actions:
+            next_actions = next_best(state, batch, nexts, next_draws, act_key)
+        value_loss = learning.loss(state, batch, next_actions, act_key)
         adjoints, norms = _solve(config, flow, critic, state, observations, path)
 
         def loss_fn(params: Params) -> Loss:
-            critic_params = params["critic"]
-            loss, metrics = actor_critic.critic_loss(critic, critic_params, batch, actions, targets)
+            loss, metrics = value_loss(params)
             bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
             velocity = _velocity(config, flow, params, state.target_params, observations)
             velocities = velocities_along(velocity, path.states[:-1])

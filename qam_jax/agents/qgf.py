@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss, LossFn, PolicyFn
 from qam_jax.agents.base import AgentState
-from qam_jax.networks import CriticEnsemble, StateValue, VectorField, critic_values
+from qam_jax.networks import CriticEnsemble, VectorField, critic_values
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "QGF"
@@ -87,16 +87,15 @@ def make_implicit_agent(
     policy: PolicyFn,
 ) -> base.Agent:
     """Agent of one flow beside implicit Q-learning; the lowest target critic picks best of n."""
-    value = StateValue(**base.network_fields(config, "critic"))
-
     pool = partial(jnp.min, axis=0)
+    learning = values.make_value_learning(config, critic, "iql", pool=pool)
     agent = actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=partial(actor_critic.init_flow_and_value, flow, value),
+        init_actor=partial(actor_critic.init_flow_and_value, flow, learning.init),
         actor_loss=actor_loss,
         policy=policy,
-        value_learning=actor_critic.implicit_learning(config, critic, value, pool),
+        value_learning=learning,
     )
     return agent._replace(sample_actions=lowest_sampler(config, critic, policy))
 

@@ -90,9 +90,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         actor_loss=actor_loss,
         policy=policy,
         target_names=("critic", "actor"),
-        value_learning=actor_critic.td_learning(
-            config, critic, partial(actor_critic.policy_targets, config, critic, target_policy)
-        ),
+        target_policy=target_policy,
         optimizer=_make_optimizer(config),
     )
 

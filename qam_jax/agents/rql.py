@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import expectile_loss
@@ -55,9 +55,11 @@ def make_agent(config: ConfigDict) -> base.Agent:
         noise = base.draw_noise(state, observations, key)
         times = jnp.zeros_like(noise[:, :1])
         q_values = critic_values(critic, params, observations, noise, times)
-        return actor_critic.bootstrap(config, batch, q_values)
+        return values.bootstrap(config, batch, q_values)
 
-    def value_learning(state: AgentState, batch: Batch, key: Key) -> Callable[[Params], Loss]:
+    def value_loss(
+        state: AgentState, batch: Batch, _: Array | None, key: Key
+    ) -> Callable[[Params], Loss]:
         distance_key, target_key = jax.random.split(key)
         actions = base.flat_actions(config, batch)
         distances = draw_distances(distance_key, len(actions), config.flow_steps)
@@ -69,7 +71,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         def loss(params: Params) -> Loss:
             q_values = critic_values(critic, params["critic"], *inputs)
             losses = batch.weights * expectile_loss(targets - q_values, config.kappa)
-            return jnp.mean(losses), actor_critic.critic_metrics(jnp.mean(losses), q_values)
+            return jnp.mean(losses), values.critic_metrics(jnp.mean(losses), q_values)
 
         return loss
 
@@ -96,7 +98,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     policy = actor_critic.make_flow_policy(config, flow, "flow")
     agent = actor_critic.make_actor_critic(
         config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=average_policy,
-        target_names=("critic", "flow"), value_learning=value_learning,
+        target_names=("critic", "flow"), value_learning=values.ValueLearning(value_loss),
         rates={"critic": config.tau, "flow": config.flow_tau},
     )  # fmt: skip
     return agent._replace(explore=actor_critic.make_sampler(config, critic, policy))

@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 import qam_jax
 from qam_jax import agents
-from qam_jax.agents import base
+from qam_jax.agents import base, values
 from qam_jax.runs.settings import DataSettings, ProcessSettings, RunSettings
 
 _ROOT = Path(__file__).parents[2]
@@ -124,17 +124,23 @@ def _flags_of(command: str) -> Iterator[tuple[str, str, str]]:
 
 def _config_parts() -> Iterator[str]:
     """Tables of the algorithms' fields: shared fields first, then each algorithm's own."""
-    notes = _comments(base)
+    notes = _comments(base) | _comments(values)
+    for _, module in inspect.getmembers(values, inspect.ismodule):
+        notes |= _comments(module)
     common, critic = base.base_config(), base.critic_config()
-    shared = {**common, **critic}
     yield "### Fields of all algorithms"
     yield _field_table(common, notes)
     yield "### Fields of all algorithms with a critic"
     yield _field_table(critic, notes)
+    yield "### Fields of the value learnings"
+    yield "See [Value learning and policy extraction](values.md)."
+    yield _field_table(values.FIELDS, notes)
     yield "### Fields of single algorithms"
     yield "These tables also have the fields whose default differs from the tables above."
     for name in agents.algorithm_names():
-        fields = agents.get_config(name).items()
+        config = agents.get_config(name)
+        shared = {**common, **critic, **(values.FIELDS if "value_learning" in config else {})}
+        fields = config.items()
         own = {key: value for key, value in fields if shared.get(key, value) != value}
         own |= {key: value for key, value in fields if key not in {*shared, "agent_name"}}
         if own:

@@ -10,7 +10,9 @@ name is the `agent_name`. It may also say:
 - `NETWORK_CHANGES`: versions of the package after which older checkpoints do not fit, as
   `base.NetworkChange`s.
 - `LATER_FIELDS`: fields that are newer than some saved runs, with the values by which those
-  computed, `{field: value}`.
+  computed, `{field: value}`. The fields of value learnings are, without a word.
+- `NO_VALUE_LEARNING`: why other value learnings than its own make no sense. Algorithms without it
+  have the fields of `values.critic_config`, which choose one.
 - `VARIANTS`: other configs under names of their own, `{agent_name: (display name, get_config)}`.
 - `VARIANT_FIELDS`: fields that make the algorithm a variant where they are above 0,
   `{field: agent_name of the variant}`.
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import base, qgf
+from qam_jax.agents import base, qgf, values
 from qam_jax.agents.base import Agent, AgentState, NetworkChange, parameter_count
 from qam_jax.networks import CriticEnsemble
 
@@ -153,7 +155,12 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def later_fields(agent_name: str) -> Mapping[str, Any]:
     """Fields that are newer than some saved runs, with the values by which those computed."""
-    return {**_LATER_FIELDS, **_find_algorithm(agent_name).later_fields}
+    algorithm = _find_algorithm(agent_name)
+    later = {**_LATER_FIELDS, **algorithm.later_fields}
+    if "value_learning" in algorithm.get_config():
+        own = {**algorithm.ranges, **later}
+        later |= {name: value for name, value in values.FIELDS.items() if name not in own}
+    return later
 
 
 def network_change(config: ConfigDict, version: str | None) -> NetworkChange | None:
@@ -179,6 +186,7 @@ class _Algorithm(NamedTuple):
     variant_fields: Mapping[str, str]
     network_changes: Sequence[NetworkChange]
     later_fields: Mapping[str, Any]
+    no_value_learning: str
 
 
 def _from_module(module: ModuleType, name: str) -> _Algorithm:
@@ -192,6 +200,7 @@ def _from_module(module: ModuleType, name: str) -> _Algorithm:
         getattr(module, "VARIANT_FIELDS", {}),
         getattr(module, "NETWORK_CHANGES", ()),
         getattr(module, "LATER_FIELDS", {}),
+        getattr(module, "NO_VALUE_LEARNING", "its config has no such field"),
     )
 
 
@@ -271,6 +280,10 @@ def _check_config(config: ConfigDict) -> None:
         )
     algorithm = _find_algorithm(config.agent_name)
     expected = algorithm.get_config()
+    if "value_learning" in config and "value_learning" not in expected:
+        raise ValueError(
+            f"{config.agent_name!r} has no choice of value_learning: {algorithm.no_value_learning}."
+        )
     _check_names(config, expected)
     _check_types(config, expected)
     for name, choices in base.CHOICES.items():
@@ -284,7 +297,7 @@ def _check_config(config: ConfigDict) -> None:
             raise ValueError(
                 f"config field {name!r} must hold whole numbers above 0, got {tuple(widths)}."
             )
-    for name, (low, high) in {**base.RANGES, **algorithm.ranges}.items():
+    for name, (low, high) in {**base.RANGES, **values.RANGES, **algorithm.ranges}.items():
         if name in config and not low <= config[name] <= high:
             raise ValueError(
                 f"config field {name!r} must lie in [{low:g}, {high:g}], got {config[name]}."

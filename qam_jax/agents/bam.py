@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base, qam
+from qam_jax.agents import actor_critic, base, qam, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import pessimistic_value
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "bam",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "inv_temp": 10.0,  # inverse temperature; with 0 the behaviour flow acts
         }
     )

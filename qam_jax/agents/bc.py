@@ -14,6 +14,7 @@ from qam_jax.types import Array, Batch, Key, Metrics, Params
 
 DISPLAY_NAME = "BC"
 ACTS_BY_BEHAVIOR = True
+NO_VALUE_LEARNING = "it has no critic"
 
 
 def get_config() -> ConfigDict:

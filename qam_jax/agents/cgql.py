@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.networks import TimedCriticEnsemble, VectorField, critic_values
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "cgql",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "clip_grad_norm": 0.0,
             "inv_temp": 10.0,  # inverse temperature of the guidance; 0 is none
             "guidance_coef": 0.1,  # size of the guidance; 0 is behaviour cloning

@@ -7,7 +7,7 @@ gradient of the critic, softly: `sqrt(1 - abar_t) grad Q(s, x_t) . eps_theta`.
 from ml_collections import ConfigDict
 
 from qam_jax import diffusion
-from qam_jax.agents import base, diffusion_policy
+from qam_jax.agents import base, diffusion_policy, values
 
 DISPLAY_NAME = "DAC"
 NETWORK_CHANGES = diffusion_policy.NETWORK_CHANGES
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "dac",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "alpha": 1.0,  # weight of behaviour cloning
         }
     )

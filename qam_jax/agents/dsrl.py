@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.networks import TanhGaussian, critic_values, mean_critic_value
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "dsrl",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "clip_grad_norm": 0.0,
             "noise_scale": 1.0,  # the latent actor's noise lies in (-noise_scale, noise_scale)
         }

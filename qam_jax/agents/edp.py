@@ -15,6 +15,7 @@ from qam_jax.types import Array, Batch, Key, Params
 DISPLAY_NAME = "EDP"
 ACTS_BY_BEHAVIOR = True
 RANGES = {"bc_weight": base.AT_LEAST_0, "kappa": base.SHARE}
+LATER_FIELDS = qgf.LATER_FIELDS
 
 
 def get_config() -> ConfigDict:

@@ -21,6 +21,9 @@ from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "FAN"
 CRITIC = None  # its critics take noise beside the action
+NO_VALUE_LEARNING = (
+    "its critics are conditioned on noise, which only the regression of its own teaches them"
+)
 RANGES = {
     "actor_anchor": base.AT_LEAST_0,
     "critic_anchor": base.AT_LEAST_0,

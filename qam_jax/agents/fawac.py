@@ -10,7 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import td_loss
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "fawac",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "clip_grad_norm": 0.0,
             "inv_temp": 0.8,  # inverse temperature of the advantage; 0 is behaviour cloning
         }
@@ -59,16 +59,15 @@ def make_agent(config: ConfigDict) -> base.Agent:
         weights = advantage_weights(state.params, observations, actions)
         weighted = dataclasses.replace(batch, weights=batch.weights * weights)
         bc_loss = base.behavior_cloning_loss(flow, params["behavior"], weighted, actions, key)
+        metrics = {"bc_loss": bc_loss, "advantage_weight": jnp.mean(weights)}
+        if config.value_learning == "iql":  # which regresses this value itself
+            return bc_loss, metrics
         target_critic = state.target_params["critic"]
         q_values = critic_values(critic, target_critic, observations, actions)
         values = value.apply({"params": params["value"]}, observations)
         value_loss = td_loss(q_values, values, batch.weights)
-        return bc_loss + value_loss, {
-            "bc_loss": bc_loss,
-            "value_loss": value_loss,
-            "v_mean": jnp.mean(values),
-            "advantage_weight": jnp.mean(weights),
-        }
+        metrics |= {"value_loss": value_loss, "v_mean": jnp.mean(values)}
+        return bc_loss + value_loss, metrics
 
     return actor_critic.make_actor_critic(
         config,

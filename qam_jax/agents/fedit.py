@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.networks import TanhGaussian, mean_critic_value
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "fedit",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "clip_grad_norm": 0.0,
             "edit_scale": 0.2,  # size of an edit, as a share of the action range
         }

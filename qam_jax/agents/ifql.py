@@ -17,6 +17,7 @@ from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "IFQL"
 RANGES = {"kappa": base.SHARE}
+LATER_FIELDS = {"value_learning": "iql"}
 
 
 def get_config() -> ConfigDict:
@@ -25,7 +26,8 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "ifql",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
+            "value_learning": "iql",
             "clip_grad_norm": 0.0,
             "best_of_n": 32,  # actions drawn per decision; the lowest critic keeps one
             "kappa": 0.9,  # expectile of the value; 0.5 is the mean
@@ -37,7 +39,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; of the flow's actions it takes the one whose lowest critic is highest."""
     flow = base.make_flow(config)
     critic = base.make_critic(config)
-    learning = values.make_value_learning(config, critic, "iql", weigh_values=False)
+    learning = values.make_value_learning(config, critic, weigh_values=False)
 
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key

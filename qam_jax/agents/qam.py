@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "qam",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "inv_temp": 1.0,  # inverse temperature; with 0 the behaviour flow acts
             "residual": False,  # f_theta is the behaviour flow plus a learned residual
             "fql_alpha": 0.0,  # weight of the one-step actor's distillation; above 0: QAM-F

@@ -19,6 +19,7 @@ from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "QGF"
 RANGES = {"guidance_weight": base.AT_LEAST_0, "kappa": base.SHARE}
+LATER_FIELDS = {"value_learning": "iql"}
 
 
 def get_config() -> ConfigDict:
@@ -35,8 +36,8 @@ def get_config() -> ConfigDict:
 
 def implicit_config() -> ConfigDict:
     """Fields of the methods of the same code: two critics by implicit Q-learning, no clipping."""
-    fields = {**base.base_config(), **base.critic_config()}
-    del fields["rho"]  # the backup takes one value, the policy the lowest critic
+    fields = {**base.base_config(), **values.critic_config(), "value_learning": "iql"}
+    del fields["rho"]  # what is one value of the critics elsewhere is the lowest here
     return ConfigDict({**fields, "clip_grad_norm": 0.0, "discount": 0.999, "num_qs": 2})
 
 
@@ -88,7 +89,7 @@ def make_implicit_agent(
 ) -> base.Agent:
     """Agent of one flow beside implicit Q-learning; the lowest target critic picks best of n."""
     pool = partial(jnp.min, axis=0)
-    learning = values.make_value_learning(config, critic, "iql", pool=pool)
+    learning = values.make_value_learning(config, critic, pool=pool)
     agent = actor_critic.make_actor_critic(
         config,
         critic,

@@ -7,7 +7,7 @@ the critic: `||-inv_temp grad Q(s, x_t) - eps_theta||^2`. Behaviour cloning is a
 from ml_collections import ConfigDict
 
 from qam_jax import diffusion
-from qam_jax.agents import base, diffusion_policy
+from qam_jax.agents import base, diffusion_policy, values
 from qam_jax.types import Array
 
 DISPLAY_NAME = "QSM"
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "qsm",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "inv_temp": 10.0,  # inverse temperature
             "alpha": 10.0,  # weight of behaviour cloning
         }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import pessimistic_value
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "rebrac",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "clip_grad_norm": 0.0,
             "alpha_actor": 0.01,  # weight of cloning
             "actor_noise": 0.0,  # standard deviation of the noise on actions
@@ -107,7 +107,10 @@ def _make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Adam; the actor's moments and step count stand still between the actor's steps."""
     adam = optax.adam(config.lr)
     delayed = optax.conditionally_mask(adam, lambda step: step % config.actor_interval == 0)
-    labels = {"critic": "always", "actor": "delayed"}
+
+    def labels(params: Params) -> dict[str, str]:
+        return {name: "delayed" if name == "actor" else "always" for name in params}
+
     return base.make_optimizer(
         config, optax.partition({"always": adam, "delayed": delayed}, labels)
     )

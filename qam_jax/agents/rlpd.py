@@ -8,7 +8,7 @@ actions.
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents import actor_critic, base
+from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.critic import pessimistic_value
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "rlpd",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "clip_grad_norm": 0.0,
             "bc_alpha": 0.0,  # weight of the log-likelihood of the batch's actions
         }

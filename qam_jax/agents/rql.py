@@ -23,6 +23,9 @@ from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "RQL"
 CRITIC = TimedCriticEnsemble
+NO_VALUE_LEARNING = (
+    "its critics value partly generated actions, which only the regression of its own teaches them"
+)
 RANGES = {"alpha": base.AT_LEAST_0, "kappa": base.SHARE, "flow_tau": base.SHARE}
 
 

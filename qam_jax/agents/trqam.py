@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.adjoint import adjoint_matching_loss
-from qam_jax.agents import base, qam
+from qam_jax.agents import base, qam, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.flow import MemorylessPath, deviation_costs
@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
         {
             "agent_name": "trqam",
             **base.base_config(),
-            **base.critic_config(),
+            **values.critic_config(),
             "discount": 0.995,
             "kl_budget": 1.0,  # divergence of paths allowed, per action of a chunk
             "lam_scale": 3.0,  # Lambda / lam; 1 / Lambda is the inverse temperature

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from qam_jax.agents import get_config, make_agent
+from qam_jax.agents import algorithm_names, get_config, make_agent
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,8 @@ from qam_jax.agents import get_config, make_agent
         ({"flow_steps": 0}, "'flow_steps' must lie in"),
         ({"compute_dtype": "float16"}, "'compute_dtype' must be one of float32, bfloat16, got"),
         ({"num_qs": 0}, "'num_qs' must lie in"),
+        ({"kappa": 1.5}, "'kappa' must lie in"),
+        ({"value_learning": "sarsa"}, "'value_learning' must be one of td, iql.*got 'sarsa'"),
         ({"actor_hidden_dims": (16, 0)}, "'actor_hidden_dims' must hold whole numbers above 0"),
     ],
 )
@@ -41,6 +43,24 @@ def test_values_of_another_type_fail_at_construction(name, value):
     config = ConfigDict({**get_config("qam"), name: value})
     with pytest.raises(ValueError, match=f"'{name}' must be of type"):
         make_agent(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bc", "no critic"), ("rql", "partly generated"), ("fan", "conditioned on noise")],
+)
+def test_methods_say_why_they_have_no_choice_of_value_learning(name, reason):
+    config = get_config(name)
+    with config.unlocked():
+        config.value_learning = "iql"
+    with pytest.raises(ValueError, match=f"'{name}' has no choice of value_learning.*{reason}"):
+        make_agent(config)
+
+
+def test_methods_learn_values_by_default_as_they_always_did():
+    others = {"ifql": "iql", "qgf": "iql", "edp": "iql", "bc": None, "rql": None, "fan": None}
+    for name in algorithm_names():
+        assert get_config(name).get("value_learning") == others.get(name, "td"), name
 
 
 def test_missing_fields_fail_at_construction():

@@ -5,6 +5,7 @@ Each file beside this one and `parts.py` holds one value learning.
 
 from ml_collections import ConfigDict
 
+from qam_jax.agents import base
 from qam_jax.agents.values import iql, td
 from qam_jax.agents.values.parts import (
     Loss,
@@ -16,34 +17,56 @@ from qam_jax.agents.values.parts import (
 from qam_jax.networks import CriticEnsemble
 
 __all__ = [
+    "FIELDS",
+    "RANGES",
     "Loss",
     "PoolFn",
     "ValueLearning",
     "bootstrap",
+    "critic_config",
     "critic_metrics",
     "make_value_learning",
 ]
 
 _LEARNINGS = {"td": td, "iql": iql}
 
+FIELDS = {
+    "value_learning": "td",  # what regresses the critics: td or iql
+    **iql.FIELDS,
+}
+"""Fields of the value learnings, with the values by which methods computed before they had them."""
+
+RANGES = {**iql.RANGES}
+"""Lowest and highest value of these fields."""
+
+
+def critic_config() -> ConfigDict:
+    """Fields of every algorithm whose critics any value learning may regress."""
+    return ConfigDict({**base.critic_config(), **FIELDS})
+
 
 def make_value_learning(
     config: ConfigDict,
     critic: CriticEnsemble,
-    name: str = "td",
     *,
     pool: PoolFn | None = None,
     weigh_values: bool = True,
 ) -> ValueLearning:
-    """Builds the value learning of a name.
+    """Builds the value learning named by `config.value_learning`, or else TD learning.
 
     Args:
       config: of the algorithm.
       critic: the ensemble.
-      name: of the value learning.
-      pool: makes one value of the target critics' values; by default
-        `critic.pessimistic_value`.
+      pool: makes one value of the critics' values; by default `critic.pessimistic_value`.
       weigh_values: whether windows over an episode's end are left out of the loss of a state
         value too.
+
+    Raises:
+      ValueError: if there is no such value learning, or its fields contradict each other.
     """
+    name = config.get("value_learning", "td")
+    if name not in _LEARNINGS:
+        raise ValueError(
+            f"config field 'value_learning' must be one of {', '.join(_LEARNINGS)}, got {name!r}."
+        )
     return _LEARNINGS[name].make(config, critic, pool, weigh_values)

@@ -23,6 +23,11 @@ from qam_jax.critic import expectile_loss
 from qam_jax.networks import CriticEnsemble, StateValue, critic_values
 from qam_jax.types import Array, Batch, Key, Params
 
+FIELDS = {
+    "kappa": 0.9,  # expectile of the value; 0.5 is the mean
+}
+RANGES = {"kappa": base.SHARE}
+
 
 def make(
     config: ConfigDict, critic: CriticEnsemble, pool: PoolFn | None, weigh_values: bool

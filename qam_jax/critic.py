@@ -98,6 +98,48 @@ def td_loss(q_values: Array, targets: Array, weights: Array) -> Array:
     return jnp.mean(weights * jnp.square(q_values - targets))
 
 
+def project_to_atoms(values: Array, atoms: Array) -> Array:
+    """Distributions over atoms with the means `values` (DIVL, arXiv 2605.00416, eq. 12).
+
+    The mass of a value lies on its two neighbouring atoms; beyond the atoms, on the last of them.
+
+    Args:
+      values: [...].
+      atoms: [M], equally spaced and increasing.
+
+    Returns:
+      Probabilities [..., M].
+
+    Examples:
+      >>> print(project_to_atoms(jnp.array([0.25, 9.0]), jnp.array([0.0, 1.0, 2.0])))
+      [[0.75 0.25 0.  ]
+       [0.   0.   1.  ]]
+    """
+    distances = jnp.clip(values, atoms[0], atoms[-1])[..., None] - atoms
+    return jnp.maximum(1 - jnp.abs(distances) / (atoms[1] - atoms[0]), 0)
+
+
+def atom_quantile(probabilities: Array, atoms: Array, levels: Array) -> Array:
+    """The smallest atom up to which lies the share `levels` of the mass.
+
+    Args:
+      probabilities: [..., M].
+      atoms: [M], increasing.
+      levels: [...] in [0, 1].
+
+    Returns:
+      [...].
+    """
+    cumulated = jnp.cumsum(probabilities, axis=-1).at[..., -1].set(1)
+    return atoms[jnp.argmax(cumulated >= levels[..., None], axis=-1)]
+
+
+def relative_entropy(probabilities: Array) -> Array:
+    """`-sum_j p_j log p_j / log M` [...] in [0, 1] of distributions [..., M]; 1 if uniform."""
+    entropy = jnp.sum(jax.scipy.special.entr(probabilities), axis=-1)
+    return entropy / jnp.log(probabilities.shape[-1])
+
+
 @jax.custom_jvp
 def _deviation(q_values: Array) -> Array:
     return jnp.std(q_values, axis=0)

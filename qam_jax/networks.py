@@ -121,6 +121,16 @@ class StateValue(_Network):
         return self._mlp(1)(observations).squeeze(-1)
 
 
+class ValueDistribution(_Network):
+    """Logits [..., M] of a distribution of the value of observations [..., O]."""
+
+    layer_norm: bool = True
+
+    @nn.compact
+    def __call__(self, observations: Array, num_atoms: int) -> Array:
+        return self._mlp(num_atoms)(observations)
+
+
 class VectorField(_Network):
     """Velocity [..., D] of a flow over actions, from `[s, x, t]`."""
 

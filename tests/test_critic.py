@@ -92,3 +92,46 @@ def test_errors_name_the_argument(name, call):
 
 def _target(rewards, masks, next_q_values):
     return critic.td_target(rewards, masks, next_q_values, discount=0.9, horizon_length=2, rho=0.5)
+
+
+_ATOMS = jnp.linspace(-3.0, 1.0, 9)
+
+
+def test_projection_lies_on_the_neighbouring_atoms_and_keeps_the_mean():
+    values = jnp.array([-7.0, -3.0, -2.9, -0.5, 0.3, 1.0, 4.0])
+    found = critic.project_to_atoms(values, _ATOMS)
+    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(found @ _ATOMS, jnp.clip(values, -3, 1), atol=1e-5)
+    for value, row in zip(np.asarray(values), np.asarray(found), strict=True):
+        carriers = _ATOMS[np.flatnonzero(row)]
+        assert np.all(np.abs(carriers - np.clip(value, -3, 1)) < 0.5)
+    np.testing.assert_array_equal(found[3], np.eye(9)[5])  # an atom
+
+
+def test_quantiles_of_a_distribution():
+    one_atom = jnp.eye(9)[jnp.array([0, 4, 8])]
+    for level in (0.01, 0.5, 1.0):
+        found = critic.atom_quantile(one_atom, _ATOMS, jnp.full(3, level))
+        np.testing.assert_array_equal(found, _ATOMS[jnp.array([0, 4, 8])])
+    levels = jnp.linspace(0.01, 1, 60)
+    spread = jax.nn.softmax(jnp.sin(7 * jnp.arange(9.0)))
+    found = critic.atom_quantile(jnp.broadcast_to(spread, (60, 9)), _ATOMS, levels)
+    assert np.all(np.diff(found) >= 0)
+    assert found[-1] == 1
+    uniform = critic.atom_quantile(jnp.full(9, 1 / 9), _ATOMS, jnp.float32(0.3))
+    assert uniform == _ATOMS[int(np.ceil(0.3 * 9)) - 1]
+    half = jnp.array([0, 0.25, 0, 0.75, 0, 0, 0, 0, 0])
+    assert critic.atom_quantile(half, _ATOMS, jnp.float32(1)) == _ATOMS[3]
+
+
+def test_two_equally_likely_values_are_told_apart_by_the_level():
+    """The distribution that fits both best has half of its mass on each."""
+    fitted = critic.project_to_atoms(jnp.array([-2.0, 0.5]), _ATOMS).mean(axis=0)
+    assert critic.atom_quantile(fitted, _ATOMS, jnp.float32(0.4)) == -2
+    assert critic.atom_quantile(fitted, _ATOMS, jnp.float32(0.6)) == 0.5
+
+
+def test_relative_entropy():
+    distributions = jnp.stack([jnp.eye(4)[1], jnp.full(4, 0.25), jnp.array([0.5, 0.5, 0, 0])])
+    found = critic.relative_entropy(distributions)
+    np.testing.assert_allclose(found, [0, 1, 0.5], atol=1e-6)

@@ -18,6 +18,13 @@ from qam_jax.agents import algorithm_names, get_config, make_agent
         ({"num_qs": 0}, "'num_qs' must lie in"),
         ({"kappa": 1.5}, "'kappa' must lie in"),
         ({"value_learning": "sarsa"}, "'value_learning' must be one of td, iql.*got 'sarsa'"),
+        ({"divl_atoms": 1}, "'divl_atoms' must lie in"),
+        ({"value_learning": "divl", "divl_support": (3.0, 1.0)}, "'divl_support' must hold the"),
+        ({"value_learning": "divl", "discount": 1.0}, "'divl_support' must be given"),
+        (
+            {"value_learning": "divl", "divl_level_min": 0.7, "divl_level_max": 0.6},
+            "'divl_level_min' must be at most",
+        ),
         ({"actor_hidden_dims": (16, 0)}, "'actor_hidden_dims' must hold whole numbers above 0"),
     ],
 )

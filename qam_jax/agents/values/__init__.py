@@ -6,7 +6,7 @@ Each file beside this one and `parts.py` holds one value learning.
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.values import iql, td
+from qam_jax.agents.values import divl, iql, td
 from qam_jax.agents.values.parts import (
     Loss,
     PoolFn,
@@ -28,15 +28,16 @@ __all__ = [
     "make_value_learning",
 ]
 
-_LEARNINGS = {"td": td, "iql": iql}
+_LEARNINGS = {"td": td, "iql": iql, "divl": divl}
 
 FIELDS = {
-    "value_learning": "td",  # what regresses the critics: td or iql
+    "value_learning": "td",  # what regresses the critics: td, iql or divl
     **iql.FIELDS,
+    **divl.FIELDS,
 }
 """Fields of the value learnings, with the values by which methods computed before they had them."""
 
-RANGES = {**iql.RANGES}
+RANGES = {**iql.RANGES, **divl.RANGES}
 """Lowest and highest value of these fields."""
 
 

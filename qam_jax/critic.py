@@ -5,6 +5,7 @@ Shapes: `...` is any batch shape, `K` the number of critics.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qam_jax.types import Array, check_shape
 
@@ -96,6 +97,67 @@ def td_loss(q_values: Array, targets: Array, weights: Array) -> Array:
     check_shape("targets", targets, q_values.shape[1:])
     check_shape("weights", weights, targets.shape)
     return jnp.mean(weights * jnp.square(q_values - targets))
+
+
+def window_hinges(
+    q_values: Array,
+    targets: Array,
+    next_values: Array,
+    rewards: Array,
+    masks: Array,
+    weights: Array,
+    *,
+    discount: float,
+) -> tuple[Array, Array]:
+    """Hinge penalties of all pairs p < q of chunks in windows (LQL, arXiv 2605.05812).
+
+    What was done in between bounds both ends, with `G(p, q) = sum_{p<=r<q} discount^(r-p) R_r`:
+
+    - lower bound: `[G(p, q) + discount^(q-p) y_q - Q_p]_+^2`, whose gradient goes to `Q_p` alone;
+    - upper bound: `[G(p+1, q) + discount^(q-p-1) Q_q - W_p]_+^2`, to `Q_q` alone.
+
+    A pair counts if chunk q has weight 1, and no chunk before it from p on completed the task.
+
+    Args:
+      q_values: [K, W, N], of the N consecutive chunks of each window.
+      targets: [W, N], `y`, held fixed by the caller.
+      next_values: [W, N], `W`, of the observations after each chunk, held fixed by the caller.
+      rewards: [W, N], `R`, discounted sum over each chunk.
+      masks: [W, N], 0 where the task was completed in the chunk, else 1.
+      weights: [W, N], 0 for chunks that cross the end of an episode, else 1.
+      discount: per chunk, in [0, 1].
+
+    Returns:
+      Means over the pairs and the ensemble, of the lower and of the upper bound; 0 without pairs.
+
+    Raises:
+      ValueError: if the shapes do not fit; the message names the argument.
+    """
+    shape = q_values.shape[1:]
+    check_shape("targets", targets, shape)
+    check_shape("next_values", next_values, shape)
+    check_shape("rewards", rewards, shape)
+    first, last, between = np.ogrid[: shape[1], : shape[1], : shape[1]]
+    gaps = np.maximum(last - first, 0)[..., 0]
+
+    def returns(start: np.ndarray) -> Array:
+        """`G(start, q)` [W, N, N]."""
+        discounts = discount ** np.maximum(between - start, 0)
+        counted = (start <= between) & (between < last)
+        return jnp.sum(jnp.where(counted, discounts * rewards[:, None, None], 0), axis=-1)
+
+    def penalty(errors: Array) -> Array:
+        squares = pairs * jnp.square(jax.nn.relu(errors))
+        return jnp.sum(squares) / (len(q_values) * jnp.maximum(jnp.sum(pairs), 1))
+
+    passed = (first <= between) & (between < last)
+    linked = jnp.min(jnp.where(passed, masks[:, None, None], 1), axis=-1)
+    pairs = jnp.where(gaps > 0, linked * weights[:, None], 0)
+    later_targets = discount**gaps * targets[:, None]
+    lower = returns(first) + later_targets - q_values[..., None]
+    later_values = discount ** np.maximum(gaps - 1, 0) * q_values[..., None, :]
+    upper = returns(first + 1) + later_values - next_values[..., None]
+    return penalty(lower), penalty(upper)
 
 
 def project_to_atoms(values: Array, atoms: Array) -> Array:

@@ -135,3 +135,89 @@ def test_relative_entropy():
     distributions = jnp.stack([jnp.eye(4)[1], jnp.full(4, 0.25), jnp.array([0.5, 0.5, 0, 0])])
     found = critic.relative_entropy(distributions)
     np.testing.assert_allclose(found, [0, 1, 0.5], atol=1e-6)
+
+
+def _hinges_by_definition(q, y, w, rewards, masks, weights, discount):
+    """Both penalties, pair by pair."""
+    _, num_windows, num = q.shape
+    lower, upper, count = 0.0, 0.0, 0
+    for row in range(num_windows):
+        for p in range(num):
+            for later in range(p + 1, num):
+                if weights[row, later] == 0 or np.any(masks[row, p:later] == 0):
+                    continue
+                count += 1
+                steps = range(p, later)
+                gain = sum(discount ** (r - p) * rewards[row, r] for r in steps)
+                after = sum(discount ** (r - p - 1) * rewards[row, r] for r in steps if r > p)
+                gap = later - p
+                low = gain + discount**gap * y[row, later] - q[:, row, p]
+                high = after + discount ** (gap - 1) * q[:, row, later] - w[row, p]
+                lower += np.mean(np.maximum(low, 0) ** 2)
+                upper += np.mean(np.maximum(high, 0) ** 2)
+    return lower / max(count, 1), upper / max(count, 1)
+
+
+def _window_arguments(num, seed=0):
+    """Random windows: some tasks are completed, some episodes end."""
+    rng = np.random.default_rng(seed)
+    q, y, w, rewards = (rng.normal(size=shape) for shape in [(2, 7, num), *3 * [(7, num)]])
+    masks = (rng.uniform(size=(7, num)) < 0.8).astype(float)
+    ends = rng.integers(num + 1, size=(7, 1))
+    return q, y, w, rewards, masks, (np.arange(num) < ends).astype(float)
+
+
+def _hinges(arguments, discount=0.9):
+    arguments = [jnp.asarray(argument, jnp.float32) for argument in arguments]
+    return critic.window_hinges(*arguments, discount=discount)
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+@pytest.mark.parametrize("discount", [0.0, 0.9])
+def test_hinges_are_as_defined(num, discount):
+    arguments = _window_arguments(num)
+    expected = _hinges_by_definition(*arguments, discount)
+    np.testing.assert_allclose(_hinges(arguments, discount), expected, rtol=1e-5)
+    assert num > 1 or expected == (0, 0)
+
+
+def test_hinges_of_one_pair_by_hand():
+    q, y, w = np.array([[[1.0, 4.0]], [[3.0, 0.0]]]), np.array([[9.0, 5.0]]), np.array([[2.0, 8.0]])
+    rewards, ones = np.array([[-1.0, 7.0]]), np.ones((1, 2))
+    lower, upper = _hinges((q, y, w, rewards, ones, ones), 0.5)
+    np.testing.assert_allclose(lower, ((-1 + 2.5 - 1) ** 2 + 0) / 2, rtol=1e-6)
+    np.testing.assert_allclose(upper, ((4 - 2) ** 2 + 0) / 2, rtol=1e-6)
+
+
+def test_hinges_of_the_optimal_values_of_a_chain_are_zero():
+    """Actions of the data lose; the optimum pays 1 in every step."""
+    rng = np.random.default_rng(0)
+    rewards = rng.uniform(-1, 1, size=(7, 5))
+    best = np.full((7, 5), 1 / (1 - 0.9))
+    q = np.broadcast_to(rewards + 0.9 * best, (2, 7, 5))
+    ones = np.ones((7, 5))
+    np.testing.assert_allclose(_hinges((q, q[0], best, rewards, ones, ones)), 0, atol=1e-10)
+
+
+def test_hinges_push_earlier_values_up_and_later_values_down():
+    arguments = _window_arguments(5)
+    q, *fixed = arguments
+    for index, sign in ((0, -1), (1, 1)):
+        gradient = jax.grad(lambda q, index=index: _hinges((q, *fixed))[index])(jnp.asarray(q))
+        assert np.all(sign * gradient >= 0)
+        assert np.any(gradient != 0)
+    raised = _hinges((q, fixed[0], fixed[1] + 1, *fixed[2:]))
+    assert raised[1] < _hinges(arguments)[1]
+
+
+def test_hinges_do_not_look_beyond_a_completed_task():
+    q, y, w, rewards, masks, weights = _window_arguments(5)
+    masks[:, 2], weights[:] = 0, 1
+
+    def earlier_gradient(change):
+        after = change * (np.arange(5) > 2)
+        fixed = (y + after, w + after, rewards + after, masks, weights)
+        return jax.grad(lambda q: sum(_hinges((q, *fixed))))(jnp.asarray(q + after))[..., :3]
+
+    np.testing.assert_array_equal(earlier_gradient(3.0), earlier_gradient(0.0))
+    assert np.any(earlier_gradient(0.0) != 0)

@@ -146,7 +146,12 @@ def take_leading(
 
 
 def sample_windows(
-    dataset: TransitionDataset, key: Array, batch_size: int, horizon_length: int, discount: float
+    dataset: TransitionDataset,
+    key: Array,
+    batch_size: int,
+    horizon_length: int,
+    discount: float,
+    num_consecutive: int = 1,
 ) -> Batch:
     """Draws `B` windows of `H` consecutive rows; every transition is equally likely to start one.
 
@@ -161,20 +166,28 @@ def sample_windows(
       batch_size: `B`.
       horizon_length: `H`, at least 1.
       discount: per row.
+      num_consecutive: `N`, of which `B` is a multiple. Every row that is drawn starts `N` windows,
+        one after the other, at the rows j, j + H, ..., which are neighbours in the batch.
     """
-    starts = dataset.start_rows[jax.random.randint(key, (batch_size,), 0, dataset.num_starts)]
-    return gather_windows(dataset, starts, horizon_length, discount)
+    shape = (batch_size // num_consecutive,)
+    starts = dataset.start_rows[jax.random.randint(key, shape, 0, dataset.num_starts)]
+    return gather_windows(dataset, starts, horizon_length, discount, num_consecutive)
 
 
 def gather_windows(
-    dataset: TransitionDataset, starts: Array, horizon_length: int, discount: float
+    dataset: TransitionDataset,
+    starts: Array,
+    horizon_length: int,
+    discount: float,
+    num_consecutive: int = 1,
 ) -> Batch:
-    """Windows that start at the rows `starts` [B]; see `sample_windows`."""
+    """Windows that start at the rows `starts` [B / N]; see `sample_windows`."""
     last_rows = dataset.last_rows[starts][:, None]
-    unclipped = starts[:, None] + jnp.arange(horizon_length)
-    rows = jnp.minimum(unclipped, last_rows)
+    unclipped = starts[:, None] + jnp.arange(num_consecutive * horizon_length)
+    rows = jnp.minimum(unclipped, last_rows).reshape(-1, horizon_length)
+    valid = (unclipped <= last_rows).reshape(-1, horizon_length)
     next_observations = dataset.observations[rows[:, -1] + 1]
-    return make_batch(dataset, rows, unclipped <= last_rows, next_observations, discount)
+    return make_batch(dataset, rows, valid, next_observations, discount)
 
 
 def make_batch(

@@ -37,19 +37,26 @@ class ReplayBuffer:
     size: Array
 
 
-def gather_replay(buffer: ReplayBuffer, rows: Array, horizon_length: int, discount: float) -> Batch:
-    """Windows that start at `rows` [B]; see `qam_jax.data.dataset.sample_windows`.
+def gather_replay(
+    buffer: ReplayBuffer,
+    rows: Array,
+    horizon_length: int,
+    discount: float,
+    num_consecutive: int = 1,
+) -> Batch:
+    """Windows that start at `rows` [B / N]; see `qam_jax.data.dataset.sample_windows`.
 
     A window that reaches beyond what its episode has gathered so far has weight 0.
     """
     steps, valid = [rows], [jnp.ones(rows.shape, bool)]
-    for _ in range(horizon_length - 1):
+    for _ in range(num_consecutive * horizon_length - 1):
         following = buffer.successors[steps[-1]]
         valid.append(valid[-1] & (following >= 0))
         steps.append(jnp.where(valid[-1], following, steps[-1]))
-    next_observations = buffer.transitions.next_observations[steps[-1]]
-    window, lasts = jnp.stack(steps, axis=1), jnp.stack(valid, axis=1)
-    return make_batch(buffer.transitions, window, lasts, next_observations, discount)
+    windows = jnp.stack(steps, axis=1).reshape(-1, horizon_length)
+    lasts = jnp.stack(valid, axis=1).reshape(-1, horizon_length)
+    next_observations = buffer.transitions.next_observations[windows[:, -1]]
+    return make_batch(buffer.transitions, windows, lasts, next_observations, discount)
 
 
 def sample_mixed(
@@ -59,14 +66,16 @@ def sample_mixed(
     batch_size: int,
     horizon_length: int,
     discount: float,
+    num_consecutive: int = 1,
 ) -> Batch:
     """Draws `B` windows, first rows uniform over the dataset followed by the online transitions."""
-    index = jax.random.randint(key, (batch_size,), 0, dataset.num_starts + buffer.size)
-    is_offline = index < dataset.num_starts
+    shape, sizes = (batch_size // num_consecutive,), (horizon_length, discount, num_consecutive)
+    index = jax.random.randint(key, shape, 0, dataset.num_starts + buffer.size)
+    is_offline = jnp.repeat(index < dataset.num_starts, num_consecutive)
     starts = dataset.start_rows[jnp.minimum(index, dataset.num_starts - 1)]
     rows = jnp.maximum(index - dataset.num_starts, 0)
-    offline = gather_windows(dataset, starts, horizon_length, discount)
-    online = gather_replay(buffer, rows, horizon_length, discount)
+    offline = gather_windows(dataset, starts, *sizes)
+    online = gather_replay(buffer, rows, *sizes)
 
     def choose(first: Array, second: Array) -> Array:
         return jnp.where(is_offline.reshape(-1, *[1] * (first.ndim - 1)), first, second)
@@ -81,16 +90,18 @@ def sample_balanced(
     batch_size: int,
     horizon_length: int,
     discount: float,
+    num_consecutive: int = 1,
 ) -> Batch:
     """Draws half of the windows from the dataset, half online (RLPD, arXiv 2302.02948).
 
     Of an odd number, one more comes from the dataset. The buffer must not be empty.
     """
     offline_key, online_key = jax.random.split(key)
-    half = batch_size // 2
-    offline = sample_windows(dataset, offline_key, batch_size - half, horizon_length, discount)
+    half = batch_size // num_consecutive // 2
+    num_offline, sizes = batch_size - half * num_consecutive, (horizon_length, discount)
+    offline = sample_windows(dataset, offline_key, num_offline, *sizes, num_consecutive)
     rows = jax.random.randint(online_key, (half,), 0, buffer.size)
-    online = gather_replay(buffer, rows, horizon_length, discount)
+    online = gather_replay(buffer, rows, *sizes, num_consecutive)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), offline, online)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from qam_jax.agents import AgentState
+from qam_jax.agents.values import num_consecutive
 from qam_jax.data.dataset import sample_windows
 from qam_jax.runs import processes
 from qam_jax.training.devices import Layout
@@ -28,8 +29,9 @@ class OfflineStage(Stage):
 
         def sample(dataset: TransitionDataset, key: Array) -> Batch:
             return sample_windows(
-                dataset, key, config.batch_size, config.horizon_length, config.discount
-            )
+                dataset, key, config.batch_size, config.horizon_length, config.discount,
+                num_consecutive(config),
+            )  # fmt: skip
 
         keys = layout.join([run.batch_key for run in runs])
         self.block = UpdateBlock(self.agent, keys, layout.map(sample, in_axes=(None, 0)), layout)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qam_jax.agents import AgentState
+from qam_jax.agents.values import num_consecutive
 from qam_jax.data.replay import ReplayBuffer, sample_balanced, sample_mixed
 from qam_jax.runs import processes
 from qam_jax.training.collector import Experience, random_policy
@@ -53,8 +54,10 @@ class OnlineStage(Stage):
 
         def sample(data: list[tuple[TransitionDataset, ReplayBuffer]], keys: Array) -> Batch:
             sizes = config.batch_size, config.horizon_length, config.discount
+            consecutive = num_consecutive(config)
             batches = [
-                sample_from(*own, layout.pick(keys, i), *sizes) for i, own in enumerate(data)
+                sample_from(*own, layout.pick(keys, i), *sizes, consecutive)
+                for i, own in enumerate(data)
             ]
             return layout.stack(batches)
 

@@ -17,7 +17,12 @@ from qam_jax.agents import algorithm_names, get_config, make_agent
         ({"compute_dtype": "float16"}, "'compute_dtype' must be one of float32, bfloat16, got"),
         ({"num_qs": 0}, "'num_qs' must lie in"),
         ({"kappa": 1.5}, "'kappa' must lie in"),
-        ({"value_learning": "sarsa"}, "'value_learning' must be one of td, iql.*got 'sarsa'"),
+        (
+            {"value_learning": "sarsa"},
+            "'value_learning' must be one of td, iql, divl, lql, got 'sarsa'",
+        ),
+        ({"value_learning": "lql", "batch_size": 6}, "'batch_size' must be a multiple of 'lql_ch"),
+        ({"value_learning": "lql", "action_chunking": False}, "set action_chunking to True"),
         ({"divl_atoms": 1}, "'divl_atoms' must lie in"),
         ({"value_learning": "divl", "divl_support": (3.0, 1.0)}, "'divl_support' must hold the"),
         ({"value_learning": "divl", "discount": 1.0}, "'divl_support' must be given"),

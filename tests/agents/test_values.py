@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qam_jax import critic
 from qam_jax.agents import algorithm_names, get_config
 
-_LEARNINGS = ("td", "iql", "divl")
+_LEARNINGS = ("td", "iql", "divl", "lql")
 _CHOOSING = [name for name in algorithm_names() if "value_learning" in get_config(name)]
 
 
@@ -93,9 +94,45 @@ def test_divl_by_hand(linear):
 
 def test_divl_bootstraps_from_the_moving_average_of_the_distribution(linear):
     agent, state = linear.make("qam", value_learning="divl")
-    changes = linear.apart(state.params["value_distribution"])
+    changes = jax.tree.map(lambda leaf: -5 * leaf, state.params["value_distribution"])
     online = dataclasses.replace(state, params={**state.params, "value_distribution": changes})
     targets = {**state.target_params, "value_distribution": changes}
     average = dataclasses.replace(state, target_params=targets)
     losses = [agent.update(s, linear.batch())[1]["critic_loss"] for s in (state, online, average)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_lql_of_single_chunks_is_td_up_to_the_normaliser(linear):
+    agent, state = linear.make("qam", value_learning="lql", lql_chunks=1)
+    td, batch = linear.make("qam")[0], linear.batch()
+    metrics, expected = (each.update(state, batch)[1] for each in (agent, td))
+    share = np.mean(batch.weights)
+    np.testing.assert_allclose(metrics["critic_loss"] * share, expected["critic_loss"], rtol=1e-5)
+    assert metrics["lower_hinge"] == metrics["upper_hinge"] == 0
+
+
+def test_lql_by_hand(linear):
+    """The hinges themselves are worked out in the tests of `critic.window_hinges`."""
+    agent, state = linear.make("fql", value_learning="lql", lql_hinge_weight=0.5, alpha=2.0)
+    batch = linear.batch()
+    s, next_s = np.asarray(batch.observations), np.asarray(batch.next_observations)
+    taken = agent.sample_actions(state, next_s, jax.random.split(state.key, 3)[1])
+    next_q = linear.q_values(state.target_params["critic"], next_s, linear.flat(taken))
+    following = next_q.mean(axis=0) - 0.5 * next_q.std(axis=0)
+    targets = batch.rewards + 0.99**2 * batch.masks * following
+    q_values = linear.q_values(state.params["critic"], s, linear.flat(batch.actions))
+    losses = batch.weights * (q_values - targets) ** 2
+    windows = [
+        jnp.asarray(array, jnp.float32).reshape(*array.shape[:-1], 8, 4)
+        for array in (q_values, targets, following, batch.rewards, batch.masks, batch.weights)
+    ]
+    lower, upper = critic.window_hinges(*windows, discount=0.99**2)
+    expected = {"critic_loss": losses.sum() / (2 * batch.weights.sum())}
+    expected |= {"lower_hinge": lower, "upper_hinge": upper}
+    _, metrics = agent.update(state, batch)
+    for name, value in expected.items():
+        assert value > 0
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    total = metrics["critic_loss"] + 0.5 * (lower + upper)
+    total += metrics["bc_loss"] + 2 * metrics["one_step_distill_loss"] - metrics["one_step_q"]
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-4)

@@ -75,6 +75,31 @@ def test_every_window_is_as_defined(layout):
         np.testing.assert_allclose(batch.actions[i, : len(rows)], rows, atol=2e-5)
 
 
+@pytest.mark.parametrize("horizon_length", [1, 4])
+def test_consecutive_windows_are_neighbours_in_the_batch(horizon_length):
+    episodes = _episodes([1, 7, 3, 12])
+    dataset = make_dataset(_compact(episodes))
+    ends = np.cumsum([len(episode["observations"]) for episode in episodes]) - 1
+    starts = np.asarray(dataset.start_rows)
+    batch = gather_windows(dataset, jnp.asarray(starts), horizon_length, _DISCOUNT, 3)
+    for place in range(3):
+        own = jax.tree.map(lambda column, place=place: np.asarray(column[place::3]), batch)
+        rows = starts + place * horizon_length
+        inside = rows < ends[np.searchsorted(ends, starts)]
+        assert not np.any(own.weights[~inside])
+        alone = gather_windows(dataset, jnp.asarray(rows[inside]), horizon_length, _DISCOUNT)
+        kept = jax.tree.map(lambda column, inside=inside: column[inside], own)
+        jax.tree.map(np.testing.assert_array_equal, kept, alone)
+
+
+def test_consecutive_windows_start_where_single_ones_do():
+    dataset = make_dataset(_compact(_episodes([3, 20, 6])))
+    sizes = 4, _DISCOUNT
+    several = sample_windows(dataset, jax.random.PRNGKey(0), 15, *sizes, 3)
+    single = sample_windows(dataset, jax.random.PRNGKey(0), 5, *sizes)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[::3], b), several, single)
+
+
 def test_both_layouts_give_the_same_windows():
     episodes = _episodes([5, 2, 9])
     batches = []

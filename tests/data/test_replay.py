@@ -96,6 +96,22 @@ def test_windows_stay_within_their_episode(tmp_path, horizon_length):
                 np.testing.assert_allclose(getattr(batch, name)[0], value, rtol=1e-6, err_msg=name)
 
 
+def test_consecutive_windows_follow_their_episode(tmp_path):
+    rng = np.random.default_rng(0)
+    episodes = {0: _transitions(rng, 5), 1: _transitions(rng, 9)}
+    replay = Replay(20, 3, 2, tmp_path)
+    _fill(replay, episodes)
+    for episode in episodes.values():
+        place = jnp.array([_row_of(replay, episode.observations[1])])
+        batch = gather_replay(replay.buffer, place, 2, _DISCOUNT, 3)
+        for index, row in enumerate([1, 3, 5]):
+            if row >= len(episode.rewards):
+                assert batch.weights[index] == 0
+                continue
+            for name, value in _expected(episode, row, 2).items():
+                np.testing.assert_allclose(getattr(batch, name)[index], value, rtol=1e-6)
+
+
 def test_the_oldest_transitions_give_way(tmp_path):
     rng = np.random.default_rng(0)
     first, second = _transitions(rng, 6), _transitions(rng, 6)
@@ -206,3 +222,12 @@ def test_balanced_sampling_takes_half_from_each_source(sources, batch_size):
     assert batch.actions.shape == (batch_size, 2, 2)
     np.testing.assert_array_equal(batch.observations[:4, 0], 1)
     np.testing.assert_array_equal(batch.observations[4:, 0], 2)
+
+
+@pytest.mark.parametrize("sample", [sample_mixed, sample_balanced])
+def test_consecutive_windows_come_from_one_source(sources, sample):
+    batch = sample(*sources, jax.random.PRNGKey(0), 24, 2, _DISCOUNT, 3)
+    assert batch.actions.shape == (24, 2, 2)
+    chosen = np.asarray(batch.observations[:, 0]).reshape(8, 3)
+    np.testing.assert_array_equal(chosen, chosen[:, :1].repeat(3, axis=1))
+    assert set(np.unique(chosen)) == {1, 2}

@@ -6,7 +6,7 @@ Each file beside this one and `parts.py` holds one value learning.
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.values import divl, iql, td
+from qam_jax.agents.values import divl, iql, lql, td
 from qam_jax.agents.values.parts import (
     Loss,
     PoolFn,
@@ -26,24 +26,31 @@ __all__ = [
     "critic_config",
     "critic_metrics",
     "make_value_learning",
+    "num_consecutive",
 ]
 
-_LEARNINGS = {"td": td, "iql": iql, "divl": divl}
+_LEARNINGS = {"td": td, "iql": iql, "divl": divl, "lql": lql}
 
 FIELDS = {
-    "value_learning": "td",  # what regresses the critics: td, iql or divl
+    "value_learning": "td",  # what regresses the critics: td, iql, divl or lql
     **iql.FIELDS,
     **divl.FIELDS,
+    **lql.FIELDS,
 }
 """Fields of the value learnings, with the values by which methods computed before they had them."""
 
-RANGES = {**iql.RANGES, **divl.RANGES}
+RANGES = {**iql.RANGES, **divl.RANGES, **lql.RANGES}
 """Lowest and highest value of these fields."""
 
 
 def critic_config() -> ConfigDict:
     """Fields of every algorithm whose critics any value learning may regress."""
     return ConfigDict({**base.critic_config(), **FIELDS})
+
+
+def num_consecutive(config: ConfigDict) -> int:
+    """Consecutive windows of data that the algorithm takes as one; see `data.sample_windows`."""
+    return config.lql_chunks if config.get("value_learning") == "lql" else 1
 
 
 def make_value_learning(

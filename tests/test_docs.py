@@ -83,6 +83,19 @@ def test_pages_are_whole_in_the_repository(page):
     assert not re.search(r"^!!|--8 ?<|\]\[\w|^:::", text, flags=re.MULTILINE)
 
 
+def test_the_grid_of_value_learnings_is_that_of_the_methods():
+    text = (_ROOT / "docs" / "values.md").read_text(encoding="utf-8")
+    grid = re.search(
+        r"^\| method \| (.*?) \|\n.*?\n(.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL
+    )
+    learnings, found = grid[1].split(" | "), {}
+    for row in grid[2].splitlines():
+        names, *marks = (cell.strip() for cell in row.strip("|").split("|"))
+        default = learnings[marks.index("default")] if "default" in marks else None
+        found |= dict.fromkeys(re.findall(r"`(\w+)`", names), default)
+    assert found == {name: get_config(name).get("value_learning") for name in algorithm_names()}
+
+
 def _without_code(page):
     """Text of a page, without its blocks of code; of a script only the comments."""
     text = page.read_text(encoding="utf-8")

@@ -25,8 +25,18 @@ def _settings(short_run):
 
 @pytest.mark.parametrize("name", algorithm_names())
 def test_every_method_can_do_all_that_the_others_can(settings, small_config, name):
-    config = small_config(name)
-    settings = dataclasses.replace(settings, run_id=name)
+    _do_all(dataclasses.replace(settings, run_id=name), small_config(name))
+
+
+@pytest.mark.parametrize(("name", "learning"), [("qam", "iql"), ("fql", "divl"), ("qam_e", "lql")])
+def test_so_it_can_with_another_value_learning(settings, small_config, name, learning):
+    settings = dataclasses.replace(settings, run_id=f"{name}-{learning}")
+    _do_all(settings, small_config(name, value_learning=learning))
+
+
+def _do_all(settings, config):
+    """Trains two seeds offline, continues them from disk and online, and reads them back."""
+    name = config.agent_name
     before = [result.state.params for result in train_seeds(settings, config)]
     results = train_seeds(
         dataclasses.replace(settings, online_steps=6), config

@@ -28,7 +28,7 @@ from qam_jax.types import Array, Batch, Key, Params
 
 FIELDS = {
     "divl_atoms": 201,  # M, values that V is a distribution over
-    "divl_support": (),  # lowest and highest atom; empty: returns of rewards in [-1, 0] and 10 %
+    "divl_support": (),  # lowest and highest atom; empty: by the discount, for rewards in [-1, 0]
     "divl_level": 0.6,  # tau_0, level of the quantile where V is certain
     "divl_entropy_weight": 0.3,  # alpha_H, by how much the level falls where V is uniform
     "divl_level_min": 0.0,  # lower bound of the level

@@ -24,7 +24,7 @@ from qam_jax.networks import CriticEnsemble, StateValue, critic_values
 from qam_jax.types import Array, Batch, Key, Params
 
 FIELDS = {
-    "kappa": 0.9,  # expectile of the value; 0.5 is the mean
+    "kappa": 0.9,  # expectile of the value of iql; 0.5 is the mean
 }
 RANGES = {"kappa": base.SHARE}
 

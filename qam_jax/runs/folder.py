@@ -85,9 +85,11 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         raise _damaged(path, "the settings of a run")
     unknown_then = {field.name: field.default for field in dataclasses.fields(RunSettings)}
     try:
-        return {**unknown_then, **config, "agent": complete_config(config["agent"])}
+        agent = complete_config(config["agent"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    agent = json.loads(json.dumps(agent))  # the same values as from the file
+    return {**unknown_then, **config, "agent": agent}
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:

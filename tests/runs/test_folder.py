@@ -30,14 +30,17 @@ def test_the_default_folder_depends_on_what_is_computed(tmp_path):
         assert find_folder(dataclasses.replace(settings, **dict([change])), config) != folder
 
 
-def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path):
-    settings, config = RunSettings(save_dir=str(tmp_path)), get_config("qam")
+@pytest.mark.parametrize(
+    ("name", "digest"), [("qam", "bf6a60fc"), ("ifql", "970d8668"), ("edp", "74379050")]
+)
+def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path, name, digest):
+    settings, config = RunSettings(save_dir=str(tmp_path)), get_config(name)
     folder = folder_of(settings, config)
-    assert folder.name == "qam-seed0-bf6a60fc"
+    assert folder.name == f"{name}-seed0-{digest}"
     saved = resolved(settings, config)
     del saved["num_seeds"]
-    for name in later_fields("qam"):
-        saved["agent"].pop(name, None)
+    for field in later_fields(name):
+        saved["agent"].pop(field, None)
     folder.mkdir(parents=True)
     write_json(folder / "config.json", saved)
     check_folder(folder, settings, config)

@@ -48,7 +48,7 @@ def make_actor_critic(
         taken in `params`, `state.params` holds the same numbers fixed.
       policy: how the agent acts, before best-of-n.
       target_names: the networks that have a moving average.
-      value_learning: what regresses the critics; by default TD learning.
+      value_learning: what regresses the critics; by default what `config.value_learning` names.
       target_policy: draws the next actions that critics are backed up from; by default `policy`.
       rates: of the moving averages, by network; by default `config.tau` for all.
       rank: see `best_actions`.

@@ -44,8 +44,7 @@ def make_actor_critic(
       critic: the ensemble.
       init_actor: `(key, observation [O], action [D]) -> params` of all other networks. It may
         replace the usual critic, by one of other inputs, and networks of the value learning.
-      actor_loss: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`; gradients are
-        taken in `params`, `state.params` holds the same numbers fixed.
+      actor_loss: gradients are taken in `params`; `state.params` holds the same numbers fixed.
       policy: how the agent acts, before best-of-n.
       target_names: the networks that have a moving average.
       value_learning: what regresses the critics; by default what `config.value_learning` names.

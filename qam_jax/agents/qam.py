@@ -19,7 +19,7 @@ from qam_jax.adjoint import adjoint_matching_loss, solve_lean_adjoint, terminal_
 from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
-from qam_jax.agents.qam_actors import Draws, make_top_actor
+from qam_jax.agents.qam_actors import Draws, TopActor, make_top_actor
 from qam_jax.flow import MemorylessPath, sample_flow_and_sde, velocities_along
 from qam_jax.networks import CriticEnsemble, VectorField, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
@@ -80,6 +80,7 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     learning, optimizer = values.make_value_learning(config, critic), base.make_optimizer(config)
+    needed = config.best_of_n if learning.needs_actions else 0  # actions drawn per next observation
 
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         noise, own_noise = _noises(state, observations, key)
@@ -99,26 +100,20 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
-        inputs = example_observation, jnp.zeros(action_shape).reshape(-1)
-        key, critic_key, behavior_key, flow_key, actor_key = jax.random.split(key, 5)
-        params = init_flows(flow, behavior_key, flow_key, *inputs)
-        params |= top.init(actor_key, *inputs) if top else {}
-        params |= learning.init(jax.random.fold_in(critic_key, 1), example_observation)
-        params["critic"] = critic.init(critic_key, *inputs)["params"]
+        action = jnp.zeros(action_shape).reshape(-1)
+        key, *keys = jax.random.split(key, 5)
+        params = _init_params(flow, critic, top, learning, keys, example_observation, action)
         target_names = ("critic", "behavior", *learning.target_names)
         return base.init_state(optimizer, params, target_names, key, action_shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, bc_key, act_key, path_key = jax.random.split(state.key, 4)
         observations, actions = batch.observations, base.flat_actions(config, batch)
-        nexts = actor_critic.repeat_observations(config, batch.next_observations)
-        nexts = nexts if learning.needs_actions else nexts[:0]
+        nexts = actor_critic.repeat_observations(config, batch.next_observations)[:needed]
         acting = jnp.concatenate([nexts, observations[None]]) if top else nexts
         draws, path = _sample(config, flow, state, acting, observations, act_key, path_key)
         next_draws, draws = _split(draws) if top else (draws, draws)
-        next_actions = None
-        if learning.needs_actions:
-            next_actions = next_best(state, batch, nexts, next_draws, act_key)
+        next_actions = next_best(state, batch, nexts, next_draws, act_key) if needed else None
         value_loss = learning.loss(state, batch, next_actions, act_key)
         adjoints, norms = _solve(config, flow, critic, state, observations, path)
 
@@ -139,6 +134,24 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
         return base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
 
     return base.Agent(init, update, actor_critic.make_sampler(config, critic, policy))
+
+
+def _init_params(
+    flow: VectorField,
+    critic: CriticEnsemble,
+    top: TopActor | None,
+    learning: values.ValueLearning,
+    keys: list[Key],
+    observation: Array,
+    action: Array,
+) -> Params:
+    """Parameters of all networks, by name."""
+    critic_key, behavior_key, flow_key, actor_key = keys
+    params = init_flows(flow, behavior_key, flow_key, observation, action)
+    params |= top.init(actor_key, observation, action) if top else {}
+    params |= learning.init(jax.random.fold_in(critic_key, 1), observation)
+    params["critic"] = critic.init(critic_key, observation, action)["params"]
+    return params
 
 
 def init_flows(

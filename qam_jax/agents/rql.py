@@ -56,8 +56,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         """`R + gamma^H m (mean_k - rho std_k) Q_k(s', z', 0)` [B]."""
         observations, params = batch.next_observations, state.target_params["critic"]
         noise = base.draw_noise(state, observations, key)
-        times = jnp.zeros_like(noise[:, :1])
-        q_values = critic_values(critic, params, observations, noise, times)
+        q_values = critic_values(critic, params, observations, noise, jnp.zeros_like(noise[:, :1]))
         return values.bootstrap(config, batch, q_values)
 
     def value_loss(

@@ -7,8 +7,7 @@ name is the `agent_name`. It may also say:
 - `RANGES`: lowest and highest value of its own config fields, `{field: (low, high)}`.
 - `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
 - `CRITIC`: class of its critics, by default `CriticEnsemble`; None if they value more than actions.
-- `NETWORK_CHANGES`: versions of the package after which older checkpoints do not fit, as
-  `base.NetworkChange`s.
+- `CHANGES`: changes by which runs of earlier versions are not trained on, as `base.Change`s.
 - `LATER_FIELDS`: fields that are newer than some saved runs, with the values by which those
   computed, `{field: value}`. The fields of value learnings are, without a word.
 - `NO_VALUE_LEARNING`: why other value learnings than its own make no sense. Algorithms without it
@@ -31,7 +30,7 @@ import jax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base, qgf, values
-from qam_jax.agents.base import Agent, AgentState, NetworkChange, parameter_count
+from qam_jax.agents.base import Agent, AgentState, Change, parameter_count
 from qam_jax.networks import CriticEnsemble
 
 _LATER_FIELDS = {"compute_dtype": "float32", "matmul_precision": "default"}  # of all algorithms
@@ -45,10 +44,10 @@ __all__ = [
     "complete_config",
     "display_name",
     "get_config",
+    "later_changes",
     "later_fields",
     "make_agent",
     "make_guided_agent",
-    "network_change",
     "parameter_count",
     "variant_fields",
     "variant_name",
@@ -163,15 +162,15 @@ def later_fields(agent_name: str) -> Mapping[str, Any]:
     return later
 
 
-def network_change(config: ConfigDict, version: str | None) -> NetworkChange | None:
-    """First change of an algorithm's networks since a version of this package, if there is one.
+def later_changes(config: ConfigDict, version: str | None) -> list[Change]:
+    """Changes of an algorithm since a version of this package.
 
     None is a version before 0.2.0, when runs need not have stored it.
     """
     since = _as_numbers(version or "0")
-    changes = _find_algorithm(config.agent_name).network_changes
-    concerning = (change for change in changes if change.concerns(config))
-    return next((change for change in concerning if _as_numbers(change.version) > since), None)
+    changes = _find_algorithm(config.agent_name).changes
+    later = (change for change in changes if _as_numbers(change.version) > since)
+    return [change for change in later if change.concerns(config)]
 
 
 class _Algorithm(NamedTuple):
@@ -184,7 +183,7 @@ class _Algorithm(NamedTuple):
     acts_by_behavior: bool
     critic: type | None
     variant_fields: Mapping[str, str]
-    network_changes: Sequence[NetworkChange]
+    changes: Sequence[Change]
     later_fields: Mapping[str, Any]
     no_value_learning: str
 
@@ -198,7 +197,7 @@ def _from_module(module: ModuleType, name: str) -> _Algorithm:
         getattr(module, "ACTS_BY_BEHAVIOR", False),
         getattr(module, "CRITIC", CriticEnsemble),
         getattr(module, "VARIANT_FIELDS", {}),
-        getattr(module, "NETWORK_CHANGES", ()),
+        getattr(module, "CHANGES", ()),
         getattr(module, "LATER_FIELDS", {}),
         getattr(module, "NO_VALUE_LEARNING", "its config has no such field"),
     )

@@ -36,21 +36,23 @@ class Agent(NamedTuple):
     explore: Callable[["AgentState", Array, Key], Array] | None = None
 
 
-class NetworkChange(NamedTuple):
-    """A change of an algorithm's networks: checkpoints of earlier versions do not fit any more.
+class Change(NamedTuple):
+    """A change of an algorithm, by which runs of earlier versions are not trained on.
 
     Attributes:
       version: of this package, the first that has the change.
       what: what changed, as the end of a sentence.
       concerns: `config -> bool`, whether it concerns runs with this config.
+      losses_only: whether earlier checkpoints act as before; else their networks do not fit.
     """
 
     version: str
     what: str
     concerns: Callable[[ConfigDict], bool] = lambda _: True
+    losses_only: bool = False
 
 
-TANH_GAUSSIAN_CHANGE = NetworkChange(
+TANH_GAUSSIAN_CHANGE = Change(
     "0.2.0", "tanh-Gaussians start from other weights, and their deviation may be smaller"
 )
 

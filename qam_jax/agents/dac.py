@@ -10,7 +10,7 @@ from qam_jax import diffusion
 from qam_jax.agents import base, diffusion_policy, values
 
 DISPLAY_NAME = "DAC"
-NETWORK_CHANGES = diffusion_policy.NETWORK_CHANGES
+CHANGES = diffusion_policy.CHANGES
 RANGES = {"alpha": base.AT_LEAST_0}
 
 

@@ -14,9 +14,7 @@ from qam_jax.agents.base import AgentState
 from qam_jax.networks import NoisePredictor, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
-NETWORK_CHANGES = [
-    base.NetworkChange("0.2.0", "the diffusion step's features pass through an MLP of their own")
-]
+CHANGES = [base.Change("0.2.0", "the diffusion step's features pass through an MLP of their own")]
 
 SampleFn = Callable[[diffusion.EpsilonFn, diffusion.DiffusionSchedule, Array, Array], Array]
 """A sampler of `diffusion`: `(epsilon_fn, schedule, initial noise, step noise) -> [..., D]`."""

@@ -16,7 +16,7 @@ from qam_jax.networks import TanhGaussian, critic_values, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "DSRL"
-NETWORK_CHANGES = [base.TANH_GAUSSIAN_CHANGE]
+CHANGES = [base.TANH_GAUSSIAN_CHANGE]
 RANGES = {"noise_scale": base.AT_LEAST_0}
 
 

@@ -20,6 +20,11 @@ from qam_jax.types import Array, Batch, Key, Params
 DISPLAY_NAME = "FAWAC"
 ACTS_BY_BEHAVIOR = True
 RANGES = {"inv_temp": base.AT_LEAST_0}
+CHANGES = [
+    base.Change(
+        "0.2.0", "V is regressed on every critic, in windows within an episode", losses_only=True
+    )
+]
 
 _MAX_WEIGHT = 100.0
 

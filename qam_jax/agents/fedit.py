@@ -15,7 +15,7 @@ from qam_jax.networks import TanhGaussian, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "FEdit"
-NETWORK_CHANGES = [base.TANH_GAUSSIAN_CHANGE]
+CHANGES = [base.TANH_GAUSSIAN_CHANGE]
 RANGES = {"edit_scale": (0.0, 2.0)}
 
 

@@ -26,7 +26,7 @@ from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
 
 DISPLAY_NAME = "QAM"
 RANGES = {"inv_temp": base.AT_LEAST_0, "fql_alpha": base.AT_LEAST_0, "edit_scale": (0.0, 2.0)}
-NETWORK_CHANGES = [
+CHANGES = [
     base.TANH_GAUSSIAN_CHANGE._replace(concerns=lambda config: config.get("edit_scale", 0) > 0)
 ]
 

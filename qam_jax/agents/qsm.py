@@ -11,7 +11,7 @@ from qam_jax.agents import base, diffusion_policy, values
 from qam_jax.types import Array
 
 DISPLAY_NAME = "QSM"
-NETWORK_CHANGES = diffusion_policy.NETWORK_CHANGES
+CHANGES = diffusion_policy.CHANGES
 RANGES = {"inv_temp": base.AT_LEAST_0, "alpha": base.AT_LEAST_0}
 
 

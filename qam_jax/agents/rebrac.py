@@ -26,6 +26,9 @@ RANGES = {
     "actor_interval": base.AT_LEAST_1,
     "target_interval": base.AT_LEAST_1,
 }
+CHANGES = [
+    base.Change("0.2.0", "the value has another scale, cloning other windows", losses_only=True)
+]
 LATER_FIELDS = {"target_interval": 1}
 
 _NOISE_LIMIT = 0.5

@@ -16,7 +16,7 @@ from qam_jax.networks import TanhGaussian, TanhGaussianSample, critic_values
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "RLPD"
-NETWORK_CHANGES = [base.TANH_GAUSSIAN_CHANGE]
+CHANGES = [base.TANH_GAUSSIAN_CHANGE]
 RANGES = {"bc_alpha": base.AT_LEAST_0}
 
 

@@ -12,9 +12,9 @@ from qam_jax.agents import (
     Agent,
     AgentState,
     cloning_config,
+    later_changes,
     make_agent,
     make_guided_agent,
-    network_change,
 )
 from qam_jax.files import DamagedError
 from qam_jax.runs.checkpoints import Checkpoints
@@ -66,7 +66,7 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         progress = checkpoints.read_progress(found)
         cloning = progress["stage"] == "cloning"
         agent_config = cloning_config(config.agent) if cloning else config.agent
-        check_networks(folder, agent_config)
+        check_unchanged(folder, agent_config, to_train=False)
         agent = make_agent(agent_config)
         state = init_state(
             agent, jax.random.PRNGKey(0), metadata["observation_dim"], metadata["action_dim"]
@@ -110,18 +110,21 @@ def change_policy(
     return run._replace(agent=make_agent(config)) if best_of_n is not None else run
 
 
-def check_networks(folder: str | os.PathLike, config: ConfigDict) -> None:
-    """Raises ValueError if an algorithm had other networks in the version that began a run.
+def check_unchanged(folder: str | os.PathLike, config: ConfigDict, *, to_train: bool) -> None:
+    """Raises ValueError if an algorithm has changed since the version that began a run.
 
-    The config is of the algorithm whose state the checkpoint holds.
+    The config is of the algorithm whose state the checkpoint holds. Where the run is not to be
+    trained on, only its networks must be the same.
     """
     start = read_metadata(folder)["starts"][0]
     version = start["versions"].get("qam_jax")
-    change = network_change(config, version)
-    if change is not None:
+    for change in later_changes(config, version):
+        if change.losses_only and not to_train:
+            continue
+        use = "Evaluate them here, train on" if change.losses_only else "Use them"
         raise ValueError(
             f"the checkpoints in {folder} were written by qam_jax {version or 'before 0.2.0'} "
             f"(git revision {start.get('git_revision') or 'unknown'}), and {config.agent_name!r} "
-            f"has changed in {change.version}: {change.what}. Use them with the version that wrote "
+            f"has changed in {change.version}: {change.what}. {use} with the version that wrote "
             "them, or start a new run with another --run_id."
         )

@@ -21,7 +21,7 @@ from qam_jax.runs import processes
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
-from qam_jax.runs.saved import SavedRun, check_networks, init_state, load_run
+from qam_jax.runs.saved import SavedRun, check_unchanged, init_state, load_run
 from qam_jax.runs.settings import RunSettings, resolved
 from qam_jax.runs.stopping import StopRequest
 from qam_jax.training.collector import Collector
@@ -170,7 +170,8 @@ class Run:
         self.owed = None if self.checkpoints.has_score(step) else owed
         self.failed_evaluations = saved.get("failed_evaluations", 0)
         agent, config = self._plan.algorithm(self.stage)
-        check_networks(self.folder, config)
+        to_train = self._plan.stage_at(self.step) is not None
+        check_unchanged(self.folder, config, to_train=to_train)
         state = self._init_state(agent)
         sums = self._plan.empty_sums(self.stage, state)
         self.state, self.sums = self.checkpoints.restore(step, state, sums)
@@ -310,6 +311,8 @@ def _start_from(
     saved = load_run(run, settings.run_step)
     cloned = set(saved.state.params) == {"behavior"} != set(state.params)
     _check_config(run, saved, config, cloned)
+    if not cloned:
+        check_unchanged(run, config, to_train=True)
     there: Any = saved.state
     here: Any = state
     if cloned:

@@ -18,7 +18,7 @@ from qam_jax.files import write_json
 from qam_jax.runs import checkpoints as module
 from qam_jax.runs import metrics
 from qam_jax.runs.checkpoints import Checkpoints
-from qam_jax.runs.saved import check_networks, init_state
+from qam_jax.runs.saved import check_unchanged, init_state
 from qam_jax.training.update import MetricSums
 
 
@@ -299,16 +299,35 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it(tmp_path):
         ("qsm", {}, "0.10.0", False),
     ],
 )
-def test_checkpoints_of_other_networks_are_refused(tmp_path, name, changes, version, refused):
-    start = {"versions": {"qam_jax": version}, "git_revision": "d2f9"}
-    now = {"versions": {"qam_jax": "0.2.0"}, "git_revision": "e1"}
-    rest = dict.fromkeys("dataset_source dataset_fingerprint observation_dim action_dim".split())
-    write_json(tmp_path / "metadata.json", {"starts": [start, now], **rest})
+@pytest.mark.parametrize("to_train", [False, True])
+def test_checkpoints_of_other_networks_are_refused(
+    tmp_path, name, changes, version, refused, to_train
+):
+    _begun_by(tmp_path, version)
     config = get_config(name)
     config.update(changes)
     if not refused:
-        check_networks(tmp_path, config)
+        check_unchanged(tmp_path, config, to_train=to_train)
         return
     written = rf"written by qam_jax {version or 'before 0.2.0'} \(git revision d2f9\)"
     with pytest.raises(ValueError, match=rf"{written}, and '{name}' has changed in 0\.2\.0: "):
-        check_networks(tmp_path, config)
+        check_unchanged(tmp_path, config, to_train=to_train)
+
+
+@pytest.mark.parametrize("name", ["fawac", "rebrac"])
+def test_checkpoints_of_other_losses_are_for_evaluation(tmp_path, name):
+    _begun_by(tmp_path, "0.1.0")
+    check_unchanged(tmp_path, get_config(name), to_train=False)
+    message = rf"'{name}' has changed in 0\.2\.0: .*Evaluate them here, train on with the version"
+    with pytest.raises(ValueError, match=message):
+        check_unchanged(tmp_path, get_config(name), to_train=True)
+    _begun_by(tmp_path, "0.2.0")
+    check_unchanged(tmp_path, get_config(name), to_train=True)
+
+
+def _begun_by(folder, version):
+    """Metadata of a run that a version began, and that this one continued."""
+    start = {"versions": {"qam_jax": version}, "git_revision": "d2f9"}
+    now = {"versions": {"qam_jax": "0.2.0"}, "git_revision": "e1"}
+    rest = dict.fromkeys("dataset_source dataset_fingerprint observation_dim action_dim".split())
+    write_json(folder / "metadata.json", {"starts": [start, now], **rest})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qam_jax import __version__
-from qam_jax.agents.base import NetworkChange
+from qam_jax.agents.base import Change
 from qam_jax.envs import EnvFailure, make_env
 from qam_jax.files import DamagedError
 from qam_jax.runs import saved
@@ -217,13 +217,28 @@ def test_a_saved_run_gives_the_same_numbers(settings, run):
 
 
 def test_a_run_of_other_networks_is_not_continued(settings, run, small_config, monkeypatch):
-    change = NetworkChange("9.9", "it has other layers")
-    monkeypatch.setattr(saved, "network_change", lambda config, version: change)
+    change = Change("9.9", "it has other layers")
+    monkeypatch.setattr(saved, "later_changes", lambda config, version: [change])
     message = rf"{run.folder} were written by qam_jax {__version__} .* in 9\.9: it has other layers"
     with pytest.raises(ValueError, match=message):
         load_run(run.folder)
     with pytest.raises(ValueError, match=message):
         train(settings, small_config())
+
+
+def test_a_run_of_other_losses_is_evaluated_but_not_trained_on(
+    settings, run, small_config, monkeypatch
+):
+    change = Change("9.9", "it has other losses", losses_only=True)
+    monkeypatch.setattr(saved, "later_changes", lambda config, version: [change])
+    assert load_run(run.folder).step == 12
+    train(settings, small_config())  # it is finished
+    longer = dataclasses.replace(settings, offline_steps=settings.offline_steps + 4)
+    with pytest.raises(ValueError, match=r"9\.9: it has other losses\. Evaluate them here"):
+        train(longer, small_config())
+    other = dataclasses.replace(longer, run=str(run.folder), run_id="other")
+    with pytest.raises(ValueError, match=r"9\.9: it has other losses\. Evaluate them here"):
+        train(other, small_config())
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from after it. Here ours does as the paper's.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +24,9 @@ import numpy as np
 import optax
 from agreement_cases import (
     HORIZON,
+    METHODS,
     SIZES,
+    Case,
     Outcome,
     cases_of,
     first_rows,
@@ -32,9 +35,11 @@ from agreement_cases import (
     make_columns,
     numbers,
     run_case,
+    summarise,
 )
 from agreement_paper import PAPER_METHODS, load_paper, paper_windows, run_paper, to_paper
 
+from qam_jax import __version__
 from qam_jax.agents import AgentState, display_name
 from qam_jax.data.dataset import gather_windows, make_dataset
 
@@ -46,9 +51,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paper", required=True, type=Path, help="checkout of the paper's code")
     parser.add_argument("--methods", default=",".join(PAPER_METHODS), help="names, by commas")
+    parser.add_argument("--store", type=Path, help="only writes numbers of all methods there")
     options = parser.parse_args()
     load_paper(options.paper.expanduser().resolve())
-    print(f"revision {_revision(options.paper)}, limit {LIMIT:g}")
+    revision = _revision(options.paper)
+    if options.store:
+        store(options.store, revision)
+        return
+    print(f"revision {revision}, limit {LIMIT:g}")
     print(f"windows: largest difference {compare_windows():.1e}\n")
     columns = ["loss", "gradients", "one update", "three updates", "actions"]
     print(f"| method | cases | {' | '.join(columns)} |")
@@ -69,11 +79,7 @@ def main() -> None:
 def compare(name: str, changes: dict[str, Any], seed: int) -> dict[str, float]:
     """Largest relative error of each quantity in one case."""
     case = make_case(name, changes, seed)
-    ours, theirs = _Draws(_our_numbers), _Draws(_PaperNumbers(name))
-    with ours.in_place():
-        own = run_case(case, _lagging_targets, ours.start)
-    with theirs.in_place():
-        paper = run_paper(case, theirs.start)
+    own, paper = run_own(case, make_targets=_lagging_targets), _run_theirs(case)
     own = Outcome(
         own.loss,
         to_paper(name, own.gradients),
@@ -95,6 +101,51 @@ def compare(name: str, changes: dict[str, Any], seed: int) -> dict[str, float]:
         "three updates": after[1],
         "actions": _error({"": own.actions}, {"": paper.actions}),
     }
+
+
+def store(path: Path, revision: str) -> None:
+    """Writes a line of JSON for each case: the numbers of the paper's code, or ours if it has none.
+
+    Args:
+      path: of the file.
+      revision: of the paper's code.
+    """
+    rows = []
+    for name in METHODS:
+        for seed, changes in enumerate(cases_of(name)):
+            case = make_case(name, changes, seed, num_updates=1)
+            with jax.disable_jit():
+                if name in PAPER_METHODS:
+                    outcome, source = _in_our_names(name, _run_theirs(case)), f"paper {revision}"
+                else:
+                    outcome, source = run_own(case), f"qam_jax {__version__}"
+            rows.append({"source": source, **summarise(case, outcome)})
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _in_our_names(name: str, outcome: Outcome) -> Outcome:
+    """An outcome of the paper's code, with our names of the networks."""
+    names = {paper: own for own, (paper, _) in PAPER_METHODS[name].networks.items()}
+
+    def rename(networks: dict[str, Any]) -> dict[str, Any]:
+        return {names[paper]: tree for paper, tree in networks.items()}
+
+    params = tuple(map(rename, outcome.params))
+    return outcome._replace(gradients=rename(outcome.gradients), params=params)
+
+
+def run_own(case: Case, **options: Any) -> Outcome:
+    """What our code gives in a case with the fixed draws; for the options see `run_case`."""
+    draws = _Draws(_our_numbers)
+    with draws.in_place():
+        return run_case(case, start=draws.start, **options)
+
+
+def _run_theirs(case: Case) -> Outcome:
+    """What the paper's code gives in a case with the fixed draws."""
+    draws = _Draws(_PaperNumbers(case.name))
+    with draws.in_place():
+        return run_paper(case, draws.start)
 
 
 def compare_windows() -> float:
@@ -173,13 +224,14 @@ def _our_numbers(stack: list[str], kind: str, shape: tuple[int, ...], counts: Co
     """Numbers for a draw of this project, by the innermost function that is known."""
     known = (
         "behavior_cloning_loss path_noise _noises _noisy_critic_loss latent_critic_loss "
-        "draw_latents draw_actions edited_actions noisy_actions policy actor_loss"
+        "draw_latents draw_actions edited_actions noisy_actions policy actor_loss value_learning "
+        "sample_actions"
     ).split()
     function = next(name for name in stack if name in known)
     phase = "improve" if "actor_loss" in stack else "act"
     index = counts[function, phase, kind]
     counts[function, phase, kind] += 1
-    suffix = " time" if kind == "time" else ""
+    suffix, again = " time" * (kind == "time"), " again" * (index > 0)
     if function == "path_noise":
         return np.stack([_number(f"path {step}", shape[1:]) for step in range(shape[0])])
     if function == "_noises":
@@ -199,7 +251,9 @@ def _our_numbers(stack: list[str], kind: str, shape: tuple[int, ...], counts: Co
         "edited_actions": f"{phase} top",
         "noisy_actions": "act",
         "policy": phase,
-        "actor_loss": "clone" if "make_diffusion_agent" in stack else "improve",
+        "sample_actions": phase,
+        "value_learning": f"learn{again}",
+        "actor_loss": "clone" if "make_diffusion_agent" in stack else f"improve{again}",
     }
     return _number(purposes[function] + suffix, shape)
 

@@ -1,9 +1,9 @@
-"""Tiny cases of the methods that `agreement.py` compares with the paper's code."""
+"""Tiny cases of every method, for `agreement.py` and `tests/agents/test_stored_numbers.py`."""
 
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -48,6 +48,12 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "dac": [{"alpha": 3.0}],
     "rebrac": [{"alpha_actor": 0.5, "actor_noise": 0.4}],
     "rlpd": [{"bc_alpha": 0.5}],
+    "bc": [{}],
+    "trqam": [{"kl_budget": 0.1}],
+    "rql": [{"alpha": 0.5, "kappa": 0.7}],
+    "fan": [{"actor_anchor": 2.0, "critic_anchor": 0.5}],
+    "qgf": [{"guidance_weight": 0.5}],
+    "edp": [{"bc_weight": 2.0}],
 }
 """Fields of the cases of each method, beside `SIZES`."""
 
@@ -63,7 +69,7 @@ class Case(NamedTuple):
       changes: of the method's default config.
       agent: the method.
       state: parameters and targets, of which none is 0 and no two are equal.
-      batches: of three updates; some windows cross an episode's end, some complete the task.
+      batches: of up to three updates; some windows cross an episode's end, some complete the task.
     """
 
     name: str
@@ -100,23 +106,28 @@ def cases_of(name: str) -> list[dict[str, Any]]:
     return [*cases, {**cases[0], **extremes}]
 
 
-def make_case(name: str, changes: dict[str, Any], seed: int) -> Case:
+def make_case(name: str, changes: dict[str, Any], seed: int, num_updates: int = 3) -> Case:
     """Builds a case; its numbers depend on nothing but the arguments."""
     config = get_config(name)
     fields = {**SIZES, **changes}
     config.update({field: value for field, value in fields.items() if field in config})
     agent = make_agent(config)
-    inputs = jnp.zeros(OBSERVATION_DIM), jnp.zeros(ACTION_DIM)
-    state = agent.init(jax.random.PRNGKey(seed), *inputs)
+    inputs = jax.random.PRNGKey(seed), jnp.zeros(OBSERVATION_DIM), jnp.zeros(ACTION_DIM)
+    shapes = jax.eval_shape(agent.init, *inputs)
+
+    def init_rest() -> AgentState:
+        """The state without random parameters, which take long to compile."""
+        return dataclasses.replace(agent.init(*inputs), params={}, target_params={})
+
     state = dataclasses.replace(
-        state,
-        params=_numbers_like(state.params, f"params {seed}"),
-        target_params=_numbers_like(state.target_params, f"targets {seed}"),
+        jax.jit(init_rest)(),
+        params=_numbers_like(shapes.params, f"params {seed}"),
+        target_params=_numbers_like(shapes.target_params, f"targets {seed}"),
     )
     dataset = make_dataset(make_columns(seed))
     batches = [
         gather_windows(dataset, dataset.start_rows[first_rows(index)], HORIZON, SIZES["discount"])
-        for index in range(3)
+        for index in range(num_updates)
     ]
     return Case(name, changes, agent, state, batches)
 
@@ -125,23 +136,29 @@ def run_case(
     case: Case,
     make_targets: Callable[..., Any] | None = None,
     start: Callable[[], None] = lambda: None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Outcome:
-    """Acts twice, then makes three updates.
+    """Acts twice, then makes an update with each batch.
 
     Args:
       case: from `make_case`.
       make_targets: `(state before, state after) -> targets`, in place of the method's own.
       start: called before each action and update.
+      compiler_options: of `jax.jit`.
     """
+    update, sample_actions = (
+        jax.jit(function, compiler_options=compiler_options)
+        for function in (case.agent.update, case.agent.sample_actions)
+    )
     actions = []
     for observation in case.batches[0].observations[:2]:
         start()
-        chunk = case.agent.sample_actions(case.state, observation, case.state.key)
+        chunk = sample_actions(case.state, observation, case.state.key)
         actions.append(chunk.reshape(-1))
     states = [case.state]
     for batch in case.batches:
         start()
-        state, metrics = case.agent.update(states[-1], batch)
+        state, metrics = update(states[-1], batch)
         if make_targets:
             state = dataclasses.replace(state, target_params=make_targets(states[-1], state))
         if len(states) == 1:
@@ -165,6 +182,26 @@ def first_gradients(opt_state: optax.OptState) -> dict[str, Any]:
             if jax.tree.leaves(tree):  # else another optimiser has the network
                 gradients[name] = jax.tree.map(lambda leaf: 10 * leaf, tree)
     return gradients
+
+
+def summarise(case: Case, outcome: Outcome) -> dict[str, Any]:
+    """Few numbers that identify an outcome; they do not depend on how a network is laid out.
+
+    Returns:
+      The case, the loss, the actions, and sum and norm of the first update's gradients and of the
+      parameters after it, for each network.
+    """
+    trees = {"gradients": outcome.gradients, "params": outcome.params[0]}
+    return {
+        "method": case.name,
+        "changes": case.changes,
+        "loss": _short([outcome.loss])[0],
+        "actions": _short(outcome.actions.ravel()),
+        **{
+            kind: {name: _sum_and_norm(networks[name]) for name in sorted(networks)}
+            for kind, networks in trees.items()
+        },
+    }
 
 
 def make_columns(seed: int) -> dict[str, np.ndarray]:
@@ -204,10 +241,20 @@ def numbers(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32(rng.normal(size=shape))
 
 
+def _sum_and_norm(tree: Any) -> list[float]:
+    values = np.concatenate([np.float64(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+    return _short([values.sum(), np.linalg.norm(values)])
+
+
+def _short(values: Iterable[Any]) -> list[float]:
+    """Numbers with six digits."""
+    return [float(f"{value:.6g}") for value in values]
+
+
 def _numbers_like(tree: Any, purpose: str) -> Any:
     """Random numbers in the shapes of a tree, of about the size of trained parameters."""
 
-    def draw(path: Any, leaf: jax.Array) -> jax.Array:
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = jax.tree_util.keystr(path)
         centre = 1.0 if name.endswith("['scale']") else 0.0
         size = 0.5 if name.endswith("['kernel']") else 0.2

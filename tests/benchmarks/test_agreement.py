@@ -23,9 +23,8 @@ def test_draws_do_not_depend_on_the_key(name):
     for key in (0, 1):
         case = agreement_cases.make_case(name, agreement_cases.cases_of(name)[0], 0)
         case = case._replace(state=case.state.replace(key=jax.random.PRNGKey(key)))
-        draws = agreement._Draws(agreement._our_numbers)
-        with draws.in_place(), jax.disable_jit():
-            outcome = agreement_cases.run_case(case, start=draws.start)
+        with jax.disable_jit():
+            outcome = agreement.run_own(case)
         losses.append((outcome.loss, *outcome.actions.ravel()))
     assert np.isfinite(losses).all()
     np.testing.assert_array_equal(*losses)

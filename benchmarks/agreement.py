@@ -50,13 +50,15 @@ def main() -> None:
     """Prints a table; see the text at the top."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paper", required=True, type=Path, help="checkout of the paper's code")
-    parser.add_argument("--methods", default=",".join(PAPER_METHODS), help="names, by commas")
-    parser.add_argument("--store", type=Path, help="only writes numbers of all methods there")
+    parser.add_argument("--methods", help="names, by commas; by default all that it can take")
+    parser.add_argument("--store", type=Path, help="only writes the methods' numbers there")
     options = parser.parse_args()
     load_paper(options.paper.expanduser().resolve())
     revision = _revision(options.paper)
+    every = METHODS if options.store else PAPER_METHODS
+    names = options.methods.split(",") if options.methods else list(every)
     if options.store:
-        store(options.store, revision)
+        store(options.store, names, revision)
         return
     print(f"revision {revision}, limit {LIMIT:g}")
     print(f"windows: largest difference {compare_windows():.1e}\n")
@@ -64,7 +66,7 @@ def main() -> None:
     print(f"| method | cases | {' | '.join(columns)} |")
     print(f"|{'---|' * (len(columns) + 2)}")
     failed = []
-    for name in options.methods.split(","):
+    for name in names:
         with jax.disable_jit():
             errors = [compare(name, changes, seed) for seed, changes in enumerate(cases_of(name))]
         worst = {column: max(each[column] for each in errors) for column in columns}
@@ -103,15 +105,17 @@ def compare(name: str, changes: dict[str, Any], seed: int) -> dict[str, float]:
     }
 
 
-def store(path: Path, revision: str) -> None:
+def store(path: Path, names: list[str], revision: str) -> None:
     """Writes a line of JSON for each case: the numbers of the paper's code, or ours if it has none.
 
     Args:
-      path: of the file.
+      path: of the file; its lines of other methods stay.
+      names: of the methods.
       revision: of the paper's code.
     """
-    rows = []
-    for name in METHODS:
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["method"] not in names]
+    for name in names:
         for seed, changes in enumerate(cases_of(name)):
             case = make_case(name, changes, seed, num_updates=1)
             with jax.disable_jit():

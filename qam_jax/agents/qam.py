@@ -75,8 +75,7 @@ def matching_loss(_: AgentState, path: MemorylessPath, velocities: Array, adjoin
 def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) -> base.Agent:
     """Builds the agent; it acts by the ODE under the fine-tuned flow, or by the actor on top.
 
-    Raises:
-      ValueError: if both `fql_alpha` and `edit_scale` are set.
+    Raises ValueError if both `fql_alpha` and `edit_scale` are set.
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     learning, optimizer = values.make_value_learning(config, critic), base.make_optimizer(config)
@@ -100,9 +99,8 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
-        action = jnp.zeros(action_shape).reshape(-1)
         key, *keys = jax.random.split(key, 5)
-        params = _init_params(flow, critic, top, learning, keys, example_observation, action)
+        params = _init_params(flow, critic, top, learning, keys, example_observation, action_shape)
         target_names = ("critic", "behavior", *learning.target_names)
         return base.init_state(optimizer, params, target_names, key, action_shape)
 
@@ -143,9 +141,10 @@ def _init_params(
     learning: values.ValueLearning,
     keys: list[Key],
     observation: Array,
-    action: Array,
+    action_shape: tuple[int, ...],
 ) -> Params:
     """Parameters of all networks, by name."""
+    action = jnp.zeros(action_shape).reshape(-1)
     critic_key, behavior_key, flow_key, actor_key = keys
     params = init_flows(flow, behavior_key, flow_key, observation, action)
     params |= top.init(actor_key, observation, action) if top else {}

@@ -107,7 +107,14 @@ def run_main(
         except app.UsageError as error:  # before which absl prints the whole help
             sys.exit(f"Error: {error} {hint}")
 
-    app.run(checked_main, arguments, flags_parser=parse)
+    try:
+        app.run(checked_main, arguments, flags_parser=parse)
+    except SystemExit as ended:
+        if ended.code == EXIT_CODE:  # everything is closed, but XLA may still be compiling:
+            sys.stdout.flush()  # Python's own exit would wait for it, and then crash
+            sys.stderr.flush()
+            os._exit(EXIT_CODE)
+        raise
 
 
 def run_with_config(

@@ -26,6 +26,37 @@ def test_a_signal_where_there_is_nothing_to_save_ends_at_once(number, capsys):
     assert f"Stopped by {number.name}. The same command continues." in capsys.readouterr().err
 
 
+_COMPILING = """
+import jax, jax.numpy as jnp
+from qam_jax.runs.command_line import plain_errors, run_main
+def function(x):
+    for number in range(1000):
+        x = jnp.sin(x @ x) * number
+    return x
+def main(_):
+    with plain_errors():
+        program = jax.jit(function).lower(jnp.ones((8, 8)))
+        print("compiling", flush=True)
+        program.compile()
+        print("compiled", flush=True)
+run_main(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_amid_a_compilation_ends_at_once(number):
+    variables = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, "-c", _COMPILING]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=variables, text=True, **pipes) as process:
+        assert process.stdout.readline() == "compiling\n"
+        process.send_signal(number)
+        output, errors = process.communicate()
+    assert (process.returncode, output) == (75, "")
+    assert errors.splitlines()[-1] == f"Stopped by {number.name}. The same command continues."
+
+
 @pytest.mark.parametrize(
     "given", [["--run=exp/a"], ["--run", "exp/a"], ["-run=exp/a"], ["-run", "exp/a"]]
 )

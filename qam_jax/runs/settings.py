@@ -240,6 +240,11 @@ def check_settings(settings: RunSettings) -> None:
         )
     if settings.total_steps < 1:
         raise ValueError("nothing to do: give --offline_steps, --online_steps or --bc_steps.")
+    if settings.total_steps >= 2**31:
+        raise ValueError(
+            f"--offline_steps, --online_steps and --bc_steps are {settings.total_steps} together: "
+            f"give at most {2**31 - 1}."
+        )
     _check_data(settings)
     _check_environment(settings)
 

@@ -165,6 +165,12 @@ def test_an_environment_that_cannot_be_made_is_named():
         make_env("NoMass-v0", "own_masses")
 
 
+def test_an_environment_that_fails_when_it_is_closed_spoils_nothing(monkeypatch):
+    env = make_env("Mass-v0", "own_masses")
+    monkeypatch.setattr(type(env.unwrapped), "close", lambda _: 1 / 0)
+    env.close()
+
+
 def test_films_of_an_environment_that_renders(tmp_path):
     env = make_film_env("Mass-v0", tmp_path, "own_masses")
     env.reset(seed=5)

@@ -294,6 +294,7 @@ def test_a_horizon_longer_than_every_episode_is_refused(settings, small_config):
         ({"eval_interval": 6}, r"--eval_interval must be a multiple of --log_interval \(4\)"),
         ({"save_interval": 3}, "--save_interval must be a multiple"),
         ({"offline_steps": 0}, "nothing to do: give --offline_steps"),
+        ({"offline_steps": 10**20}, "are 100000000000000000000 together: give at most"),
         ({"offline_steps": -1}, "--offline_steps must be at least 0"),
         ({"utd_ratio": 0}, r"--utd_ratio must be in \[1"),
         ({"env_name": "", "online_steps": 5}, "--online_steps=5 needs an environment to act in"),

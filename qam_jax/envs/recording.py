@@ -69,8 +69,8 @@ def record_episodes(
             raise ValueError(f"{error}, in episode {episode}.") from error
         except Exception as error:
             raise EnvFailure(
-                f"the environment failed in episode {episode}: {type(error).__name__}: {error}. "
-                "Mend it; --verbosity=1 shows where the error arose."
+                f"the environment failed in episode {episode} (--verbosity=1 shows where): "
+                f"{type(error).__name__}: {error}"
             ) from error
     names = ("observations", "actions", "terminals", "rewards", "masks", "next_observations")
     columns = (np.array(column, np.float32) for column in zip(*rows, strict=True))

@@ -72,7 +72,7 @@ def test_whose_fault_a_failure_is_is_said(env, monkeypatch):
     with pytest.raises(ValueError, match=r"the policy failed: KeyError: 'grip', in episode 0\."):
         record_episodes(env, _failing, 1, progress=False)
     monkeypatch.setattr(_Line, "step", _failing)
-    with pytest.raises(EnvFailure, match="the environment failed in episode 0: KeyError: 'grip'"):
+    with pytest.raises(EnvFailure, match=r"failed in episode 0 .*: KeyError: 'grip'"):
         record_episodes(env, load_policy("random", 1), 1, progress=False)
 
 

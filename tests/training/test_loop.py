@@ -6,7 +6,7 @@ from qam_jax.training.loop import Stage
 
 class _Stage(Stage):
     unit = "step"
-    compile = advance = None
+    data = advance = None
 
 
 def test_an_estimate_is_given_once_where_the_stage_is_long(caplog):

@@ -228,7 +228,7 @@ def _our_numbers(stack: list[str], kind: str, shape: tuple[int, ...], counts: Co
     """Numbers for a draw of this project, by the innermost function that is known."""
     known = (
         "behavior_cloning_loss path_noise _noises _noisy_critic_loss latent_critic_loss "
-        "draw_latents draw_actions edited_actions noisy_actions policy actor_loss value_learning "
+        "draw_latents draw_actions edited_actions noisy_actions policy actor_loss value_loss "
         "sample_actions"
     ).split()
     function = next(name for name in stack if name in known)
@@ -256,7 +256,7 @@ def _our_numbers(stack: list[str], kind: str, shape: tuple[int, ...], counts: Co
         "noisy_actions": "act",
         "policy": phase,
         "sample_actions": phase,
-        "value_learning": f"learn{again}",
+        "value_loss": f"learn{again}",
         "actor_loss": "clone" if "make_diffusion_agent" in stack else f"improve{again}",
     }
     return _number(purposes[function] + suffix, shape)

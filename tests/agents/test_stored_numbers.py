@@ -23,6 +23,7 @@ _COMPILER_OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+_SIMILAR = {"bam", "cgql_l", "cgql_m", "edp", "qam_f"}  # to QAM, CGQL, QGF, FQL
 _STORED = Path(__file__).with_name("stored_numbers.jsonl")
 _ROWS = [json.loads(line) for line in _STORED.read_text().splitlines()]
 
@@ -36,11 +37,11 @@ def test_cases_of_every_method_are_stored():
 
 
 def _cases():
-    """The first case of each method is fast, but for two forms of CGQL; the others are slow."""
+    """The first case of each method is fast, unless it shares its parts with another method."""
     for name in METHODS:
         rows = [row for row in _ROWS if row["method"] == name]
         for seed, row in enumerate(rows):
-            marks = pytest.mark.slow if seed or name in ("cgql_l", "cgql_m") else ()
+            marks = pytest.mark.slow if seed or name in _SIMILAR else ()
             yield pytest.param(row, seed, id=f"{name}-{seed}", marks=marks)
 
 

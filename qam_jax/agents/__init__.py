@@ -296,7 +296,8 @@ def _check_config(config: ConfigDict) -> None:
             raise ValueError(
                 f"config field {name!r} must hold whole numbers above 0, got {tuple(widths)}."
             )
-    for name, (low, high) in {**base.RANGES, **values.RANGES, **algorithm.ranges}.items():
+    shared = base.RANGES | (values.RANGES if "value_learning" in config else {})
+    for name, (low, high) in {**shared, **algorithm.ranges}.items():
         if name in config and not low <= config[name] <= high:
             raise ValueError(
                 f"config field {name!r} must lie in [{low:g}, {high:g}], got {config[name]}."

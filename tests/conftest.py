@@ -3,9 +3,15 @@
 import os
 
 import jax
+import jaxlib
 from hypothesis import settings
 
 from qam_jax.training.devices import keep_programs
+
+# LLVM is most of the time of a compilation. Other versions may not know these flags, and end.
+if jaxlib.__version__.startswith("0.10."):
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+    os.environ["XLA_FLAGS"] = quick + os.environ.get("XLA_FLAGS", "")
 
 settings.register_profile("fast", deadline=None, max_examples=30)
 settings.load_profile("fast")

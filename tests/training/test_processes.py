@@ -56,6 +56,7 @@ def _start(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def start(*arguments, num_devices=1):
+        devices = f" --xla_force_host_platform_device_count={num_devices}"
         return subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -63,7 +64,7 @@ def _start(tmp_path_factory):
             env={
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+                "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + devices,
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

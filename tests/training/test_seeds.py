@@ -165,9 +165,10 @@ def test_eight_devices_agree_with_one(settings, config, alone, num_seeds, num_de
     """Two seeds, the batches of each over four devices; and one whose batches two devices share."""
     several = dataclasses.replace(settings, num_seeds=num_seeds, num_devices=num_devices)
     arguments = [dataclasses.asdict(several), config.to_dict()]
+    devices = " --xla_force_host_platform_device_count=8"
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + devices,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     process = subprocess.run(

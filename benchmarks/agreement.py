@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,11 @@ def compare(name: str, changes: dict[str, Any], seed: int) -> dict[str, float]:
         tuple(to_paper(name, targets) for targets in own.targets),
         own.actions,
     )
+    clear = partial(_clear_of_rounding, gradients=paper.gradients)
     after = [
         max(
-            _error(own.params[index], paper.params[index]),
-            _error(own.targets[index], paper.targets[index]),
+            _error(clear(own.params[index]), clear(paper.params[index])),
+            _error(clear(own.targets[index]), clear(paper.targets[index])),
         )
         for index in (0, 1)
     ]
@@ -165,6 +167,24 @@ def compare_windows() -> float:
         gaps = np.abs(own.actions - paper.actions).max(axis=(1, 2))
         differences.append((gaps * np.asarray(own.weights)).max())
     return float(max(differences))
+
+
+def _clear_of_rounding(networks: dict[str, Any], gradients: dict[str, Any]) -> dict[str, Any]:
+    """Networks with 0 where the gradient is at most `LIMIT` of its network's largest.
+
+    Adam divides by such a gradient, so that its rounding decides the step.
+    """
+
+    def clear(network: Any, gradient: Any) -> Any:
+        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
+        return jax.tree.map(
+            lambda a, g: jnp.where(jnp.abs(g) > LIMIT * largest, a, 0), network, gradient
+        )
+
+    return {
+        name: clear(network, gradients[name]) if name in gradients else network
+        for name, network in networks.items()
+    }
 
 
 def _error(own: dict[str, Any], paper: dict[str, Any]) -> float:

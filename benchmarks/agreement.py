@@ -45,6 +45,7 @@ from qam_jax.agents import AgentState, display_name
 from qam_jax.data.dataset import gather_windows, make_dataset
 
 LIMIT = 1e-5
+MAX_LOST = 0.01  # share of a network's numbers that are not compared after an update
 
 
 def main() -> None:
@@ -172,14 +173,17 @@ def compare_windows() -> float:
 def _clear_of_rounding(networks: dict[str, Any], gradients: dict[str, Any]) -> dict[str, Any]:
     """Networks with 0 where the gradient is at most `LIMIT` of its network's largest.
 
-    Adam divides by such a gradient, so that its rounding decides the step.
+    Adam divides by such a gradient, so that its rounding decides the step. Raises ValueError if
+    these are more than a few numbers.
     """
 
     def clear(network: Any, gradient: Any) -> Any:
-        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
-        return jax.tree.map(
-            lambda a, g: jnp.where(jnp.abs(g) > LIMIT * largest, a, 0), network, gradient
-        )
+        leaves = jax.tree.leaves(gradient)
+        bound = LIMIT * max(float(jnp.abs(leaf).max()) for leaf in leaves)
+        lost = sum(int((jnp.abs(leaf) <= bound).sum()) for leaf in leaves)
+        if lost > MAX_LOST * sum(leaf.size for leaf in leaves):
+            raise ValueError(f"{lost} gradients of a network are next to nothing.")
+        return jax.tree.map(lambda a, g: jnp.where(jnp.abs(g) > bound, a, 0), network, gradient)
 
     return {
         name: clear(network, gradients[name]) if name in gradients else network

@@ -53,15 +53,16 @@ def main() -> None:
 
 
 def _compile(folder: Path, changes: dict[str, Any]):
-    """Compiles the update of the version in a folder, and counts its FLOPs."""
+    """Compiles the update of the version in a folder by its own benchmark, and counts FLOPs."""
     for name in list(sys.modules):
         if name.split(".")[0] in ("qam_jax", "training"):
             del sys.modules[name]
-    sys.path.insert(0, str(folder))
+    own = [str(folder / "benchmarks"), str(folder)]
+    sys.path[:0] = own
     try:
         training = importlib.import_module("training")
     finally:
-        sys.path.remove(str(folder))
+        del sys.path[: len(own)]
     found = Path(sys.modules["qam_jax"].__file__).resolve()
     if not found.is_relative_to(folder):
         sys.exit(f"qam_jax came from {found} instead of {folder}.")

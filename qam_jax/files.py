@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import re
 import secrets
 import tempfile
 import time
@@ -40,7 +39,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     ensure_writable_dir(path.parent)
-    _remove_leftovers(path)
+    remove_leftovers(path.parent, f".{glob.escape(path.stem)}")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     with contextlib.ExitStack() as stack:
         stack.callback(temporary.unlink, missing_ok=True)
@@ -52,22 +51,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes temporary files of processes that were killed while they wrote `path`."""
-    for each in path.parent.glob(f".{glob.escape(path.stem)}.????????.tmp{path.suffix}"):
+def remove_leftovers(folder: Path, pattern: str = "**/.*") -> None:
+    """Removes what `atomic_write` has left of a folder's files where its process was killed.
+
+    The pattern is of the names without their random part, such as `.config` for `config.json`.
+    """
+    for each in folder.glob(f"{pattern}.????????.tmp*"):
         with contextlib.suppress(OSError), open(each) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while a process writes it
             each.unlink()
-
-
-def remove_temporary_files(folder: Path) -> None:
-    """Removes what `atomic_write` has left in a folder and those inside when it was killed.
-
-    No other process may be writing there.
-    """
-    for path in folder.rglob(".*.tmp*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?", path.name):
-            path.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: str | os.PathLike) -> None:

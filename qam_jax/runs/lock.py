@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from qam_jax.files import hold_lock, is_held, remove_temporary_files
+from qam_jax.files import hold_lock, is_held, remove_leftovers
 from qam_jax.runs.stopping import Stopped
 
 LOCK = "lock"
@@ -30,7 +30,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         with hold_lock(path, f"at work in {folder}", wait=False):
             end = FINISHED
-            remove_temporary_files(folder)
+            remove_leftovers(folder)
             try:
                 yield
             except BaseException as error:

@@ -14,14 +14,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState
-from qam_jax.agents.values.parts import (
-    Loss,
-    PoolFn,
-    ValueLearning,
-    bootstrap,
-    critic_loss,
-    default_pool,
-)
+from qam_jax.agents.values import parts
 from qam_jax.critic import atom_quantile, project_to_atoms, relative_entropy
 from qam_jax.networks import CriticEnsemble, ValueDistribution, critic_values
 from qam_jax.types import Array, Batch, Key, Params
@@ -44,14 +37,14 @@ RANGES = {
 
 
 def make(
-    config: ConfigDict, critic: CriticEnsemble, pool: PoolFn | None, weigh_values: bool
-) -> ValueLearning:
+    config: ConfigDict, critic: CriticEnsemble, pool: parts.PoolFn | None, weigh_values: bool
+) -> parts.ValueLearning:
     """Builds the value learning; see `values.make_value_learning`.
 
     Raises:
       ValueError: if there is no such support, or the bounds of the level exclude each other.
     """
-    pool = pool or default_pool(config)
+    pool = pool or parts.default_pool(config)
     network = ValueDistribution(**base.network_fields(config, "critic"))
     atoms, bounds = make_atoms(config), (config.divl_level_min, config.divl_level_max)
     if bounds[0] > bounds[1]:
@@ -69,20 +62,20 @@ def make(
 
     def value_loss(
         state: AgentState, batch: Batch, _: Array | None, __: Key
-    ) -> Callable[[Params], Loss]:
+    ) -> Callable[[Params], parts.Loss]:
         actions, observations = base.flat_actions(config, batch), batch.observations
         target_params = state.target_params
         probabilities = jnp.exp(log_probabilities(target_params, batch.next_observations))
         spread = config.divl_entropy_weight * relative_entropy(probabilities)
         levels = jnp.clip(config.divl_level - spread, *bounds)
-        targets = bootstrap(config, batch, atom_quantile(probabilities, atoms, levels)[None])
+        targets = parts.bootstrap(config, batch, atom_quantile(probabilities, atoms, levels)[None])
         pooled = pool(critic_values(critic, target_params["critic"], observations, actions))
         projected = project_to_atoms(pooled, atoms)
         weights = batch.weights if weigh_values else jnp.ones_like(batch.weights)
         outside = (pooled < atoms[0]) | (pooled > atoms[-1])
 
-        def loss(params: Params) -> Loss:
-            td_loss, metrics = critic_loss(critic, params["critic"], batch, actions, targets)
+        def loss(params: Params) -> parts.Loss:
+            td_loss, metrics = parts.critic_loss(critic, params["critic"], batch, actions, targets)
             log_probs = log_probabilities(params, observations)
             value_loss = -jnp.mean(weights * jnp.sum(projected * log_probs, axis=-1))
             metrics |= {
@@ -95,7 +88,7 @@ def make(
 
         return loss
 
-    return ValueLearning(value_loss, init, ("value_distribution",))
+    return parts.ValueLearning(value_loss, init, ("value_distribution",))
 
 
 def make_atoms(config: ConfigDict) -> Array:

@@ -11,15 +11,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState
-from qam_jax.agents.values.parts import (
-    Loss,
-    PoolFn,
-    ValueLearning,
-    bootstrap,
-    critic_metrics,
-    default_pool,
-    next_q_values,
-)
+from qam_jax.agents.values import parts
 from qam_jax.critic import td_loss, window_hinges
 from qam_jax.networks import CriticEnsemble, critic_values
 from qam_jax.types import Array, Batch, Key, Params
@@ -31,13 +23,15 @@ FIELDS = {
 RANGES = {"lql_chunks": base.AT_LEAST_1, "lql_hinge_weight": base.AT_LEAST_0}
 
 
-def make(config: ConfigDict, critic: CriticEnsemble, pool: PoolFn | None, _: bool) -> ValueLearning:
+def make(
+    config: ConfigDict, critic: CriticEnsemble, pool: parts.PoolFn | None, _: bool
+) -> parts.ValueLearning:
     """Builds the value learning; see `values.make_value_learning`.
 
     Raises:
       ValueError: if batches do not hold whole windows, or chunks are longer than actions.
     """
-    pool = pool or default_pool(config)
+    pool = pool or parts.default_pool(config)
     if config.batch_size % config.lql_chunks:
         raise ValueError(
             "config field 'batch_size' must be a multiple of 'lql_chunks' "
@@ -51,10 +45,10 @@ def make(config: ConfigDict, critic: CriticEnsemble, pool: PoolFn | None, _: boo
 
     def value_loss(
         state: AgentState, batch: Batch, next_actions: Array | None, _: Key
-    ) -> Callable[[Params], Loss]:
+    ) -> Callable[[Params], parts.Loss]:
         actions = base.flat_actions(config, batch)
-        following = pool(next_q_values(critic, state, batch, next_actions))
-        targets = bootstrap(config, batch, following[None])
+        following = pool(parts.next_q_values(critic, state, batch, next_actions))
+        targets = parts.bootstrap(config, batch, following[None])
         present = jnp.maximum(jnp.mean(batch.weights), 1 / config.batch_size)  # share of chunks
 
         def windows(array: Array) -> Array:
@@ -63,14 +57,14 @@ def make(config: ConfigDict, critic: CriticEnsemble, pool: PoolFn | None, _: boo
         fixed = map(windows, (targets, following, batch.rewards, batch.masks, batch.weights))
         inputs, discount = tuple(fixed), config.discount**config.horizon_length
 
-        def loss(params: Params) -> Loss:
+        def loss(params: Params) -> parts.Loss:
             q_values = critic_values(critic, params["critic"], batch.observations, actions)
             chunk_loss = td_loss(q_values, targets, batch.weights) / present
             lower, upper = window_hinges(windows(q_values), *inputs, discount=discount)
-            metrics = critic_metrics(chunk_loss, q_values)
+            metrics = parts.critic_metrics(chunk_loss, q_values)
             metrics |= {"lower_hinge": lower, "upper_hinge": upper}
             return chunk_loss + config.lql_hinge_weight * (lower + upper), metrics
 
         return loss
 
-    return ValueLearning(value_loss, needs_actions=True)
+    return parts.ValueLearning(value_loss, needs_actions=True)

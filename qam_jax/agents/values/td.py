@@ -9,27 +9,22 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState
-from qam_jax.agents.values.parts import (
-    Loss,
-    PoolFn,
-    ValueLearning,
-    bootstrap,
-    critic_loss,
-    next_q_values,
-)
+from qam_jax.agents.values import parts
 from qam_jax.networks import CriticEnsemble
 from qam_jax.types import Array, Batch, Key, Params
 
 
-def make(config: ConfigDict, critic: CriticEnsemble, pool: PoolFn | None, _: bool) -> ValueLearning:
+def make(
+    config: ConfigDict, critic: CriticEnsemble, pool: parts.PoolFn | None, _: bool
+) -> parts.ValueLearning:
     """Builds the value learning; see `values.make_value_learning`."""
 
     def value_loss(
         state: AgentState, batch: Batch, next_actions: Array | None, _: Key
-    ) -> Callable[[Params], Loss]:
+    ) -> Callable[[Params], parts.Loss]:
         actions = base.flat_actions(config, batch)
-        next_values = next_q_values(critic, state, batch, next_actions)
-        targets = bootstrap(config, batch, pool(next_values)[None] if pool else next_values)
-        return lambda params: critic_loss(critic, params["critic"], batch, actions, targets)
+        next_values = parts.next_q_values(critic, state, batch, next_actions)
+        targets = parts.bootstrap(config, batch, pool(next_values)[None] if pool else next_values)
+        return lambda params: parts.critic_loss(critic, params["critic"], batch, actions, targets)
 
-    return ValueLearning(value_loss, needs_actions=True)
+    return parts.ValueLearning(value_loss, needs_actions=True)

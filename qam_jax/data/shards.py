@@ -142,9 +142,10 @@ class Shards(DataSource):
         self._next = self._dataset = None
 
     def _fitting(self, index: int) -> TransitionDataset:
-        """Arrays of a shard; the first one is checked against the device's memory."""
+        """Arrays of a shard; the first one is checked against the memory of a GPU or a TPU."""
         dataset = self._take(index)
-        return dataset if self._dataset is not None else check_dataset_fits(dataset)
+        moves = jax.default_backend() != "cpu"  # which uses the arrays where they are
+        return check_dataset_fits(dataset) if moves and self._dataset is None else dataset
 
     def _take(self, index: int) -> TransitionDataset:
         """Arrays of a shard, from the thread if it has read this one."""

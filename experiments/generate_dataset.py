@@ -4,7 +4,6 @@ Example:
   python experiments/generate_dataset.py --dataset=cube-single-play-v0
 """
 
-import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -12,7 +11,6 @@ from absl import app, flags
 from qam_jax.data import generate
 from qam_jax.data.tasks import parse_task
 from qam_jax.runs.command_line import plain_errors, run_main
-from qam_jax.runs.stopping import Stopped
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -41,13 +39,10 @@ def main(argv: list[str]) -> None:
     if _LIST.value:
         print("\n".join(generate.generatable_names()))
         return
-    with plain_errors():
+    with plain_errors(stopped="Nothing was written."):
         if _DATASET.value is None:
             raise ValueError("which dataset? Give --dataset=<name>; --list prints the names.")
-        try:
-            _make()
-        except Stopped as stopped:
-            sys.exit(f"Stopped by {stopped}: nothing was written.")
+        _make()
 
 
 def _make() -> None:

@@ -6,7 +6,6 @@ Example:
 
 import contextlib
 import re
-import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -14,8 +13,8 @@ from absl import app, flags
 from qam_jax.data.npz import write_npz
 from qam_jax.envs import make_env
 from qam_jax.envs.recording import load_policy, record_episodes
+from qam_jax.files import ensure_writable_dir
 from qam_jax.runs.command_line import plain_errors, run_main
-from qam_jax.runs.stopping import Stopped
 
 _ENV_NAME = flags.DEFINE_string(
     "env_name", None, "Id of a gymnasium environment, or OGBench's single-task name."
@@ -37,13 +36,10 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists."
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
-    with plain_errors():
+    with plain_errors(stopped="Nothing was written."):
         if not _ENV_NAME.value:
             raise ValueError("of which environment? Give --env_name=<id>, such as Pendulum-v1.")
-        try:
-            _record()
-        except Stopped as stopped:
-            sys.exit(f"Stopped by {stopped}: nothing was written.")
+        _record()
 
 
 def _record() -> None:
@@ -53,6 +49,7 @@ def _record() -> None:
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists and is kept; --overwrite replaces it.")
         return
+    ensure_writable_dir(path.parent)  # before episodes are recorded in vain
     with contextlib.closing(make_env(_ENV_NAME.value, _ENV_MODULE.value)) as env:
         policy = load_policy(_POLICY.value, env.action_space.shape[0])
         data = record_episodes(env, policy, _NUM_EPISODES.value, seed=_SEED.value)

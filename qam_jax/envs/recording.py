@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
+from qam_jax.data.checks import FIELDS
 from qam_jax.envs.pool import EnvFailure
 from qam_jax.envs.wrappers import OpenLoopChunks
 
@@ -42,16 +43,15 @@ def load_policy(name: str, action_dim: int) -> Policy:
 
 
 def record_episodes(
-    env: gymnasium.Env, policy: Policy, num_episodes: int, *, seed: int = 0, progress: bool = True
+    env: gymnasium.Env, policy: Policy, num_episodes: int, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Executes a policy, and returns all `N` steps in the order of time.
+    """Executes a policy, with a bar in a terminal; returns all `N` steps in the order of time.
 
     Args:
       env: with observations [O] and actions [A] in [-1, 1], such as `qam_jax.envs.make_env` makes.
       policy: chooses the actions.
       num_episodes: how many episodes.
       seed: an episode depends on the seed and its own number alone, if the policy does.
-      progress: whether to show a progress bar.
 
     Returns:
       All fields of `qam_jax.data.checks.FIELDS`, in float32.
@@ -62,7 +62,7 @@ def record_episodes(
     """
     rows = []
     env = OpenLoopChunks(env, 1)  # which checks what the environment gives
-    for episode in tqdm(range(num_episodes), unit="episode", disable=not progress):
+    for episode in tqdm(range(num_episodes), unit="episode", disable=None):
         try:
             rows += _record_episode(env, policy, np.random.default_rng([seed, episode]))
         except _PolicyError as error:
@@ -72,9 +72,8 @@ def record_episodes(
                 f"the environment failed in episode {episode} (--verbosity=1 shows where): "
                 f"{type(error).__name__}: {error}"
             ) from error
-    names = ("observations", "actions", "terminals", "rewards", "masks", "next_observations")
     columns = (np.array(column, np.float32) for column in zip(*rows, strict=True))
-    return dict(zip(names, columns, strict=True))
+    return dict(zip(FIELDS, columns, strict=True))
 
 
 class _PolicyError(Exception):

@@ -41,10 +41,10 @@ def start_logging() -> None:
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(stopped: str = "The same command continues.") -> Iterator[None]:
     """Ends the process with status 1 and a plain message where the user's input is at fault.
 
-    The status is 75 where a signal stopped the run; the same command then continues it.
+    The status is 75 where a signal stopped the program; `stopped` is then the rest of the message.
 
     `--verbosity=1` shows where in the code an error arose.
     """
@@ -59,8 +59,8 @@ def plain_errors() -> Iterator[None]:
             raise
         _logger.debug("Details of the error:", exc_info=True)
         sys.exit(f"Error: {memory.explain(error)}")
-    except Stopped as stopped:
-        print(f"Stopped by {stopped}. The same command continues.", file=sys.stderr)
+    except Stopped as signal:
+        print(f"Stopped by {signal}. {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit("Interrupted. The same command continues from the last checkpoint.")

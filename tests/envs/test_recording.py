@@ -39,7 +39,7 @@ def _env():
 
 def test_rows_hold_what_happened(env):
     steps = iter([0.5, 0.5, 9.0, 0.0, 0.25, 0.25, 0.25])  # 9 is clipped, and ends an episode
-    data = record_episodes(env, lambda *_: [next(steps)], 2, progress=False)
+    data = record_episodes(env, lambda *_: [next(steps)], 2)
     expected = {
         "observations": [[0], [0.5], [1], [0], [0], [0.25], [0.5]],
         "actions": [[0.5], [0.5], [1], [0], [0.25], [0.25], [0.25]],
@@ -53,7 +53,7 @@ def test_rows_hold_what_happened(env):
 
 def test_an_episode_depends_on_its_number_alone(env):
     policy = load_policy("random", 1)
-    first, both = (record_episodes(env, policy, n, seed=3, progress=False) for n in (1, 2))
+    first, both = (record_episodes(env, policy, n, seed=3) for n in (1, 2))
     for name, array in first.items():
         np.testing.assert_array_equal(array, both[name][: len(array)])
 
@@ -61,7 +61,7 @@ def test_an_episode_depends_on_its_number_alone(env):
 @pytest.mark.parametrize("action", [[0.0, 0.0], [np.nan]])
 def test_actions_that_make_no_sense(env, action):
     with pytest.raises(ValueError, match=r"expected finite numbers of shape \(1,\)"):
-        record_episodes(env, lambda *_: action, 1, progress=False)
+        record_episodes(env, lambda *_: action, 1)
 
 
 def _failing(*_):
@@ -70,10 +70,10 @@ def _failing(*_):
 
 def test_whose_fault_a_failure_is_is_said(env, monkeypatch):
     with pytest.raises(ValueError, match=r"the policy failed: KeyError: 'grip', in episode 0\."):
-        record_episodes(env, _failing, 1, progress=False)
+        record_episodes(env, _failing, 1)
     monkeypatch.setattr(_Line, "step", _failing)
     with pytest.raises(EnvFailure, match=r"failed in episode 0 .*: KeyError: 'grip'"):
-        record_episodes(env, load_policy("random", 1), 1, progress=False)
+        record_episodes(env, load_policy("random", 1), 1)
 
 
 @pytest.mark.parametrize("name", ["mine", "no_such_one:act", "math:no_such_one", "math:pi"])

@@ -62,21 +62,25 @@ def protocol_differences(
     }
     if protocol["horizon_length"] > 1:
         expected["action_chunking"] = True
-    return _differences(config, metadata, expected, "offline")
+    return _differences(config, metadata, expected, "offline", whose="figures")
 
 
 def _differences(
-    config: Mapping[str, Any], metadata: Mapping[str, Any], paper: dict[str, Any], stage: str
+    config: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    paper: dict[str, Any],
+    stage: str,
+    whose: str = "paper",
 ) -> dict[str, str]:
-    """Settings of a run at one stage that are not those of `paper`, in words."""
+    """Settings of a run at one stage that are not those of `paper`, in words that say `whose`."""
     large = bool(paper.pop("ogbench_dataset_dir", ""))
     flat = {**config, **config["agent"]}
     texts = {
-        name: f"{name} = {setting_words(flat[name])} (paper: {setting_words(expected)})"
+        name: f"{name} = {setting_words(flat[name])} ({whose}: {setting_words(expected)})"
         for name, expected in paper.items()
         if name in flat and not _same(flat[name], expected)
     }
-    texts |= _data_differences(config, metadata, large)
+    texts |= _data_differences(config, metadata, large, whose)
     left_out = names_with_role("online") | {"online_steps"} if stage == "offline" else set()
     return {name: text for name, text in texts.items() if name not in left_out}
 
@@ -138,9 +142,9 @@ def _sensitivity_domains() -> frozenset[str]:
 
 
 def _data_differences(
-    config: Mapping[str, Any], metadata: Mapping[str, Any], large: bool
+    config: Mapping[str, Any], metadata: Mapping[str, Any], large: bool, whose: str
 ) -> dict[str, str]:
-    """Differences of the data; `large` says whether the paper trains on a folder of files."""
+    """Differences of the data; `large` says whether the others train on a folder of files."""
     texts = {}
     shards = bool(config.get("ogbench_dataset_dir"))
     source = metadata.get("dataset_source") or ""
@@ -148,10 +152,10 @@ def _data_differences(
         texts["dataset_source"] = f"data simulated here ({simulated[1]}), not OGBench's file"
     if large and not shards:
         texts["ogbench_dataset_dir"] = (
-            "one file of data (paper: 100 files of a million transitions)"
+            f"one file of data ({whose}: 100 files of a million transitions)"
         )
     elif shards and not large:
-        texts["ogbench_dataset_dir"] = "a folder of files (paper: one file of data)"
+        texts["ogbench_dataset_dir"] = f"a folder of files ({whose}: one file of data)"
     if config.get("run"):
         texts["run"] = "started from another run's checkpoint"
     return texts

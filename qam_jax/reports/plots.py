@@ -47,11 +47,12 @@ def plot_run(
 
     The episodes are of the last evaluation, by the name of the policy.
     """
+    title = settings.env_name or folder.name
+    pictures = plot_training(folder, title)
     if not settings.env_name:
-        return []
+        return pictures
     border = settings.bc_steps + settings.offline_steps if settings.online_steps else None
-    pictures = [plot_learning_curve(folder, title=settings.env_name, border=border)]
-    pictures += plot_training(folder, title=settings.env_name)
+    pictures.insert(0, plot_learning_curve(folder, title, border))
     env = make_env(settings.env_name, settings.env_module)
     env.reset(seed=0)
     if hasattr(env.unwrapped, "maze_map") and hasattr(env.unwrapped, "cur_goal_xy"):

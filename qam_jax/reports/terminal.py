@@ -110,15 +110,14 @@ def _print_comparison(title: str, theirs: str, rows: pd.DataFrame, console: Cons
 def _print_other_papers(rows: pd.DataFrame, console: Console) -> None:
     view = other_papers_view(rows)
     comparable = (rows["differences"].map(len) == 0).sum()
-    console.print(
-        f"[bold]Beside the figures of other papers: {len(rows)} results, {comparable} comparable; "
-        "report.html has their tables.[/]"
-    )
-    if len(rows) <= _MAX_ROWS:
+    heading = f"Beside the figures of other papers: {len(rows)} results, {comparable} comparable"
+    shown = len(rows) <= _MAX_ROWS
+    console.print(f"[bold]{heading}{'' if shown else '; report.html has their tables'}.[/]")
+    if shown:
         for protocol, by_task in view["protocols"].items():
             console.print(_protocol_table(protocol, by_task))
-    for letter, texts in view["letters"].items():
-        console.print(f"  [yellow]≠ {letter}[/] {escape('; '.join(texts))}")
+        for letter, texts in view["letters"].items():
+            console.print(f"  [yellow]≠ {letter}[/] {escape('; '.join(texts))}")
     for name, source in view["sources"].items():
         words = f"{name}: {source['title']}, arXiv {source['arxiv']}. {source['note']}"
         console.print(escape(words))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from qam_jax.runs.metrics import score
 from qam_jax.runs.stopping import Stopped, stop_signals
 from qam_jax.sweeps.jobs import Job, last_step, read_rows
 from qam_jax.sweeps.worker import Outcome, end_task, start_task
@@ -114,5 +115,5 @@ def _score(job: Job) -> str:
     rows = read_rows(job.folder / "eval.csv")
     if not rows:
         return ""
-    success = rows[-1]["success"]  # nan if the environment does not report it
-    return f"return {rows[-1]['return']:.1f}" if math.isnan(success) else f"success {success:.0%}"
+    reports = not math.isnan(rows[-1].get("success", math.nan))
+    return f"success {score(rows[-1]):.0%}" if reports else f"return {score(rows[-1]):.1f}"

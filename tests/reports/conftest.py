@@ -58,6 +58,7 @@ def _write_run(
     record_start(
         folder, run, agent,
         dataset_source="downloaded from a mirror", dataset_fingerprint="f", seed=seed,
+        observation_dim=3, action_dim=2,
     )  # fmt: skip
     log = MetricLog(folder, {"train": 0, "eval": 0}, "", {})
     returns = np.full(len(rates), -100.0) if returns is None else returns

@@ -74,7 +74,7 @@ def test_a_run_of_the_same_protocol_is_comparable(make_run):
     assert domain.figures == ("BDPO 32 (4)", "TFQL 48 (4)")
     assert domain.differences == ("1 of the domain's 5 tasks",)
     assert rows["FAN", "cube-double-play"].differences == (
-        "horizon_length = 5 (paper: 1)",
+        "horizon_length = 5 (figures: 1)",
         "1 of the domain's 5 tasks",
     )
 
@@ -91,11 +91,11 @@ def test_a_domain_is_comparable_with_all_of_its_tasks(make_run):
 @pytest.mark.parametrize(
     ("source", "settings", "reason"),
     [
-        ("RQL", _LONG, "sparse = False (paper: True)"),
-        ("RQL", _LONG, "one file of data (paper: 100 files of a million transitions)"),
-        ("QGF", _LONG, "offline_steps = 1,000,000 (paper: 500,000)"),
-        ("RQL", _LONG | _CLONED, "bc_steps = 500,000 (paper: 0)"),
-        ("RQL", _LONG | {"dataset_proportion": 0.5}, "dataset_proportion = 0.5 (paper: 1)"),
+        ("RQL", _LONG, "sparse = False (figures: True)"),
+        ("RQL", _LONG, "one file of data (figures: 100 files of a million transitions)"),
+        ("QGF", _LONG, "offline_steps = 1,000,000 (figures: 500,000)"),
+        ("RQL", _LONG | _CLONED, "bc_steps = 500,000 (figures: 0)"),
+        ("RQL", _LONG | {"dataset_proportion": 0.5}, "dataset_proportion = 0.5 (figures: 1)"),
     ],
 )
 def test_what_makes_a_run_not_comparable(make_run, source, settings, reason):
@@ -107,7 +107,7 @@ def test_what_makes_a_run_not_comparable(make_run, source, settings, reason):
 def test_single_steps_with_returns_of_several_are_no_chunks(make_run):
     make_run((0.2, 0.5), config={"action_chunking": False}, **_LONG)
     row = _by_source(make_run)["RQL", "cube-double-play-singletask-task2-v0"]
-    assert row.differences == ("action_chunking = False (paper: True)",)
+    assert row.differences == ("action_chunking = False (figures: True)",)
 
 
 def test_the_reader_sees_each_protocol_apart(make_run):

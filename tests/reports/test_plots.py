@@ -38,8 +38,11 @@ def test_other_environments_have_a_learning_curve_only(tmp_path):
     assert [picture.name for picture in pictures] == ["learning_curve.png"]
 
 
-def test_without_an_environment_there_is_nothing_to_draw(tmp_path):
-    assert plot_run(tmp_path, RunSettings(env_name="", dataset="mine.npz"), {}) == []
+def test_without_an_environment_losses_alone_are_drawn(tmp_path):
+    settings = RunSettings(env_name="", dataset="mine.npz")
+    assert plot_run(tmp_path, settings, {}) == []
+    (tmp_path / "train.csv").write_text("step,critic_loss\n1,5\n2,4\n")
+    assert [picture.name for picture in plot_run(tmp_path, settings, {})] == ["training.png"]
 
 
 def test_the_border_between_the_stages_is_marked(tmp_path):

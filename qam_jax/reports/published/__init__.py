@@ -86,7 +86,10 @@ def sort_key(column: pd.Series) -> pd.Series:
 def _with_protocol(figures: pd.DataFrame) -> pd.DataFrame:
     """Figures with the columns of their source's protocol in their domain."""
     domains = figures["env_name"].map(lambda name: task_label(name)[0])
-    both = figures.assign(domain=domains).merge(_read("protocols.csv"), on=["source", "domain"])
+    protocols = _read("protocols.csv")
+    both = figures.assign(domain=domains).merge(
+        protocols, "left", on=["source", "domain"], validate="many_to_one"
+    )
     return both.drop(columns="domain")
 
 

@@ -136,7 +136,6 @@ def run_case(
     case: Case,
     make_targets: Callable[..., Any] | None = None,
     start: Callable[[], None] = lambda: None,
-    compiler_options: dict[str, Any] | None = None,
 ) -> Outcome:
     """Acts twice, then makes an update with each batch.
 
@@ -144,12 +143,8 @@ def run_case(
       case: from `make_case`.
       make_targets: `(state before, state after) -> targets`, in place of the method's own.
       start: called before each action and update.
-      compiler_options: of `jax.jit`.
     """
-    update, sample_actions = (
-        jax.jit(function, compiler_options=compiler_options)
-        for function in (case.agent.update, case.agent.sample_actions)
-    )
+    update, sample_actions = map(jax.jit, (case.agent.update, case.agent.sample_actions))
     actions = []
     for observation in case.batches[0].observations[:2]:
         start()

@@ -227,11 +227,11 @@ def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
 
 
 def _make_rendering(env_name: str, env_module: str) -> gymnasium.Env:
-    env = make_env(env_name, env_module, render_mode="rgb_array")
     try:
+        env = make_env(env_name, env_module, render_mode="rgb_array")
         env.reset(seed=0)
         frame = env.unwrapped.render()
-    except (TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise ValueError(f"environment {env_name!r} cannot be filmed: {error}.") from error
     if not (isinstance(frame, np.ndarray) and frame.ndim == 3):
         raise ValueError(

@@ -24,7 +24,7 @@ from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 _PACKAGES = (
     "jax jaxlib flax optax chex orbax-checkpoint ml_collections numpy gymnasium ogbench mujoco"
 )
-_NEEDED = {"starts", "dataset_source", "dataset_fingerprint"}
+_NEEDED = {"starts", "dataset_source", "dataset_fingerprint", "observation_dim", "action_dim"}
 
 
 def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:

@@ -77,17 +77,16 @@ def read_csv(path: Path) -> list[dict[str, float]]:
     lines = path.read_text(errors="replace").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     try:
-        rows = [
-            {name: float(value or "nan") for name, value in row.items()}
-            for row in csv.DictReader(whole)
-        ]
-        if not all(math.isfinite(row.get("step", math.nan)) for row in rows):
-            raise ValueError("a row has no step")
+        rows = []
+        for row in csv.DictReader(whole):
+            rows.append({name: float(value or "nan") for name, value in row.items()})
+            if not math.isfinite(rows[-1].get("step", math.nan)):
+                raise ValueError("it has no step")
         return rows
     except (ValueError, TypeError) as error:  # TypeError: a row with too many values
         raise DamagedError(
-            f"{path} is damaged ({error}). Restore it from a copy, mend that line, or move the "
-            "file away."
+            f"{path} is damaged (row {len(rows) + 1}: {error}). Restore it from a copy, mend that "
+            "row, or move the file away."
         ) from error
 
 

@@ -18,11 +18,6 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import agreement
 from agreement_cases import METHODS, cases_of, make_case, summarise
 
-# They halve the time to compile a program as small as these.
-_COMPILER_OPTIONS = {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 _SIMILAR = {"bam", "cgql_l", "cgql_m", "edp", "qam_f"}  # to QAM, CGQL, QGF, FQL
 _STORED = Path(__file__).with_name("stored_numbers.jsonl")
 _ROWS = [json.loads(line) for line in _STORED.read_text().splitlines()]
@@ -48,7 +43,7 @@ def _cases():
 @pytest.mark.parametrize(("stored", "seed"), _cases())
 def test_numbers_are_the_stored_ones(stored, seed):
     case = make_case(stored["method"], stored["changes"], seed, num_updates=1)
-    found = summarise(case, agreement.run_own(case, compiler_options=_COMPILER_OPTIONS))
+    found = summarise(case, agreement.run_own(case))
     np.testing.assert_allclose(found["loss"], stored["loss"], rtol=1e-4)
     np.testing.assert_allclose(found["actions"], stored["actions"], rtol=0, atol=1e-4)
     for kind in ("gradients", "params"):

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import agreement
 import agreement_cases
 
-_METHODS = "cgql_m dsrl fedit qam_e qsm rebrac rlpd".split()  # all functions that draw
+_METHODS = "cgql_m dsrl fan fedit qam_e qgf qsm rebrac rlpd rql".split()  # all functions that draw
 
 
 @pytest.mark.slow

@@ -59,7 +59,9 @@ _METADATA = {
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "3", '{"name": "x"}', json.dumps({**_METADATA, "starts": []})]
+    "content",
+    ["[]", "3", json.dumps({**_METADATA, "starts": []})]
+    + [json.dumps({key: _METADATA[key] for key in _METADATA if key != name}) for name in _METADATA],
 )
 def test_metadata_that_are_none_name_the_file(content, tmp_path):
     (tmp_path / "metadata.json").write_text(content)

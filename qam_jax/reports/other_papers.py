@@ -48,9 +48,11 @@ def other_papers_view(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def source_notes(runs: pd.DataFrame) -> list[str]:
-    """Notes on methods of these runs whose source has no figures by task."""
+    """Notes on methods and value learnings of these runs whose source has no figures by task."""
     known = {"QAM", *other_figures()["source"]}
-    names = sorted({base_method(method) for method in runs["method"]} & sources().keys() - known)
+    used = {base_method(method) for method in runs["method"]}
+    used |= {config["agent"].get("value_learning", "").upper() for config in runs["config"]}
+    names = sorted(used & sources().keys() - known)
     return [
         f"{name} (arXiv {sources()[name]['arxiv']}): {sources()[name]['note']}" for name in names
     ]

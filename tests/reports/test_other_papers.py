@@ -128,3 +128,9 @@ def test_trqams_own_number_is_said_to_be_on_other_data(make_run, method):
     make_run((0.1, 0.5), agent_name=method)
     notes = "\n".join(make_report([str(make_run.args[0])]).notes)
     assert ("other data than QAM's tables" in notes) == (method == "trqam")
+
+
+def test_the_source_of_a_value_learning_is_noted(make_run):
+    make_run((0.1, 0.5), config={"value_learning": "lql"})
+    notes = "\n".join(make_report([str(make_run.args[0])]).notes)
+    assert "LQL (arXiv 2605.05812)" in notes

@@ -117,7 +117,7 @@ def main(_: list[str]) -> None:
     with plain_errors():
         options = flags.FLAGS
         if options.prepared:
-            write_json(options.output, list(_compile_all(options)))
+            _write_rows(options)
             return
         for method in [*options.methods, options.block_method]:
             make_agent(_make_config(method, options.set))  # fails before anything is compiled
@@ -172,7 +172,12 @@ def _start(name: str, environment: dict[str, str]) -> list[dict[str, Any]]:
         done = subprocess.run([sys.executable, *sys.argv, *own], env=environment, check=False)
         if done.returncode:
             sys.exit(done.returncode)  # the process has said why
-        return read_json(path)
+        return read_json(path)["rows"]
+
+
+def _write_rows(options: flags.FlagValues) -> None:
+    """Writes the rows that `_start` reads."""
+    write_json(options.output, {"rows": list(_compile_all(options))})
 
 
 def _compile_all(options: flags.FlagValues) -> Iterator[dict[str, Any]]:

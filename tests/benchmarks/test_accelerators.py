@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +126,17 @@ def _has(package):
     import importlib.util
 
     return importlib.util.find_spec(package) is not None
+
+
+def test_rows_reach_the_program_from_the_process_of_their_target(monkeypatch):
+    import accelerators
+
+    def run(command, **_):
+        path = command[-1].removeprefix("--output=")
+        accelerators._write_rows(SimpleNamespace(output=path))
+        return subprocess.CompletedProcess(command, 0)
+
+    row = {"target": "h100", "kernels": 54}
+    monkeypatch.setattr(accelerators, "_compile_all", lambda _: iter([row]))
+    monkeypatch.setattr(accelerators.subprocess, "run", run)
+    assert accelerators._start("h100", {}) == [row]

@@ -165,7 +165,8 @@ def _value_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
     if low < -limit or high > limit:
         yield _locate("actions", actions, (actions < -limit) | (actions > limit)) + (
             f"outside [-1, 1] (smallest {low:g}, largest {high:g}). Rescale the actions to "
-            "[-1, 1]: 2 * (actions - low) / (high - low) - 1, with the environment's own bounds."
+            "[-1, 1]: 2 * (actions - low) / (high - low) - 1, with the environment's own bounds; "
+            "or give --normalize_actions."
         )
     meanings = {
         "terminals": "1 at the last row of each episode, everywhere else 0",

@@ -14,13 +14,17 @@ from ogbench.relabel_utils import relabel_dataset
 
 from qam_jax.data import checks
 from qam_jax.data.dataset import InMemory, make_dataset, take_leading
+from qam_jax.data.demonstrations import Choice
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
 from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
+from qam_jax.data.lerobot import load_lerobot
 from qam_jax.data.minari import load_minari
 from qam_jax.data.npz import find_files, load_npz, read_headers
+from qam_jax.data.robomimic import load_robomimic
 from qam_jax.data.tasks import parse_task
 
 _MINARI_PREFIX = "minari:"
+_ROBOT_READERS = {"robomimic": load_robomimic, "lerobot": load_lerobot}
 _logger = logging.getLogger(__name__)
 
 
@@ -65,6 +69,7 @@ def load_own(
     dataset: str | os.PathLike,
     env: gymnasium.Env | None,
     *,
+    choice: Choice = Choice(),  # noqa: B008 - it cannot be changed
     sparse: bool = False,
     proportion: float = 1.0,
 ) -> InMemory:
@@ -72,20 +77,25 @@ def load_own(
 
     Args:
       dataset: an `.npz` file (see `qam_jax.data.checks` for its fields); a folder, whose `.npz`
-        files except `*-val.npz` are put together in the order of their names; or `minari:<id>`.
+        files except `*-val.npz` are put together in the order of their names; `minari:<id>`;
+        `robomimic:<file>`; or `lerobot:<folder>`.
       env: the environment that the data have to fit; None if there is none.
+      choice: what to use of the last two.
       sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
 
     Raises:
       FileNotFoundError: if there is no such file, folder or Minari dataset.
-      ImportError: if Minari is needed and not installed.
+      ImportError: if the format needs a package that is not installed.
       ValueError: naming the first fault in the data, or the two files that differ.
     """
     dataset, path = os.fspath(dataset), Path(dataset).expanduser()
     if dataset.startswith(_MINARI_PREFIX):
         data, path = load_minari(dataset.removeprefix(_MINARI_PREFIX), env)
         pieces, description = {dataset: data}, f"{dataset} in {path}"
+    elif (reader := _ROBOT_READERS.get(dataset.partition(":")[0])) is not None:
+        data, path, description = reader(dataset.partition(":")[2], choice)
+        pieces = {dataset: data}
     else:
         paths = find_files(path) if path.is_dir() else [path]
         headers = {each: read_headers(each) for each in paths}

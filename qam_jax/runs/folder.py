@@ -142,7 +142,12 @@ def _damaged(path: Path, what: str) -> DamagedError:
 
 def _default_run_id(config: dict[str, Any]) -> str:
     kept, later = names_with_role("result", "run"), later_fields(config["agent"]["agent_name"])
-    identity = {name: config[name] for name in kept}
+    identity = {
+        field.name: config[field.name]
+        for field in dataclasses.fields(RunSettings)
+        if field.name in kept
+        and not (field.metadata["later"] and config[field.name] == field.default)
+    }
     identity["agent"] = {
         name: value
         for name, value in config["agent"].items()

@@ -27,13 +27,15 @@ def _setting(
     *,
     choices: tuple[str, ...] = (),
     inherited: bool = True,
+    later: bool = False,
 ) -> Any:
     """Declares a setting: its role, default, help, range, and the values that it can take.
 
-    A run that starts from another run's checkpoint takes over the value if it is `inherited`.
+    A run that starts from another run's checkpoint takes over the value if it is `inherited`. With
+    `later`, version 0.1 did not have it: the default does not change a run's folder.
     """
     metadata: dict[str, Any] = {"help": help_text, "role": role, "low": low, "high": high}
-    metadata |= {"choices": choices, "inherited": inherited}
+    metadata |= {"choices": choices, "inherited": inherited, "later": later}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -46,7 +48,26 @@ class DataSettings:
     """Where the data come from."""
 
     dataset: str = _result(
-        "", "Your own .npz file, a folder of them, or minari:<id>; empty: OGBench's of env_name."
+        "",
+        "Your own .npz file, a folder of them, minari:<id>, robomimic:<file> or lerobot:<folder>; "
+        "empty: OGBench's of env_name.",
+    )
+    obs_keys: str = _result(
+        "",
+        "Parts of an observation of robomimic or LeRobot, comma-separated, in this order; empty: "
+        "all vectors of robomimic, LeRobot's state.",
+        later=True,
+    )
+    demos: str = _result(
+        "",
+        "Mask of robomimic, or task of LeRobot, whose episodes are used; empty: all.",
+        later=True,
+    )
+    success: str = _result(
+        "",
+        "Where robomimic's or LeRobot's episodes complete the task: reward (a reward of 1), last, "
+        "none, or a column that is 1 there; empty: reward of robomimic, next.success of LeRobot.",
+        later=True,
     )
     dataset_dir: str = _free("~/.ogbench/data", "Folder of OGBench's dataset files.")
     data_source: str = _free(
@@ -269,6 +290,12 @@ def _check_data(settings: RunSettings) -> None:
         raise ValueError(
             "--dataset is loaded as a whole, --ogbench_dataset_dir one shard at a time: give one "
             "of them."
+        )
+    chosen = [name for name in ("obs_keys", "demos", "success") if getattr(settings, name)]
+    if chosen and not settings.dataset.startswith(("robomimic:", "lerobot:")):
+        raise ValueError(
+            f"--{chosen[0]} chooses within --dataset=robomimic:<file> or lerobot:<folder>, got "
+            f"--dataset={settings.dataset or '(none)'}: leave it out, or name such data."
         )
     if not 0 < settings.dataset_proportion <= 1:
         raise ValueError(

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, acts_by_behavior, make_agent
 from qam_jax.data.dataset import DataSource
+from qam_jax.data.demonstrations import Choice
 from qam_jax.data.replay import check_replay_fits
 from qam_jax.data.shards import Shards
 from qam_jax.data.sources import load_ogbench, load_own, no_data
@@ -283,7 +284,9 @@ def _read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource
         interval = settings.dataset_replace_interval
         return Shards(settings.ogbench_dataset_dir, env, replace_interval=interval, **common)
     if settings.dataset:
-        return load_own(settings.dataset, env, **common)
+        keys = [key.strip() for key in settings.obs_keys.split(",") if key.strip()]
+        choice = Choice(keys, settings.demos, settings.success)
+        return load_own(settings.dataset, env, choice=choice, **common)
     if env is not None and not is_ogbench(settings.env_name):
         return no_data(env)
     return load_ogbench(

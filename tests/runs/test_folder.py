@@ -25,7 +25,13 @@ def test_the_default_folder_depends_on_what_is_computed(tmp_path):
     folder = find_folder(settings, config)
     same = {"offline_steps": 7, "online_steps": 3, "utd_ratio": 2, "eval_envs": 3}
     assert find_folder(dataclasses.replace(settings, **same), config) == folder
-    other = {"seed": 1, "sparse": True, "dataset_proportion": 0.5, "run": "exp/other"}
+    other = {
+        "seed": 1,
+        "sparse": True,
+        "success": "last",
+        "dataset_proportion": 0.5,
+        "run": "exp/other",
+    }
     for change in other.items():
         assert find_folder(dataclasses.replace(settings, **dict([change])), config) != folder
 
@@ -38,7 +44,8 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path, name, digest)
     folder = folder_of(settings, config)
     assert folder.name == f"{name}-seed0-{digest}"
     saved = resolved(settings, config)
-    del saved["num_seeds"]
+    for setting in ("num_seeds", "obs_keys", "demos", "success"):
+        del saved[setting]
     for field in later_fields(name):
         saved["agent"].pop(field, None)
     folder.mkdir(parents=True)

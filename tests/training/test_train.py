@@ -308,6 +308,7 @@ def test_a_horizon_longer_than_every_episode_is_refused(settings, small_config):
         ({"run_id": "../other"}, "--run_id must be the name of one folder"),
         ({"video_episodes": -1}, "--video_episodes must be"),
         ({"data_source": "local"}, "give one or the other"),
+        ({"obs_keys": "object"}, "--obs_keys chooses within --dataset=robomimic:<file> or lerob"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, changes, message):

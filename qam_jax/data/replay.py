@@ -6,6 +6,7 @@ no window mixes episodes.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ def sample_mixed(
     return jax.tree.map(choose, offline, online)
 
 
-def sample_balanced(
+def sample_split(
     dataset: TransitionDataset,
     buffer: ReplayBuffer,
     key: Array,
@@ -91,17 +92,20 @@ def sample_balanced(
     horizon_length: int,
     discount: float,
     num_consecutive: int = 1,
+    offline_ratio: float = 0.5,
 ) -> Batch:
-    """Draws half of the windows from the dataset, half online (RLPD, arXiv 2302.02948).
+    """Draws a fixed share of the windows from the dataset, and the others online.
 
-    Of an odd number, one more comes from the dataset. The buffer must not be empty.
+    A half is RLPD's (arXiv 2302.02948). The number of draws from the dataset, each of
+    `num_consecutive` windows, is the nearest whole one, and the upper of two. Neither the dataset
+    nor the buffer may be empty where windows are drawn from it.
     """
     offline_key, online_key = jax.random.split(key)
-    half = batch_size // num_consecutive // 2
-    num_offline, sizes = batch_size - half * num_consecutive, (horizon_length, discount)
-    offline = sample_windows(dataset, offline_key, num_offline, *sizes, num_consecutive)
-    rows = jax.random.randint(online_key, (half,), 0, buffer.size)
-    online = gather_replay(buffer, rows, *sizes, num_consecutive)
+    num_draws, sizes = batch_size // num_consecutive, (horizon_length, discount, num_consecutive)
+    num_offline = math.floor(offline_ratio * num_draws + 0.5)
+    offline = sample_windows(dataset, offline_key, num_offline * num_consecutive, *sizes)
+    rows = jax.random.randint(online_key, (num_draws - num_offline,), 0, buffer.size)
+    online = gather_replay(buffer, rows, *sizes)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), offline, online)
 
 

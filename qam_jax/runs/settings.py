@@ -117,7 +117,12 @@ class RunSettings(DataSettings):
     utd_ratio: int = _online(1, "Updates per environment step.", 1, 10**4)
     num_envs: int = _online(1, "Environments that gather experience side by side.", 1, 10**4)
     balanced_sampling: bool = _online(
-        False, "Half of each online batch from the dataset, half from experience; else uniform."
+        False, "Half of each online batch from the dataset, as by --offline_ratio=0.5."
+    )
+    offline_ratio: float = _online(
+        -1.0,
+        "Share of each online batch that comes from the dataset, in [0, 1], whatever "
+        "balanced_sampling; -1: draw from data and experience as from one.",
     )
     buffer_size: int = _online(0, "Online transitions kept for training; 0: all.", 0, 2**31 - 1)
     log_interval: int = _run(1000, "Steps per row of train.csv.", 1)
@@ -171,6 +176,13 @@ class RunSettings(DataSettings):
     def total_steps(self) -> int:
         """Steps of all stages."""
         return self.bc_steps + self.offline_steps + self.online_steps
+
+    @property
+    def offline_share(self) -> float | None:
+        """Share of each online batch from the dataset; None to draw from both as from one."""
+        if self.offline_ratio == -1:
+            return 0.5 if self.balanced_sampling else None
+        return self.offline_ratio
 
     def of_seed(self, index: int) -> "RunSettings":
         """Settings of the run of one seed, from 0 to `num_seeds` - 1, as it would be alone."""
@@ -302,6 +314,8 @@ def _check_data(settings: RunSettings) -> None:
             "--dataset_proportion must be above 0 and at most 1, got "
             f"{settings.dataset_proportion}."
         )
+    if settings.offline_ratio != -1 and not 0 <= settings.offline_ratio <= 1:
+        raise ValueError(f"--offline_ratio must be in [0, 1], or -1, got {settings.offline_ratio}.")
 
 
 def _check_environment(settings: RunSettings) -> None:

@@ -4,13 +4,14 @@ import concurrent.futures
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from qam_jax.agents import AgentState
 from qam_jax.agents.values import num_consecutive
-from qam_jax.data.replay import ReplayBuffer, sample_balanced, sample_mixed
+from qam_jax.data.replay import ReplayBuffer, sample_mixed, sample_split
 from qam_jax.runs import processes
 from qam_jax.training.collector import Experience, random_policy
 from qam_jax.training.devices import Layout
@@ -50,7 +51,8 @@ class OnlineStage(Stage):
         self._before: dict[Run, dict[str, Any]] = {}  # episodes before the round in progress
         self._speeds: list[float] = []  # steps of a run per second, in the first rounds
         self._threads = concurrent.futures.ThreadPoolExecutor(len(runs))
-        sample_from = sample_balanced if self._settings.balanced_sampling else sample_mixed
+        ratio = self._settings.offline_share
+        sample_from = sample_mixed if ratio is None else partial(sample_split, offline_ratio=ratio)
 
         def sample(data: list[tuple[TransitionDataset, ReplayBuffer]], keys: Array) -> Batch:
             sizes = config.batch_size, config.horizon_length, config.discount

@@ -259,14 +259,14 @@ def _check_needs_no_data(plan: Plan, runs: list[Run]) -> None:
     """Raises ValueError if there are no data, but stages or batches that need them."""
     settings = plan.settings
     needs = [f"its {run.stage} stage" for run in runs if run.stage != "online"]
-    needs += ["--balanced_sampling"] if settings.balanced_sampling else []
+    needs += ["--balanced_sampling or --offline_ratio"] if settings.offline_share else []
     if needs and not plan.source.at(0).num_starts:
         raise ValueError(
             f"there are no data of {settings.env_name}, which {needs[0]} needs: only OGBench's "
             "environments have data of their own. Name yours by --dataset; experiments/"
             f"record_dataset.py --env_name={settings.env_name} records some. Or train on "
-            "experience alone: --offline_steps=0 --online_steps=<steps>, without --bc_steps and "
-            "--balanced_sampling."
+            "experience alone: --offline_steps=0 --online_steps=<steps>, without --bc_steps, "
+            "--balanced_sampling and --offline_ratio."
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from qam_jax.data.dataset import ACTION_LIMIT, make_dataset
-from qam_jax.data.replay import Replay, gather_replay, sample_balanced, sample_mixed
+from qam_jax.data.replay import Replay, gather_replay, sample_mixed, sample_split
 from qam_jax.data.sources import no_data
 from qam_jax.types import Transitions
 
@@ -218,13 +218,30 @@ def test_mixed_sampling_is_uniform_over_both_sources(sources):
 
 @pytest.mark.parametrize("batch_size", [8, 7])
 def test_balanced_sampling_takes_half_from_each_source(sources, batch_size):
-    batch = sample_balanced(*sources, jax.random.PRNGKey(0), batch_size, 2, _DISCOUNT)
+    batch = sample_split(*sources, jax.random.PRNGKey(0), batch_size, 2, _DISCOUNT)
     assert batch.actions.shape == (batch_size, 2, 2)
     np.testing.assert_array_equal(batch.observations[:4, 0], 1)
     np.testing.assert_array_equal(batch.observations[4:, 0], 2)
 
 
-@pytest.mark.parametrize("sample", [sample_mixed, sample_balanced])
+@pytest.mark.parametrize(
+    ("ratio", "batch_size", "num_consecutive", "num_offline"),
+    [
+        (0.0, 8, 1, 0), (1.0, 8, 1, 8), (0.3, 8, 1, 2), (0.3, 9, 1, 3), (0.5, 5, 1, 3),
+        (0.3, 24, 3, 6), (0.01, 24, 3, 0), (0.99, 24, 3, 24),
+    ],
+)  # fmt: skip
+def test_a_share_of_the_windows_comes_from_the_dataset(
+    sources, ratio, batch_size, num_consecutive, num_offline
+):
+    sizes = batch_size, 2, _DISCOUNT, num_consecutive
+    batch = sample_split(*sources, jax.random.PRNGKey(0), *sizes, offline_ratio=ratio)
+    assert batch.actions.shape == (batch_size, 2, 2)
+    np.testing.assert_array_equal(batch.observations[:num_offline, 0], 1)
+    np.testing.assert_array_equal(batch.observations[num_offline:, 0], 2)
+
+
+@pytest.mark.parametrize("sample", [sample_mixed, sample_split])
 def test_consecutive_windows_come_from_one_source(sources, sample):
     batch = sample(*sources, jax.random.PRNGKey(0), 24, 2, _DISCOUNT, 3)
     assert batch.actions.shape == (24, 2, 2)

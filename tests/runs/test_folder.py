@@ -44,7 +44,7 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path, name, digest)
     folder = folder_of(settings, config)
     assert folder.name == f"{name}-seed0-{digest}"
     saved = resolved(settings, config)
-    for setting in ("num_seeds", "obs_keys", "demos", "success"):
+    for setting in ("num_seeds", "obs_keys", "demos", "success", "offline_ratio"):
         del saved[setting]
     for field in later_fields(name):
         saved["agent"].pop(field, None)

@@ -117,7 +117,8 @@ def test_experience_alone_is_enough(without_data, small_config, method):
     [
         ({"offline_steps": 8}, "its offline stage"),
         ({"bc_steps": 8}, "its cloning stage"),
-        ({"balanced_sampling": True}, "--balanced_sampling"),
+        ({"balanced_sampling": True}, "--balanced_sampling or --offline_ratio"),
+        ({"offline_ratio": 0.3}, "--balanced_sampling or --offline_ratio"),
     ],
 )
 def test_what_needs_data_says_so(without_data, small_config, changes, reason):

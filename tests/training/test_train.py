@@ -300,6 +300,8 @@ def test_a_horizon_longer_than_every_episode_is_refused(settings, small_config):
         ({"env_name": "", "online_steps": 5}, "--online_steps=5 needs an environment to act in"),
         ({"env_name": "", "dataset": ""}, "there is no OGBench dataset: name data of your own"),
         ({"dataset_proportion": 0.0}, "--dataset_proportion must be above 0"),
+        ({"offline_ratio": 1.5}, r"--offline_ratio must be in \[0, 1\], or -1, got 1.5"),
+        ({"offline_ratio": float("nan")}, "--offline_ratio must be in"),
         ({"eval_episodes": 0}, r"--eval_episodes must be in \[1"),
         ({"eval_envs": -3}, "--eval_envs must be"),
         ({"seed": 2**31}, "--seed must be"),

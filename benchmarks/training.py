@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, get_config, make_agent
 from qam_jax.data.dataset import InMemory, make_dataset, sample_windows
+from qam_jax.data.normalization import Normalization
 from qam_jax.runs.saved import init_state
 from qam_jax.runs.settings import RunSettings
 from qam_jax.training.devices import Layout
@@ -80,7 +81,8 @@ def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[
     key = jax.random.PRNGKey(1)
     source = InMemory(dataset, "synthetic", Path())
     settings, layout = RunSettings(offline_steps=10**9), Layout([0])
-    plan = Plan(settings, agent, config, source, (28, 5), None)
+    dims = 28, 5
+    plan = Plan(settings, agent, config, source, dims, Normalization.identity(*dims), None)
     run = Run(plan, settings, Path(), None)
     run.stage = "offline"
     stage = OfflineStage(plan, [run], layout)

@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
             num_envs=_ENVS.value,
             seed=seed,
             env_timeout=_ENV_TIMEOUT.value,
+            normalization=run.normalization,
         )
         with contextlib.closing(evaluator):
             print(f"{env_name}, step {run.step}:")
@@ -87,6 +88,7 @@ def main(argv: list[str]) -> None:
                 seed=seed,
                 env_module=env_module,
                 env_timeout=_ENV_TIMEOUT.value,
+                normalization=run.normalization,
             )
             print("Films:", *videos, sep="\n  ")
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qam_jax import memory
+from qam_jax.data.normalization import Normalization
 from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
@@ -76,6 +77,28 @@ def check_dataset_fits(dataset: TransitionDataset) -> TransitionDataset:
         "--ogbench_dataset_dir holds one at a time.",
     )
     return dataset
+
+
+def prepare_dataset(
+    dataset: TransitionDataset,
+    normalization: Normalization,
+    reward_scale: float = 1.0,
+    reward_bias: float = 0.0,
+) -> TransitionDataset:
+    """Normalises a dataset on the device, and makes every reward `r` a `scale * r + bias`.
+
+    Raises MemoryError if there is no room for its arrays beside those that it is made from.
+    """
+    if normalization.is_identity and (reward_scale, reward_bias) == (1, 0):
+        return dataset
+    check_dataset_fits(dataset)
+    actions = normalization.normalize_actions(dataset.actions)
+    return dataclasses.replace(
+        dataset,
+        observations=normalization.normalize_observations(dataset.observations),
+        actions=actions.clip(-ACTION_LIMIT, ACTION_LIMIT),
+        rewards=reward_scale * dataset.rewards + reward_bias,
+    )
 
 
 def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:

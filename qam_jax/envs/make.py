@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from qam_jax.data.normalization import Normalization
 from qam_jax.data.tasks import find_task, parse_task
 from qam_jax.envs.wrappers import Films, OwnRandomState
 
@@ -30,7 +31,12 @@ _RENDER_TEST = (
 )
 
 
-def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.Env:
+def make_env(
+    env_name: str,
+    env_module: str = "",
+    normalization: Normalization | None = None,
+    **kwargs: Any,
+) -> gymnasium.Env:
     """Makes an environment by its name, with its own random state.
 
     Other environments than OGBench's get 1-D observations and actions in [-1, 1].
@@ -41,6 +47,7 @@ def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.En
         or a Dict of Boxes as observation and a bounded 1-D Box as action, also in gymnasium's form
         `module:id`.
       env_module: a module to import first, which registers the environment.
+      normalization: of the observations that it gives and the actions that it takes; None: none.
       **kwargs: passed to `gymnasium.make`.
 
     Raises:
@@ -50,7 +57,7 @@ def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.En
     if env_module:
         _import_registering(env_module, f"--env_module={env_module}")
     if is_ogbench(env_name):
-        return OwnRandomState(_make_ogbench(env_name, **kwargs))
+        return _normalized(OwnRandomState(_make_ogbench(env_name, **kwargs)), normalization)
     module, _, env_id = env_name.rpartition(":")
     if module:
         _import_registering(module, f"{module!r} of {env_name!r}")
@@ -62,7 +69,8 @@ def make_env(env_name: str, env_module: str = "", **kwargs: Any) -> gymnasium.En
         raise ValueError(_describe_unknown(env_name, env_id, module or env_module)) from None
     if env.spec is not None and env.spec.max_episode_steps is None:
         _warn_endless(env_name)
-    return OwnRandomState(_rescaled(_flattened(env, env_name), env_name))
+    env = OwnRandomState(_rescaled(_flattened(env, env_name), env_name))
+    return _normalized(env, normalization)
 
 
 def is_ogbench(env_name: str) -> bool:
@@ -70,15 +78,18 @@ def is_ogbench(env_name: str) -> bool:
     return find_task(env_name) is not None
 
 
-def make_film_env(env_name: str, folder: Path, env_module: str = "") -> gymnasium.Env:
+def make_film_env(
+    env_name: str, folder: Path, env_module: str = "", normalization: Normalization | None = None
+) -> gymnasium.Env:
     """Makes an environment (see `make_env`) that films its episodes into `folder`.
 
     Raises ValueError as `make_env`, or if the environment does not render images.
     """
     if is_ogbench(env_name):
-        env = make_env(env_name, env_module, width=_FRAME_SIZE, height=_FRAME_SIZE)
+        size = {"width": _FRAME_SIZE, "height": _FRAME_SIZE}
+        env = make_env(env_name, env_module, normalization, **size)
     else:
-        env = _make_rendering(env_name, env_module)
+        env = _make_rendering(env_name, env_module, normalization)
     max_steps = env.spec.max_episode_steps if env.spec is not None else None
     stride = max(1, (max_steps or 0) // _MAX_FRAMES)
     return Films(env, folder, stride)
@@ -226,9 +237,26 @@ def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
     return gymnasium.wrappers.RescaleAction(clipped, np.float32(-1), np.float32(1))
 
 
-def _make_rendering(env_name: str, env_module: str) -> gymnasium.Env:
+def _normalized(env: gymnasium.Env, normalization: Normalization | None) -> gymnasium.Env:
+    """Normalises the observations of an environment, and takes normalised actions."""
+    if normalization is None or normalization.is_identity:
+        return env
+    unbounded = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+    env = gymnasium.wrappers.TransformObservation(
+        env,
+        lambda values: normalization.normalize_observations(np.asarray(values, np.float32)),
+        unbounded,
+    )
+    return gymnasium.wrappers.TransformAction(
+        env, normalization.denormalize_actions, env.action_space
+    )
+
+
+def _make_rendering(
+    env_name: str, env_module: str, normalization: Normalization | None
+) -> gymnasium.Env:
     try:
-        env = make_env(env_name, env_module, render_mode="rgb_array")
+        env = make_env(env_name, env_module, normalization, render_mode="rgb_array")
         env.reset(seed=0)
         frame = env.unwrapped.render()
     except (ValueError, TypeError, NotImplementedError) as error:

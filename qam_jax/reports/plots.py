@@ -33,7 +33,7 @@ def show_result(result: Any, settings: RunSettings, agent_name: str) -> None:
         pictures += film_episodes(
             result.agent, result.state, settings.env_name, result.folder / "videos",
             num_episodes=settings.video_episodes, seed=result.seed, env_module=settings.env_module,
-            env_timeout=settings.env_timeout,
+            env_timeout=settings.env_timeout, normalization=result.normalization,
         )  # fmt: skip
     print(f"{prefix}Run: {result.folder}")
     if pictures:

@@ -1,7 +1,8 @@
 """A saved run, read from its folder, and the state that its checkpoints are read into."""
 
+import contextlib
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from qam_jax.agents import (
     make_agent,
     make_guided_agent,
 )
+from qam_jax.data.normalization import Normalization
 from qam_jax.files import DamagedError
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import read_config, read_metadata
@@ -41,12 +43,16 @@ def check_state_fits(agent: Agent, observation_dim: int, action_dim: int, count:
 
 
 class SavedRun(NamedTuple):
-    """A saved run: config.json, the agent of the checkpoint's stage, its state, and the step."""
+    """A saved run: config.json, the agent of the checkpoint's stage, its state, and the step.
+
+    The agent takes normalised observations and gives normalised actions, by `normalization`.
+    """
 
     config: ConfigDict
     agent: Agent
     state: AgentState
     step: int
+    normalization: Normalization
 
 
 def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
@@ -68,10 +74,10 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         agent_config = cloning_config(config.agent) if cloning else config.agent
         check_unchanged(folder, agent_config, to_train=False)
         agent = make_agent(agent_config)
-        state = init_state(
-            agent, jax.random.PRNGKey(0), metadata["observation_dim"], metadata["action_dim"]
-        )
-        return SavedRun(config, agent, checkpoints.restore_agent(found, state), found)
+        dims = metadata["observation_dim"], metadata["action_dim"]
+        state = init_state(agent, jax.random.PRNGKey(0), *dims)
+        state = checkpoints.restore_agent(found, state)
+        return SavedRun(config, agent, state, found, _normalization_of(progress, dims))
     except DamagedError as error:
         others = ", ".join(str(other) for other in checkpoints.steps if other != found)
         advice = f"give another by its step: {others}" if others else "there is no other"
@@ -81,6 +87,23 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
         ) from error
     finally:
         checkpoints.close()
+
+
+def newest_normalization(folder: str | os.PathLike) -> Normalization | None:
+    """Reads the normalisation of a run's newest checkpoint that can be read; None if none can."""
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        for step in reversed(checkpoints.steps):
+            with contextlib.suppress(DamagedError):
+                progress, metadata = checkpoints.read_progress(step), read_metadata(folder)
+                dims = metadata["observation_dim"], metadata["action_dim"]
+                return _normalization_of(progress, dims)
+    return None
+
+
+def _normalization_of(progress: dict[str, Any], dims: tuple[int, int]) -> Normalization:
+    """Returns the normalisation that a checkpoint holds; of an earlier version's, the identity."""
+    saved = progress.get("normalization")
+    return Normalization.from_json(saved) if saved else Normalization.identity(*dims)
 
 
 def change_policy(

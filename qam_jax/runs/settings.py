@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
+
+from qam_jax.data.normalization import NORMALIZATIONS
 
 ROLES = {
     "result": "changes what is learnt: fixed for a run, and part of the method in reports",
@@ -85,6 +88,23 @@ class DataSettings:
     )
     dataset_proportion: float = _result(1.0, "Leading part of each file that is used.")
     sparse: bool = _result(False, "Make every reward that is not 0 a -1.")
+    reward_scale: float = _result(
+        1.0, "Train on scale * r + bias for each reward r, after sparse.", later=True
+    )
+    reward_bias: float = _result(0.0, "See reward_scale.", later=True)
+    normalize_observations: str = _result(
+        "",
+        "By statistics of the data: mean_std, to mean 0 and deviation 1; min_max, to [-1, 1]; "
+        "quantiles, the 1st and 99th percentile to -1 and 1; empty: not.",
+        choices=NORMALIZATIONS,
+        later=True,
+    )
+    normalize_actions: str = _result(
+        "",
+        "As normalize_observations, but not mean_std. Actions are clipped to [-1, 1].",
+        choices=NORMALIZATIONS,
+        later=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +307,9 @@ def check_ranges(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         low, high = field.metadata["low"], field.metadata["high"]
+        choices = field.metadata["choices"]
+        if choices and value not in choices:
+            raise ValueError(f"--{field.name} must be one of {list(choices)}, got {value!r}.")
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
             raise ValueError(f"--{field.name} must be {bounds}, got {value}.")
@@ -314,6 +337,15 @@ def _check_data(settings: RunSettings) -> None:
             "--dataset_proportion must be above 0 and at most 1, got "
             f"{settings.dataset_proportion}."
         )
+    if settings.normalize_actions == "mean_std":
+        raise ValueError(
+            "--normalize_actions=mean_std would put actions outside [-1, 1], which policies cannot "
+            "leave: give min_max or quantiles."
+        )
+    if not 0 < settings.reward_scale < math.inf:
+        raise ValueError(f"--reward_scale must be a number above 0, got {settings.reward_scale}.")
+    if not math.isfinite(settings.reward_bias):
+        raise ValueError(f"--reward_bias must be a number, got {settings.reward_bias}.")
     if settings.offline_ratio != -1 and not 0 <= settings.offline_ratio <= 1:
         raise ValueError(f"--offline_ratio must be in [0, 1], or -1, got {settings.offline_ratio}.")
 

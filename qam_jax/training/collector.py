@@ -26,11 +26,21 @@ class Collector:
     """Acts in environments, a chunk of actions at a time, from episode to episode.
 
     An episode depends on the run's seed, its own number and the policy alone, not on the number
-    of environments. `sparse` makes every reward that is not 0 a -1.
+    of environments. `sparse` makes every reward that is not 0 a -1; then each reward `r` becomes
+    `reward_scale * r + reward_bias`.
     """
 
-    def __init__(self, pool: EnvPool, seed: int, *, sparse: bool = False):
+    def __init__(
+        self,
+        pool: EnvPool,
+        seed: int,
+        *,
+        sparse: bool = False,
+        reward_scale: float = 1.0,
+        reward_bias: float = 0.0,
+    ):
         self._pool, self._seed, self._sparse = pool, seed, sparse
+        self._reward_scale, self._reward_bias = reward_scale, reward_bias
         self._episodes = np.arange(pool.num_envs)
         self._next_episode = pool.num_envs
         self._chunks = np.zeros(pool.num_envs, int)
@@ -121,8 +131,10 @@ class Collector:
     def _step(self, policy: Policy, before: np.ndarray) -> Experience:
         actions = policy(before, self._episodes, self._chunks)
         self._observations, _, terminated, truncated, info = self._pool.step(actions)
+        rewards = -(info["rewards"] != 0).astype(np.float32) if self._sparse else info["rewards"]
+        info["rewards"] = self._reward_scale * rewards + self._reward_bias
         parts = [
-            _transitions(before[env], actions[env], info, env, terminated[env], self._sparse)
+            _transitions(before[env], actions[env], info, env, terminated[env])
             for env in range(self._pool.num_envs)
         ]
         done = terminated | truncated
@@ -160,18 +172,16 @@ def _transitions(
     info: dict[str, Any],
     env: int,
     terminated: bool,
-    sparse: bool,
 ) -> Transitions:
     """Makes the transitions of one environment's chunk of actions."""
     count = info["num_steps"][env]
     following = info["observations"][env, :count]
-    rewards = info["rewards"][env, :count]
     masks = np.ones(count, np.float32)
     masks[-1:] = 1 - terminated
     return Transitions(
         observations=np.concatenate([observation[None].astype(np.float32), following[:-1]]),
         actions=actions[:count],
-        rewards=-(rewards != 0).astype(np.float32) if sparse else rewards,
+        rewards=info["rewards"][env, :count],
         masks=masks,
         next_observations=following,
     )

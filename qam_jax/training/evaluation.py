@@ -19,6 +19,7 @@ import scipy
 from tqdm import tqdm
 
 from qam_jax.agents import Agent, AgentState
+from qam_jax.data.normalization import Normalization
 from qam_jax.envs import (
     EnvFailure,
     EnvPool,
@@ -226,6 +227,7 @@ class Evaluator:
     env_module: str = ""  # see `qam_jax.envs.make_env`
     max_crashes: int = 10  # crashes of the environments to survive, over all evaluations
     env_timeout: float = 60.0  # seconds, see `EnvPool`
+    normalization: Normalization | None = None  # of the agent's training
     on_wait: Callable[[], None] = lambda: None  # may raise to end an evaluation, see `EnvPool`
 
     def __post_init__(self) -> None:
@@ -268,7 +270,7 @@ class Evaluator:
 
     def _make_envs(self, horizon_length: int, count: int) -> EnvPool:
         return EnvPool(
-            partial(make_env, self.env_name, self.env_module),
+            partial(make_env, self.env_name, self.env_module, self.normalization),
             horizon_length,
             count,
             max_crashes=self.max_crashes,
@@ -314,6 +316,7 @@ def film_episodes(
     seed: int,
     env_module: str = "",
     env_timeout: float = 60.0,
+    normalization: Normalization | None = None,
 ) -> list[Path]:
     """Films the first episodes of an evaluation with the same seed; returns the films' paths.
 
@@ -321,7 +324,8 @@ def film_episodes(
       OSError: if this machine cannot render; says what to install.
       EnvFailure: if the environment cannot be filmed, or crashes again and again.
     """
-    envs = _film_pool(env_name, folder, env_module, state.action_shape[0], env_timeout)
+    horizon_length = state.action_shape[0]
+    envs = _film_pool(env_name, folder, env_module, horizon_length, env_timeout, normalization)
     with contextlib.closing(envs):
         policy = make_policy(agent)(state, split_seed(seed).evaluation)
         run_episodes(policy, envs, num_episodes, seed, "filming")
@@ -329,13 +333,18 @@ def film_episodes(
 
 
 def _film_pool(
-    env_name: str, folder: Path, env_module: str, horizon_length: int, env_timeout: float
+    env_name: str,
+    folder: Path,
+    env_module: str,
+    horizon_length: int,
+    env_timeout: float,
+    normalization: Normalization | None = None,
 ) -> EnvPool:
     try:  # read by MuJoCo when the environment's process starts
         os.environ["MUJOCO_GL"] = find_render_backend()
     except OSError:
         if is_ogbench(env_name):
             raise  # others may do without MuJoCo
-    env_fn = partial(make_film_env, env_name, folder, env_module)
+    env_fn = partial(make_film_env, env_name, folder, env_module, normalization)
     crashes = _MAX_FILM_CRASHES
     return EnvPool(env_fn, horizon_length, 1, max_crashes=crashes, timeout=env_timeout)

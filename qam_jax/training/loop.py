@@ -40,6 +40,7 @@ class Stage(abc.ABC):
         self.start, self.end = plan.stages[self.name].start, plan.stages[self.name].stop
         self.agent, self.config = plan.algorithm(self.name)
         self.runs, self.layout, self.source = runs, layout, plan.source
+        self._prepare = plan.prepare
         self._dataset: TransitionDataset | None = None  # the last one that the source gave,
         self._shared: TransitionDataset | None = None  # and its copy on the devices
         self._estimated = False
@@ -70,7 +71,8 @@ class Stage(abc.ABC):
         """Returns the data of a step, on all devices."""
         dataset = self.source.at(step)
         if self._shared is None or dataset is not self._dataset:
-            self._dataset, self._shared = dataset, self.layout.share(dataset)
+            self._shared = None  # first, which makes room
+            self._dataset, self._shared = dataset, self.layout.share(self._prepare(dataset))
         return self._shared
 
     def metrics(self, run: Run) -> dict[str, float]:
@@ -253,5 +255,6 @@ def _save(stage: Stage, run: Run, at: Snapshot) -> None:
     progress = {"stage": stage.name, "stage_start": stage.start, "step": at.step}
     progress |= {"reported": at.reported, "evaluation": run.owed}
     progress |= {"failed_evaluations": run.failed_evaluations, **stage.save(run)}
+    progress["normalization"] = run.normalization.to_json()
     milestone = at.reported == stage.end
     run.checkpoints.save(at.step, at.state, at.sums, progress, milestone)

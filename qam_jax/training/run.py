@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, cloning_config, make_agent, parameter_count
 from qam_jax.agents.base import check_has_behavior, with_behavior
-from qam_jax.data.dataset import DataSource
+from qam_jax.data.dataset import DataSource, prepare_dataset
+from qam_jax.data.normalization import Normalization
 from qam_jax.data.replay import Replay
 from qam_jax.envs import EnvPool, make_env
 from qam_jax.runs import processes
@@ -27,11 +28,13 @@ from qam_jax.runs.stopping import StopRequest
 from qam_jax.training.collector import Collector
 from qam_jax.training.evaluation import Episode, Evaluator, split_seed
 from qam_jax.training.update import MetricSums, empty_sums, metric_names
-from qam_jax.types import Array
+from qam_jax.types import Array, TransitionDataset
 
 _logger = logging.getLogger(__name__)
 
-_ACTION_FIELDS = ("horizon_length", "action_chunking")  # they shape the policy's actions
+_POLICY_FIELDS = (  # they say what the policy takes and gives
+    "horizon_length", "action_chunking", "normalize_observations", "normalize_actions",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Plan:
     config: ConfigDict
     source: DataSource
     dims: tuple[int, int]  # (O, A)
+    normalization: Normalization
     evaluator: Evaluator | None  # None without an environment
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
@@ -58,6 +62,12 @@ class Plan:
     def stage_at(self, step: int) -> str | None:
         """Returns the stage that goes on from a step; None at the end."""
         return next((name for name, steps in self.stages.items() if step < steps.stop), None)
+
+    def prepare(self, dataset: TransitionDataset) -> TransitionDataset:
+        """Returns a dataset of the source as the agent is trained on it."""
+        settings = self.settings
+        rewards = settings.reward_scale, settings.reward_bias
+        return prepare_dataset(dataset, self.normalization, *rewards)
 
     @functools.cached_property
     def cloning(self) -> tuple[Agent, ConfigDict]:
@@ -97,6 +107,7 @@ class Run:
         self._plan, self.settings = plan, settings  # of this run, with its seed
         self.folder, self.checkpoints = folder, checkpoints
         self.keys = split_seed(settings.seed)
+        self.normalization = plan.normalization
         self.log: MetricLog | None = None  # once its start is recorded; in process 0 alone
         self.stage = ""  # name of the stage that it is in
         self.step = 0  # updates of the earlier stages, plus environment steps of the online stage
@@ -204,14 +215,20 @@ class Run:
         if not processes.is_first():
             return
         pool = EnvPool(
-            functools.partial(make_env, settings.env_name, settings.env_module),
+            functools.partial(make_env, settings.env_name, settings.env_module, self.normalization),
             chunk_length,
             settings.num_envs,
             max_crashes=settings.max_env_crashes,
             timeout=settings.env_timeout,
             on_wait=self._plan.stop.check,
         )
-        self.collector = Collector(pool, settings.seed, sparse=settings.sparse)
+        self.collector = Collector(
+            pool,
+            settings.seed,
+            sparse=settings.sparse,
+            reward_scale=settings.reward_scale,
+            reward_bias=settings.reward_bias,
+        )
         if saved:
             self.collector.restore(saved, episodes)
 
@@ -310,7 +327,7 @@ def _start_from(
     run = settings.run
     saved = load_run(run, settings.run_step)
     cloned = set(saved.state.params) == {"behavior"} != set(state.params)
-    _check_config(run, saved, config, cloned)
+    _check_config(saved, settings, config, cloned)
     if not cloned:
         check_unchanged(run, config, to_train=True)
     there: Any = saved.state
@@ -325,16 +342,18 @@ def _start_from(
     return with_behavior(config, state, there) if cloned else there, saved.step
 
 
-def _check_config(run: str, saved: SavedRun, config: ConfigDict, cloned: bool) -> None:
-    for name in _ACTION_FIELDS if cloned else ("agent_name", *_ACTION_FIELDS):
-        there, here = saved.config.agent[name], config[name]
+def _check_config(saved: SavedRun, settings: RunSettings, config: ConfigDict, cloned: bool) -> None:
+    before = {**saved.config, **saved.config.agent}
+    now = {**dataclasses.asdict(settings), **config}
+    for name in _POLICY_FIELDS if cloned else ("agent_name", *_POLICY_FIELDS):
+        there, here = before[name], now[name]
         if there != here:
-            mend = f"--config.{name}={there}"
+            mend = f"--{'config.' if name in config else ''}{name}={there}"
             if name == "agent_name":
                 mend = f"--config=experiments/configs/{there}.py"
             raise ValueError(
-                f"the run {run} has {name} = {there!r}, this one {here!r}: its checkpoint cannot "
-                f"be continued so. Give {mend}, or another --run."
+                f"the run {settings.run} has {name} = {there!r}, this one {here!r}: its "
+                f"checkpoint cannot be continued so. Give {mend}, or another --run."
             )
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from qam_jax.agents import Agent, AgentState, acts_by_behavior, make_agent
 from qam_jax.data.dataset import DataSource
 from qam_jax.data.demonstrations import Choice
+from qam_jax.data.normalization import Normalization, fit_normalization
 from qam_jax.data.replay import check_replay_fits
 from qam_jax.data.shards import Shards
 from qam_jax.data.sources import load_ogbench, load_own, no_data
@@ -25,7 +26,7 @@ from qam_jax.runs import processes
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import find_folder
 from qam_jax.runs.lock import lock_folder
-from qam_jax.runs.saved import check_state_fits
+from qam_jax.runs.saved import check_state_fits, newest_normalization
 from qam_jax.runs.settings import RunSettings, check_settings, resolved
 from qam_jax.runs.stopping import StopRequest, stop_signals
 from qam_jax.training.devices import Layout
@@ -48,6 +49,7 @@ class RunResult(NamedTuple):
     state: AgentState  # its last one
     episodes: list[Episode]  # of its last evaluation; none without an environment
     behavior_episodes: list[Episode]  # of its behaviour flow; none if it has none, or acts by it
+    normalization: Normalization  # of what the agent takes and gives
 
 
 def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
@@ -99,10 +101,12 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         dataset = source.at(max(step for saved in checkpoints for step in (0, *saved.steps)))
         _check_horizon(dataset, source.path, agent_config.horizon_length)
         dims = dataset.observations.shape[1], dataset.actions.shape[1]
-        evaluator = _make_evaluator(settings, stop) if settings.env_name else None
-        if evaluator:
+        normalization = processes.from_first(lambda: _normalization(settings, folders, dataset))
+        evaluator = None
+        if settings.env_name:
+            evaluator = _make_evaluator(settings, normalization, stop)
             stack.enter_context(closing(evaluator))
-        plan = Plan(settings, agent, agent_config, source, dims, evaluator, stop)
+        plan = Plan(settings, agent, agent_config, source, dims, normalization, evaluator, stop)
         check_state_fits(agent, *dims, settings.num_seeds)
         runs = [
             stack.enter_context(closing(Run(plan, *parts)))
@@ -168,8 +172,9 @@ def _evaluate_result(plan: Plan, run: Run) -> RunResult:
         if "behavior" in run.state.params and not acts_by_it:
             behavior_episodes = run.evaluate(plan.cloning[0], run.state)
     return RunResult(
-        run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes
-    )
+        run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes,
+        run.normalization,
+    )  # fmt: skip
 
 
 def _claim_folders(each: list[RunSettings], config: ConfigDict, stack: ExitStack) -> list[Path]:
@@ -212,7 +217,21 @@ def _make_env(settings: RunSettings) -> gymnasium.Env:
         ) from None
 
 
-def _make_evaluator(settings: RunSettings, stop: StopRequest) -> Evaluator:
+def _normalization(
+    settings: RunSettings, folders: list[Path], dataset: TransitionDataset
+) -> Normalization:
+    """Returns the normalisation of the runs, of the run that they start from, or of the data."""
+    if not settings.normalize_observations and not settings.normalize_actions:
+        return Normalization.identity(dataset.observations.shape[1], dataset.actions.shape[1])
+    for folder in [*folders, Path(settings.run)] if settings.run else folders:
+        if found := newest_normalization(folder):
+            return found
+    return fit_normalization(dataset, settings.normalize_observations, settings.normalize_actions)
+
+
+def _make_evaluator(
+    settings: RunSettings, normalization: Normalization, stop: StopRequest
+) -> Evaluator:
     return Evaluator(
         settings.env_name,
         env_module=settings.env_module,
@@ -222,6 +241,7 @@ def _make_evaluator(settings: RunSettings, stop: StopRequest) -> Evaluator:
         max_crashes=settings.max_env_crashes,
         env_timeout=settings.env_timeout,
         on_wait=stop.check,
+        normalization=normalization,
     )
 
 

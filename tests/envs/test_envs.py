@@ -2,6 +2,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from qam_jax.data.normalization import Normalization
 from qam_jax.envs import OpenLoopChunks, OwnRandomState, make_env
 
 _ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
@@ -197,6 +198,21 @@ def test_replay_takes_an_episode_back_to_where_it_was(env_name):
         assert info[name] == expected_info[name]
     assert info["num_steps"] == 0
     np.testing.assert_array_equal(other.step(chunks[3])[0], expected_next)
+
+
+def test_a_normalized_environment_takes_and_gives_what_the_agent_knows():
+    values = np.array([0.5, -0.5, 2], np.float32), np.array([0.1, 2, 4], np.float32)
+    normalization = Normalization(*values, np.float32([0.2]), np.float32([0.9]))
+    plain, normalized = make_env("Pendulum-v1"), make_env("Pendulum-v1", "", normalization)
+    assert normalized.spec.id == "Pendulum-v1"
+    assert normalized.observation_space.shape == (3,)
+    first, expected = normalized.reset(seed=3)[0], plain.reset(seed=3)[0]
+    np.testing.assert_array_equal(first, (expected - values[0]) / values[1])
+    for action in (-1.0, 0.0, 0.5, 1.0):
+        found = normalized.step(np.float32([action]))
+        expected = plain.step(np.float32([min(0.2 + 0.9 * action, 1)]))
+        np.testing.assert_allclose(found[0], (expected[0] - values[0]) / values[1], rtol=1e-5)
+        assert found[1] == pytest.approx(expected[1])
 
 
 def test_options_reach_the_environment_without_ours():

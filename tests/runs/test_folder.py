@@ -29,6 +29,8 @@ def test_the_default_folder_depends_on_what_is_computed(tmp_path):
         "seed": 1,
         "sparse": True,
         "success": "last",
+        "reward_bias": 1.0,
+        "normalize_actions": "min_max",
         "dataset_proportion": 0.5,
         "run": "exp/other",
     }
@@ -44,7 +46,8 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_is(tmp_path, name, digest)
     folder = folder_of(settings, config)
     assert folder.name == f"{name}-seed0-{digest}"
     saved = resolved(settings, config)
-    for setting in ("num_seeds", "obs_keys", "demos", "success", "offline_ratio"):
+    names = "num_seeds obs_keys demos success reward_scale normalize_actions offline_ratio"
+    for setting in names.split():
         del saved[setting]
     for field in later_fields(name):
         saved["agent"].pop(field, None)

@@ -5,6 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from qam_jax.agents import get_config, make_agent
+from qam_jax.data.normalization import Normalization
 from qam_jax.runs.saved import SavedRun, change_policy, init_state
 
 
@@ -15,7 +16,7 @@ def _run(agent_name, **changes):
         config.critic_hidden_dims = (8,)
     agent = make_agent(config)
     state = init_state(agent, jax.random.PRNGKey(0), 3, 2)
-    return SavedRun(ConfigDict({"agent": config}), agent, state, 4)
+    return SavedRun(ConfigDict({"agent": config}), agent, state, 4, Normalization.identity(3, 2))
 
 
 def _act(run):

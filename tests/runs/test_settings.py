@@ -12,6 +12,7 @@ def test_roles_divide_the_settings():
     names = [name for role in ROLES for name in names_with_role(role)]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(RunSettings))
     assert {"env_name", "dataset", "sparse"} <= names_with_role("result")
+    assert {"normalize_observations", "reward_scale"} <= names_with_role("result")
     assert {"overlap_evaluation", "compilation_cache_dir"} <= names_with_role("free")
 
 

@@ -119,6 +119,19 @@ def test_episodes_are_the_same_however_many_environments_gather_them(collect):
     assert len({tuple(rows[0, _OBSERVATION]) for rows in alone.values()}) == len(alone)
 
 
+def test_rewards_are_scaled_after_they_are_sparse(collect):
+    plain, episodes = _gather(collect(), 12)
+    for sparse in (False, True):
+        shaped = {"sparse": sparse, "reward_scale": 0.5, "reward_bias": 3.0}
+        scaled, same_episodes = _gather(collect(**shaped), 12)
+        for number, rows in plain.items():
+            rewards = -(rows[:, _REWARD] != 0).astype(float) if sparse else rows[:, _REWARD]
+            np.testing.assert_allclose(scaled[number][:, _REWARD], 0.5 * rewards + 3, rtol=1e-6)
+            np.testing.assert_array_equal(scaled[number][:, _MASK], rows[:, _MASK])
+        for number, episode in episodes.items():
+            assert same_episodes[number].episode_return == episode.episode_return
+
+
 def test_transitions_say_what_happened(collect):
     episodes, finished = _gather(collect(), 40)
     endings = set()

@@ -1,0 +1,115 @@
+"""Normalisation of observations and actions, dimension by dimension, by statistics of the data.
+
+Nothing here loads JAX, since the processes of environments normalise too.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import jax
+
+    from qam_jax.types import TransitionDataset
+
+    _A = TypeVar("_A", np.ndarray, jax.Array)
+
+_SMALLEST_SCALE = 1e-6  # of a dimension that is not constant, relative to its offset if that is > 1
+
+
+def _half_range(low: float, high: float) -> tuple[float, float]:
+    return (low + high) / 2, (high - low) / 2
+
+
+_STATISTICS = {  # (offset, scale) of the values [N] of a dimension
+    "": lambda values: (0.0, 1.0),
+    "mean_std": lambda values: (values.mean(), values.std()),
+    "min_max": lambda values: _half_range(values.min(), values.max()),
+    "quantiles": lambda values: _half_range(*np.quantile(values, (0.01, 0.99))),
+}
+NORMALIZATIONS = tuple(_STATISTICS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalization:
+    """Normalised values are `(values - offset) / scale`.
+
+    Attributes:
+      observation_offset: [O] float32, as all of these.
+      observation_scale: [O].
+      action_offset: [A].
+      action_scale: [A].
+    """
+
+    observation_offset: np.ndarray
+    observation_scale: np.ndarray
+    action_offset: np.ndarray
+    action_scale: np.ndarray
+
+    @classmethod
+    def identity(cls, observation_dim: int, action_dim: int) -> "Normalization":
+        """Makes the normalisation that changes nothing."""
+        dims = observation_dim, action_dim
+        return cls(*(fill(dim, np.float32) for dim in dims for fill in (np.zeros, np.ones)))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is changed."""
+        dims = len(self.observation_offset), len(self.action_offset)
+        return self.to_json() == Normalization.identity(*dims).to_json()
+
+    def normalize_observations(self, observations: "_A") -> "_A":
+        """Normalises observations [..., O], which may then have any size."""
+        return (observations - self.observation_offset) / self.observation_scale
+
+    def normalize_actions(self, actions: "_A") -> "_A":
+        """Normalises actions [..., A] of the environment, and clips them to [-1, 1]."""
+        return ((actions - self.action_offset) / self.action_scale).clip(-1, 1)
+
+    def denormalize_actions(self, actions: "_A") -> "_A":
+        """Makes a policy's actions [..., A] the environment's, in [-1, 1]."""
+        return (actions * self.action_scale + self.action_offset).clip(-1, 1)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Returns lists of numbers, from which `from_json` makes the same again."""
+        return {name: array.tolist() for name, array in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, list[float]]) -> "Normalization":
+        """Makes a normalisation from the result of `to_json`."""
+        return cls(**{name: np.array(values, np.float32) for name, values in saved.items()})
+
+
+def fit_normalization(
+    dataset: "TransitionDataset", observations: str, actions: str
+) -> Normalization:
+    """Computes statistics over all transitions of a dataset.
+
+    A dimension that is constant, up to rounding, gets the scale 1.
+
+    Args:
+      dataset: as it is laid out, not normalised.
+      observations: one of `NORMALIZATIONS`: `mean_std` gives mean 0 and deviation 1, `min_max`
+        takes the extremes to -1 and 1, `quantiles` the 1st and the 99th percentile; empty: none.
+      actions: likewise.
+
+    Raises ValueError if the dataset has no transitions.
+    """
+    rows = np.asarray(dataset.start_rows)[: int(dataset.num_starts)]
+    if not len(rows):
+        raise ValueError(
+            "there are no data to compute statistics of: name some by --dataset, or leave out "
+            "--normalize_observations and --normalize_actions."
+        )
+    return Normalization(
+        *_fit(dataset.observations, rows, observations), *_fit(dataset.actions, rows, actions)
+    )
+
+
+def _fit(array: Any, rows: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    columns = np.asarray(array).T  # one at a time, so that temporaries stay small
+    pairs = [_STATISTICS[kind](column[rows].astype(np.float64)) for column in columns]
+    offset, scale = np.array(pairs).T
+    constant = scale <= _SMALLEST_SCALE * np.maximum(1, np.abs(offset))
+    return offset.astype(np.float32), np.where(constant, 1, scale).astype(np.float32)

@@ -1,0 +1,87 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from qam_jax.data.dataset import ACTION_LIMIT, layout, make_dataset, prepare_dataset
+from qam_jax.data.normalization import Normalization, fit_normalization
+
+
+@pytest.fixture(name="data")
+def _data():
+    """Two episodes; one dimension of the observations is constant, but for rounding."""
+    rng, rows = np.random.default_rng(0), 200
+    observations = rng.normal([3, -20, 0], [0.5, 4, 1e-9], size=(rows, 3))
+    observations[[99, 199]] = 1e6  # final observations, which no transition starts from
+    return {
+        "observations": observations,
+        "actions": np.stack([rng.uniform(-0.2, 0.6, rows), np.full(rows, 0.1)], axis=1),
+        "rewards": rng.normal(size=rows),
+        "terminals": np.isin(np.arange(rows), [99, 199]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["mean_std", "min_max", "quantiles"])
+def test_statistics_are_those_of_numpy(data, kind):
+    dataset = make_dataset(data)
+    rows = np.delete(np.arange(200), [99, 199])
+    values = np.asarray(dataset.observations, np.float64)[rows]
+    found = fit_normalization(dataset, kind, "")
+    if kind == "mean_std":
+        offset, scale = values.mean(axis=0), values.std(axis=0)
+    else:
+        ends = (0, 1) if kind == "min_max" else (0.01, 0.99)
+        low, high = np.quantile(values, ends, axis=0)
+        offset, scale = (low + high) / 2, (high - low) / 2
+    scale[2] = 1  # of a constant dimension
+    np.testing.assert_allclose(found.observation_offset, offset, rtol=1e-6)
+    np.testing.assert_allclose(found.observation_scale, scale, rtol=1e-6)
+    normalized = np.asarray(found.normalize_observations(dataset.observations))[rows]
+    assert abs(normalized[:, 2]).max() < 1e-8
+    if kind == "mean_std":
+        np.testing.assert_allclose(normalized.mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(normalized.std(axis=0)[:2], 1, rtol=1e-4)
+    else:
+        inside = np.mean(abs(normalized) <= 1 + 1e-5, axis=0)
+        np.testing.assert_allclose(inside[:2], 1 if kind == "min_max" else 0.98, atol=0.011)
+    assert not found.action_offset.any()
+    np.testing.assert_array_equal(found.action_scale, 1)
+
+
+def test_actions_stay_in_their_range_and_come_back(data):
+    found = fit_normalization(layout(data), "", "min_max")
+    actions = np.asarray(data["actions"], np.float32)
+    normalized = found.normalize_actions(actions)
+    assert abs(normalized[:198, 0]).max() == pytest.approx(1)
+    np.testing.assert_array_equal(normalized[:, 1], 0)
+    np.testing.assert_allclose(found.denormalize_actions(normalized)[:99], actions[:99], atol=1e-6)
+    tight = fit_normalization(layout(data), "", "quantiles")
+    outside = tight.normalize_actions(np.array([[1, 1], [-1, -1]], np.float32))
+    np.testing.assert_allclose(outside, [[1, 0.9], [-1, -1]], atol=1e-6)
+    wide = Normalization.identity(3, 2).denormalize_actions(np.array([[2.0, -3.0]]))
+    np.testing.assert_array_equal(wide, [[1, -1]])
+
+
+def test_saved_statistics_are_the_same_to_the_bit(data):
+    found = fit_normalization(layout(data), "mean_std", "quantiles")
+    again = Normalization.from_json(json.loads(json.dumps(found.to_json())))
+    for name, array in vars(found).items():
+        np.testing.assert_array_equal(getattr(again, name), array, strict=True)
+    assert not found.is_identity
+    assert Normalization.from_json(Normalization.identity(3, 2).to_json()).is_identity
+
+
+def test_a_dataset_is_normalized_and_its_rewards_are_scaled(data):
+    dataset = make_dataset(data)
+    found = fit_normalization(dataset, "min_max", "min_max")
+    prepared = prepare_dataset(dataset, found, 2.0, -1.0)
+    expected = found.normalize_observations(np.asarray(dataset.observations))
+    np.testing.assert_allclose(prepared.observations, expected, rtol=1e-6)
+    assert np.max(prepared.actions) == np.float32(ACTION_LIMIT)
+    np.testing.assert_allclose(prepared.rewards, 2 * np.asarray(dataset.rewards) - 1, rtol=1e-6)
+    assert {leaf.dtype for leaf in jax.tree.leaves(prepared)} == {
+        leaf.dtype for leaf in jax.tree.leaves(dataset)
+    }
+    np.testing.assert_array_equal(prepared.masks, dataset.masks)
+    assert prepare_dataset(dataset, Normalization.identity(3, 2)) is dataset

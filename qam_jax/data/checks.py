@@ -65,14 +65,18 @@ def check_headers(
     _raise_first(_header_problems(arrays), source)
 
 
-def check_transitions(data: Mapping[str, np.ndarray], *, source: Path | str) -> None:
+def check_transitions(
+    data: Mapping[str, np.ndarray], *, source: Path | str, any_actions: bool = False
+) -> None:
     """Checks the documented fields of a dataset (see the table at the top of this module).
+
+    With `any_actions`, actions need not lie in [-1, 1].
 
     Raises ValueError, naming the first fault, its place, and how to mend it.
     """
     fields = {name: data[name] for name in FIELDS if name in data}
     check_headers(data, REQUIRED_FIELDS, source=source, read=fields)
-    _raise_first(_value_problems(fields), source)
+    _raise_first(_value_problems(fields, any_actions), source)
 
 
 def check_same_fields(headers: Mapping[Path, Mapping[str, ArrayHeader]]) -> None:
@@ -153,7 +157,7 @@ def _header_problems(arrays: Mapping[str, ArrayHeader | np.ndarray]) -> Iterator
             yield f"{name!r} has type {array.dtype}, expected real numbers: save it as float32."
 
 
-def _value_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
+def _value_problems(data: Mapping[str, np.ndarray], any_actions: bool) -> Iterator[str]:
     for name, array in data.items():
         # The extremes are NaN if any value is NaN, and take no memory to find.
         if not (np.isfinite(array.min()) and np.isfinite(array.max())):
@@ -162,11 +166,11 @@ def _value_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
             )
     actions, limit = data["actions"], 1 + _ACTION_TOLERANCE
     low, high = actions.min(), actions.max()
-    if low < -limit or high > limit:
+    if not any_actions and (low < -limit or high > limit):
         yield _locate("actions", actions, (actions < -limit) | (actions > limit)) + (
             f"outside [-1, 1] (smallest {low:g}, largest {high:g}). Rescale the actions to "
             "[-1, 1]: 2 * (actions - low) / (high - low) - 1, with the environment's own bounds; "
-            "or give --normalize_actions."
+            "or, without an environment, give --normalize_actions."
         )
     meanings = {
         "terminals": "1 at the last row of each episode, everywhere else 0",

@@ -63,9 +63,12 @@ class InMemory(DataSource):
         return fingerprint(self.dataset)
 
 
-def make_dataset(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
+def make_dataset(
+    data: Mapping[str, np.ndarray], *, sparse: bool = False, any_actions: bool = False
+) -> TransitionDataset:
     """Calls `layout` for the default device. Raises MemoryError if its memory is too small."""
-    return jax.tree.map(jnp.asarray, check_dataset_fits(layout(data, sparse=sparse)))
+    laid_out = layout(data, sparse=sparse, any_actions=any_actions)
+    return jax.tree.map(jnp.asarray, check_dataset_fits(laid_out))
 
 
 def check_dataset_fits(dataset: TransitionDataset) -> TransitionDataset:
@@ -101,7 +104,9 @@ def prepare_dataset(
     )
 
 
-def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> TransitionDataset:
+def layout(
+    data: Mapping[str, np.ndarray], *, sparse: bool = False, any_actions: bool = False
+) -> TransitionDataset:
     """Lays out checked arrays as a `TransitionDataset` of NumPy arrays.
 
     Args:
@@ -110,14 +115,15 @@ def layout(data: Mapping[str, np.ndarray], *, sparse: bool = False) -> Transitio
         [N, O]. Without `next_observations`, the last row of an episode holds only its final
         observation; with it, every row is a transition. See `qam_jax.data.checks`.
       sparse: whether every reward that is not 0 becomes -1.
+      any_actions: whether actions stay as they are.
 
     Returns:
-      The dataset, actions clipped to +-(1 - 1e-5). Arrays that need no change are not copied.
+      The dataset, other actions clipped to +-(1 - 1e-5). Arrays that need no change are not copied.
     """
-    rewards = np.asarray(data["rewards"], np.float32)
+    rewards, actions = (np.asarray(data[name], np.float32) for name in ("rewards", "actions"))
     columns = {
         "observations": np.asarray(data["observations"], np.float32),
-        "actions": np.clip(np.asarray(data["actions"], np.float32), -ACTION_LIMIT, ACTION_LIMIT),
+        "actions": actions if any_actions else np.clip(actions, -ACTION_LIMIT, ACTION_LIMIT),
         "rewards": np.where(rewards != 0, np.float32(-1), np.float32(0)) if sparse else rewards,
         "masks": np.asarray(data.get("masks", np.ones_like(rewards)), np.float32),
     }

@@ -31,6 +31,7 @@ class Choice(NamedTuple):
     obs_keys: Sequence[str] = ()  # parts of an observation, in this order
     demos: str = ""  # which episodes
     success: str = ""  # one of the rules above
+    any_actions: bool = False  # whether actions need not lie in [-1, 1]
 
 
 def import_library(name: str, extra: str, source: str) -> Any:
@@ -89,7 +90,11 @@ def join_rows(pieces: Mapping[str, Mapping[str, np.ndarray]], source: str) -> di
 
 
 def to_fields(
-    columns: Mapping[str, np.ndarray], rule: str, marks: np.ndarray | None, source: str
+    columns: Mapping[str, np.ndarray],
+    rule: str,
+    marks: np.ndarray | None,
+    source: str,
+    any_actions: bool = False,
 ) -> dict[str, np.ndarray]:
     """Adds `masks`, and `rewards` and `next_observations` where they are missing.
 
@@ -103,6 +108,7 @@ def to_fields(
       rule: which rows are successes, see the top of this module.
       marks: the column [N] that the rule names, if it names one.
       source: origin of the data, with which messages begin.
+      any_actions: whether actions need not lie in [-1, 1].
 
     Returns:
       The fields of `qam_jax.data.checks`, float32; every row is a transition, and none may be left.
@@ -111,7 +117,7 @@ def to_fields(
       ValueError: if the columns break a rule of `qam_jax.data.checks`, or do not fit the `rule`.
     """
     data = {name: as_float32(array) for name, array in columns.items()}
-    check_transitions(data, source=source)
+    check_transitions(data, source=source, any_actions=any_actions)
     success = _successes(data, rule, marks, source)
     data["masks"] = as_float32(~success)
     data.setdefault("rewards", as_float32(success) - 1)

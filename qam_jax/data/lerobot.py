@@ -56,7 +56,8 @@ def load_lerobot(
         rows = columns["task_index"] == _task_index(folder, choice.demos, source)
         columns = {each: column[rows] for each, column in columns.items()}
     marks = None if rule in demonstrations.RULES else columns[rule]
-    data = demonstrations.to_fields(_transitions(columns, keys, source), rule, marks, source)
+    columns = _transitions(columns, keys, source)
+    data = demonstrations.to_fields(columns, rule, marks, source, choice.any_actions)
     there = [key for key in features if key.startswith("observation.")]
     return data, folder, demonstrations.describe(source, data, keys, there)
 

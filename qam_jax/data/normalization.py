@@ -64,12 +64,12 @@ class Normalization:
         return (observations - self.observation_offset) / self.observation_scale
 
     def normalize_actions(self, actions: "_A") -> "_A":
-        """Normalises actions [..., A] of the environment, and clips them to [-1, 1]."""
+        """Normalises actions [..., A] of the data, and clips them to [-1, 1]."""
         return ((actions - self.action_offset) / self.action_scale).clip(-1, 1)
 
     def denormalize_actions(self, actions: "_A") -> "_A":
-        """Makes a policy's actions [..., A] the environment's, in [-1, 1]."""
-        return (actions * self.action_scale + self.action_offset).clip(-1, 1)
+        """Gives a policy's actions [..., A] the units of the data."""
+        return actions * self.action_scale + self.action_offset
 
     def to_json(self) -> dict[str, list[float]]:
         """Returns lists of numbers, from which `from_json` makes the same again."""

@@ -32,6 +32,7 @@ def load_npz(
     fields: Collection[str] | None = None,
     require: Collection[str] = (),
     headers: Mapping[str, ArrayHeader] | None = None,
+    any_actions: bool = False,
 ) -> dict[str, np.ndarray]:
     """Reads and checks a file of transitions.
 
@@ -41,6 +42,7 @@ def load_npz(
         default.
       require: fields that must be there beyond `observations`, `actions` and `terminals`.
       headers: the result of `read_headers`, if it is known.
+      any_actions: whether actions need not lie in [-1, 1].
 
     Returns:
       The arrays by name. Documented fields are float32, others have the type of the file.
@@ -55,7 +57,7 @@ def load_npz(
     wanted = [name for name in headers if fields is None or name in fields or name in always]
     checks.check_headers(headers, always, source=path, read=wanted)
     data = read_arrays(path, {name: headers[name] for name in wanted})
-    checks.check_transitions(data, source=path)
+    checks.check_transitions(data, source=path, any_actions=any_actions)
     return data
 
 

@@ -80,7 +80,8 @@ def load_own(
         files except `*-val.npz` are put together in the order of their names; `minari:<id>`;
         `robomimic:<file>`; or `lerobot:<folder>`.
       env: the environment that the data have to fit; None if there is none.
-      choice: what to use of the last two.
+      choice: what to use of the last two, and whether actions, which will then be normalised,
+        may have any range.
       sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
 
@@ -101,6 +102,7 @@ def load_own(
         headers = {each: read_headers(each) for each in paths}
         checks.check_same_fields(headers)
         options: dict[str, Any] = {"fields": checks.FIELDS, "require": ("rewards",)}
+        options["any_actions"] = choice.any_actions
         pieces = {str(each): load_npz(each, headers=headers[each], **options) for each in paths}
         description = f"your {len(paths)} files in {path}" if path.is_dir() else f"your file {path}"
     for source, data in pieces.items():
@@ -110,7 +112,8 @@ def load_own(
     if others:
         data = {name: np.concatenate([data[name], *(o[name] for o in others)]) for name in data}
     description += _proportion_note(proportion)
-    return InMemory(make_dataset(data, sparse=sparse), description, path)
+    laid_out = make_dataset(data, sparse=sparse, any_actions=choice.any_actions)
+    return InMemory(laid_out, description, path)
 
 
 def no_data(env: gymnasium.Env) -> InMemory:

@@ -248,7 +248,7 @@ def _normalized(env: gymnasium.Env, normalization: Normalization | None) -> gymn
         unbounded,
     )
     return gymnasium.wrappers.TransformAction(
-        env, normalization.denormalize_actions, env.action_space
+        env, lambda action: normalization.denormalize_actions(action).clip(-1, 1), env.action_space
     )
 
 

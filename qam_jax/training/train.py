@@ -305,7 +305,8 @@ def _read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource
         return Shards(settings.ogbench_dataset_dir, env, replace_interval=interval, **common)
     if settings.dataset:
         keys = [key.strip() for key in settings.obs_keys.split(",") if key.strip()]
-        choice = Choice(keys, settings.demos, settings.success)
+        any_actions = env is None and bool(settings.normalize_actions)  # an environment has a range
+        choice = Choice(keys, settings.demos, settings.success, any_actions)
         return load_own(settings.dataset, env, choice=choice, **common)
     if env is not None and not is_ogbench(settings.env_name):
         return no_data(env)

@@ -7,7 +7,6 @@ once for each of their values.
 import contextlib
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 from absl import app, flags
 
@@ -47,6 +46,7 @@ def main(argv: list[str]) -> None:
     start_logging()
     with plain_errors():
         changes = _changes()
+        from qam_jax.files import user_path
         from qam_jax.memory import check_processes
         from qam_jax.runs.saved import change_policy, load_run
         from qam_jax.runs.settings import RunSettings
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
         check_processes(f"--envs={_ENVS.value}", min(_ENVS.value, _EPISODES.value))
         keep_programs(RunSettings.compilation_cache_dir)
-        folder = Path(_RUN.value).expanduser()
+        folder = user_path(_RUN.value)
         run = load_run(folder, _STEP.value)
         seed = run.config.seed if _SEED.value is None else _SEED.value
         env_name, env_module = run.config.env_name, run.config.env_module

@@ -4,12 +4,11 @@ Example:
   python experiments/generate_dataset.py --dataset=cube-single-play-v0
 """
 
-from pathlib import Path
-
 from absl import app, flags
 
 from qam_jax.data import generate
 from qam_jax.data.tasks import parse_task
+from qam_jax.files import user_path
 from qam_jax.runs.command_line import plain_errors, run_main
 
 _DATASET = flags.DEFINE_string(
@@ -50,7 +49,7 @@ def _make() -> None:
     if "singletask" in name.split("-"):
         name = parse_task(name).dataset_name
     recipe = generate.get_recipe(name)  # raises for a name that cannot be made
-    folder = Path(_DATASET_DIR.value).expanduser()
+    folder = user_path(_DATASET_DIR.value)
     path = folder / f"{name}.npz"
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists and is kept; --overwrite replaces it.")

@@ -6,7 +6,6 @@ report.html, into --out.
 
 import shlex
 import sys
-from pathlib import Path
 
 from absl import app, flags
 
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
     start_logging()
     with plain_errors():
-        from qam_jax.files import atomic_write
+        from qam_jax.files import atomic_write, user_path
         from qam_jax.reports.console import make_console
         from qam_jax.reports.figures import write_figures
         from qam_jax.reports.page import render_page
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> None:
             print_report(report, make_console())
         if report.runs.empty:
             raise ValueError(f"there are no runs in {', '.join(folders)} to report on.")
-        out = Path(_OUT.value).expanduser()
+        out = user_path(_OUT.value)
         tables = write_tables(report, out / "tables")
         figures = write_figures(report, out / "figures")
         command = shlex.join(["python", "experiments/report.py", *sys.argv[1:]])

@@ -166,11 +166,11 @@ def _print_hours(jobs, left, given) -> None:
 
 def _execute(jobs, executor) -> None:
     """Writes the commands of the jobs, submits them, or executes them here."""
-    from qam_jax.files import atomic_write
+    from qam_jax.files import atomic_write, user_path
     from qam_jax.sweeps.slurm import submit
 
     if _BACKEND.value == "commands":
-        path = Path(_COMMANDS_FILE.value).expanduser()
+        path = user_path(_COMMANDS_FILE.value)
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{shlex.join(job.command)}\n" for job in jobs))
         print(f"Wrote {_count(len(jobs), 'command')}, one a line, to {path}.")
@@ -203,6 +203,7 @@ def _run_here(jobs) -> bool:
 
 
 def _make_executor(group: str):
+    from qam_jax.files import user_path
     from qam_jax.sweeps.slurm import make_executor
 
     parameters = {}
@@ -211,7 +212,7 @@ def _make_executor(group: str):
         if not equals:
             raise ValueError(f"--slurm takes <parameter>=<value>, got {text!r}.")
         parameters[name] = int(value) if value.isdigit() else value
-    folder = Path(_SAVE_DIR.value).expanduser() / group / "logs" / "slurm"
+    folder = user_path(_SAVE_DIR.value) / group / "logs" / "slurm"
     return make_executor(folder, f"qam_jax-{group}", parameters)
 
 

@@ -6,11 +6,12 @@ Reads the runs' folders and nothing else, so it works from any machine that sees
 import contextlib
 import sys
 import time
-from pathlib import Path
 
 from absl import app, flags
 
-from qam_jax.runs.command_line import run_main, until_closed
+from qam_jax.files import user_path
+from qam_jax.runs.command_line import plain_errors, run_main, until_closed
+from qam_jax.runs.stopping import Stopped
 
 _ONCE = flags.DEFINE_bool("once", False, "Show it once and end, instead of refreshing.")
 _INTERVAL = flags.DEFINE_float("interval", 10.0, "Seconds between refreshes.", lower_bound=0.5)
@@ -21,6 +22,11 @@ def main(argv: list[str]) -> None:
     folders = argv[1:]
     if not folders:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
+    with plain_errors(), until_closed(), contextlib.suppress(Stopped):
+        _watch(folders)
+
+
+def _watch(folders: list[str]) -> None:
     from rich.live import Live
 
     from qam_jax.reports.console import make_console
@@ -34,17 +40,12 @@ def main(argv: list[str]) -> None:
         return progress_view(runs, notes, now, width=console.width, show_done=_DONE.value)
 
     if _ONCE.value:
-        with until_closed():
-            console.print(view())
-        missing = [folder for folder in folders if not Path(folder).expanduser().exists()]
+        console.print(view())
+        missing = [folder for folder in folders if not user_path(folder).exists()]
         if missing:
             sys.exit(f"Error: there is no folder {', '.join(missing)}.")
         return
-    with (
-        until_closed(),
-        contextlib.suppress(KeyboardInterrupt),
-        Live(view(), console=console, auto_refresh=False) as live,
-    ):
+    with Live(view(), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_INTERVAL.value)
             live.update(view(), refresh=True)

@@ -74,9 +74,20 @@ def flush_to_disk(path: str | os.PathLike) -> None:
         os.close(descriptor)
 
 
+def user_path(path: str | os.PathLike) -> Path:
+    """Returns a path with the home folder in place of `~`. Raises OSError if none is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OSError(
+            f"the home folder in {os.fspath(path)!r} is not known (~ is the folder of HOME, "
+            "~<name> that of a user of this machine). Give the full path."
+        ) from error
+
+
 def ensure_writable_dir(path: str | os.PathLike) -> Path:
     """Creates a folder. Raises OSError, which names it, if files cannot be created in it."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

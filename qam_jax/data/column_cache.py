@@ -22,7 +22,7 @@ from ogbench.relabel_utils import relabel_dataset
 
 from qam_jax.data.checks import FIELDS, RELABEL_FIELDS, ArrayHeader
 from qam_jax.data.npz import load_npz, read_arrays
-from qam_jax.files import atomic_write, ensure_writable_dir, hold_lock, write_json
+from qam_jax.files import atomic_write, ensure_writable_dir, hold_lock, user_path, write_json
 
 CACHE_VARIABLE = "QAM_JAX_CACHE"
 
@@ -50,7 +50,7 @@ def find_cache(folder: Path) -> Path:
             root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qam_jax"
             _logger.info("%s cannot be written to: its columns are kept in %s.", folder, root)
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return ensure_writable_dir(Path(root).expanduser() / "columns" / f"{folder.name}-{place}")
+    return ensure_writable_dir(user_path(root) / "columns" / f"{folder.name}-{place}")
 
 
 def read_version(path: Path) -> FileVersion:

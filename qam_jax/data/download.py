@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from qam_jax.data import npz
 from qam_jax.data.checks import REQUIRED_FIELDS, check_headers
-from qam_jax.files import ensure_writable_dir, hold_lock, read_json, write_json
+from qam_jax.files import ensure_writable_dir, hold_lock, read_json, user_path, write_json
 
 MIRRORS = (
     "https://rail.eecs.berkeley.edu/datasets/ogbench",
@@ -85,7 +85,7 @@ def download_dataset(
         )
     if isinstance(mirrors, str) or not mirrors:
         raise ValueError(f"mirrors must be a sequence of one or more addresses, got {mirrors!r}.")
-    folder = Path(dataset_dir).expanduser()
+    folder = user_path(dataset_dir)
     fetch = partial(_fetch, timeout=timeout, retries=retries, backoff=backoff)
     for name in (f"{dataset_name}-val.npz", f"{dataset_name}.npz"):
         target = folder / name

@@ -119,7 +119,7 @@ def generate_dataset(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, but is {value}.")
     check_processes(f"num_processes = {num_processes}", min(num_processes, recipe.num_episodes))
-    return _generate(recipe, Path(dataset_dir).expanduser(), seed, num_processes, progress)
+    return _generate(recipe, files.user_path(dataset_dir), seed, num_processes, progress)
 
 
 @functools.cache

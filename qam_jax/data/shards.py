@@ -22,6 +22,7 @@ from qam_jax.data import checks, npz
 from qam_jax.data.checks import ArrayHeader
 from qam_jax.data.column_cache import FileVersion, find_cache, open_columns, read_version
 from qam_jax.data.dataset import DataSource, check_dataset_fits, layout, take_leading
+from qam_jax.files import user_path
 from qam_jax.types import TransitionDataset
 
 _ALIGNMENT = 64  # bytes; JAX takes over such arrays on a CPU without a copy
@@ -78,7 +79,7 @@ class Shards(DataSource):
                 "the interval after which the dataset is replaced must be 0 (never) or a number of "
                 f"updates, got {replace_interval}."
             )
-        self.path = Path(folder).expanduser()
+        self.path = user_path(folder)
         paths = npz.find_files(self.path)
         if replace_interval == 0:
             paths = paths[:1]

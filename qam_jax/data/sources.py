@@ -22,6 +22,7 @@ from qam_jax.data.minari import load_minari
 from qam_jax.data.npz import find_files, load_npz, read_headers
 from qam_jax.data.robomimic import load_robomimic
 from qam_jax.data.tasks import parse_task
+from qam_jax.files import user_path
 
 _MINARI_PREFIX = "minari:"
 _ROBOT_READERS = {"robomimic": load_robomimic, "lerobot": load_lerobot}
@@ -56,7 +57,7 @@ def load_ogbench(
         fit the environment, or the proportion is out of range or leaves nothing.
     """
     dataset_name = parse_task(env_name).dataset_name
-    path, source = _provide(dataset_name, Path(dataset_dir).expanduser(), data_source, mirrors)
+    path, source = _provide(dataset_name, user_path(dataset_dir), data_source, mirrors)
     data = load_npz(path, fields=checks.RELABEL_FIELDS, require=("qpos",))
     checks.check_dimensions(data, env, path)
     data = take_leading(data, proportion, path)
@@ -90,7 +91,7 @@ def load_own(
       ImportError: if the format needs a package that is not installed.
       ValueError: naming the first fault in the data, or the two files that differ.
     """
-    dataset, path = os.fspath(dataset), Path(dataset).expanduser()
+    dataset, path = os.fspath(dataset), user_path(dataset)
     if dataset.startswith(_MINARI_PREFIX):
         data, path = load_minari(dataset.removeprefix(_MINARI_PREFIX), env)
         pieces, description = {dataset: data}, f"{dataset} in {path}"

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qam_jax.files import user_path
 from qam_jax.runs.metrics import read_csv
 
 # Files that a run's folder holds from its first moments on, and folders that never hold a run.
@@ -16,7 +17,7 @@ def find_runs(folders: Sequence[str | os.PathLike]) -> tuple[list[Path], list[st
     """Folders of runs in and below these folders, each once, and a note on each without runs."""
     found: dict[Path, Path] = {}
     notes = []
-    for folder in map(lambda name: Path(name).expanduser(), folders):
+    for folder in map(user_path, folders):
         paths = list(find_run_folders(folder))
         for path in paths:
             found.setdefault(path.resolve(), path)

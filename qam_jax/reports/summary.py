@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from qam_jax.files import atomic_write
+from qam_jax.files import atomic_write, user_path
 from qam_jax.reports.collect import collect, latest
 from qam_jax.reports.comparisons import GroupComparison, compare_groups, compare_with_published
 from qam_jax.reports.missing import missing_runs
@@ -147,7 +147,7 @@ def _compare(
     folders: Sequence[str], runs: pd.DataFrame, compare: str, at: int | None
 ) -> GroupComparison:
     """Comparison with a folder of other runs, or with one of the methods."""
-    if Path(compare).expanduser().exists():
+    if user_path(compare).exists():
         others, notes = collect([compare])
         name = ", ".join(_short(folder) for folder in folders)
         comparison = compare_groups(runs, others, name, _short(compare), at)
@@ -163,4 +163,4 @@ def _compare(
 
 def _short(folder: str) -> str:
     """Last two parts of a path."""
-    return "/".join(Path(folder).expanduser().resolve().parts[-2:])
+    return "/".join(user_path(folder).resolve().parts[-2:])

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from qam_jax import memory
 from qam_jax.agents import AgentState
-from qam_jax.files import DamagedError, flush_to_disk, read_json, write_json
+from qam_jax.files import DamagedError, flush_to_disk, read_json, user_path, write_json
 from qam_jax.runs import processes
 from qam_jax.runs.metrics import read_csv, score
 
@@ -51,7 +51,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2, *, read_only: bool = False):
-        self.folder = Path(folder).expanduser().absolute() / "checkpoints"
+        self.folder = user_path(folder).absolute() / "checkpoints"
         self._keep = keep
         options = _taking_part(self.folder.parent, read_only)
         composite = ocp.CompositeOptions(multiprocessing_options=options)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from qam_jax import __version__
 from qam_jax.agents import complete_config, display_name, later_fields, variant_name
-from qam_jax.files import DamagedError, ensure_writable_dir, read_json, write_json
+from qam_jax.files import DamagedError, ensure_writable_dir, read_json, user_path, write_json
 from qam_jax.runs.settings import RunSettings, names_with_role, resolved
 
 _PACKAGES = (
@@ -42,7 +42,7 @@ def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
 def folder_of(settings: RunSettings, agent_config: ConfigDict) -> Path:
     """Returns the path of the run's folder, which need not exist."""
     env_name = re.sub("[/:]", "_", settings.env_name) or "no_environment"
-    folder = Path(settings.save_dir).expanduser() / settings.group / env_name
+    folder = user_path(settings.save_dir) / settings.group / env_name
     return folder / (settings.run_id or _default_run_id(resolved(settings, agent_config)))
 
 
@@ -74,7 +74,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
       FileNotFoundError: if the folder is not a run's folder.
       DamagedError: if the file cannot be read.
     """
-    path = Path(folder).expanduser() / "config.json"
+    path = user_path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(
             f"there is no {path}: give the folder of a run, "
@@ -94,7 +94,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads metadata.json of a run's folder. Raises DamagedError if it does not hold metadata."""
-    path = Path(folder).expanduser() / "metadata.json"
+    path = user_path(folder) / "metadata.json"
     metadata = read_json(path)
     if not metadata.keys() >= _NEEDED or not metadata["starts"]:
         raise _damaged(path, "the metadata of a run")

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import InitVar
 from fnmatch import fnmatchcase
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from qam_jax.agents import algorithm_names, get_config
 from qam_jax.data.tasks import find_task
+from qam_jax.files import user_path
 from qam_jax.runs.presets import paper_methods
 
 _NAMED = resources.files(__package__) / "named"
@@ -107,12 +107,13 @@ def load_study(name: str) -> Study:
     """Reads one of `study_names`, or a `.toml` file. Raises ValueError if it is no valid study."""
     if not name.endswith(".toml"):
         return parse_study(name, _named_text(name))
+    path = user_path(name)
     try:
-        text = Path(name).expanduser().read_text()
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ValueError(f"cannot read the study {name!r}: {reason}.") from error
-    return parse_study(Path(name).stem, text)
+    return parse_study(path.stem, text)
 
 
 def parse_study(name: str, text: str) -> Study:

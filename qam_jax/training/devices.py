@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from qam_jax.files import ensure_writable_dir
+from qam_jax.files import ensure_writable_dir, user_path
 from qam_jax.runs import processes
 from qam_jax.types import Batch
 
@@ -127,7 +127,7 @@ def keep_programs(folder: str | os.PathLike) -> None:
     if not str(folder) or cache:
         return
     try:
-        path = ensure_writable_dir(Path(folder).expanduser() / _processor())
+        path = ensure_writable_dir(user_path(folder) / _processor())
     except OSError as error:
         _logger.warning("Compiled programs are not kept: %s", error)
         return

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from qam_jax.agents import get_config
 from qam_jax.data.download import MIRRORS
+from qam_jax.files import user_path
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings, from_flags
 from qam_jax.training.devices import keep_programs
@@ -103,7 +104,7 @@ def _named(config: Mapping[str, Any]) -> dict[str, Any]:
 def check_data_folder(settings: RunSettings) -> None:
     """Raises FileNotFoundError if the large dataset that a preset names is not there."""
     folder = settings.ogbench_dataset_dir
-    if settings.preset and folder and not Path(folder).expanduser().is_dir():
+    if settings.preset and folder and not user_path(folder).is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}: the paper trains {settings.env_name} on 100 files of a "
             f"million transitions each. Download them from {MIRRORS[0]}/{Path(folder).name}/ into "

@@ -50,6 +50,8 @@ def test_watching_once(make_run, tmp_path):
     assert missing.returncode == 1
     assert "1 done; nothing is running." in missing.stdout
     assert missing.stderr == f"Error: there is no folder {nowhere}.\n"
+    homeless = _run("watch.py", "~no_such_user/exp", "--once")
+    assert homeless.stderr.startswith("Error: the home folder in '~no_such_user/exp' is not known")
     nothing = _run("watch.py")
     assert nothing.returncode == 1
     assert "give at least one folder of runs" in nothing.stdout + nothing.stderr

@@ -5,15 +5,15 @@ Example:
 """
 
 import contextlib
+import functools
 import re
-from pathlib import Path
 
 from absl import app, flags
 
 from qam_jax.data.npz import write_npz
-from qam_jax.envs import make_env
+from qam_jax.envs import EnvPool, make_env, make_env_within
 from qam_jax.envs.recording import load_policy, record_episodes
-from qam_jax.files import ensure_writable_dir
+from qam_jax.files import ensure_writable_dir, user_path
 from qam_jax.runs.command_line import plain_errors, run_main
 
 _ENV_NAME = flags.DEFINE_string(
@@ -30,6 +30,9 @@ _POLICY = flags.DEFINE_string(
 _DATASET = flags.DEFINE_string("dataset", "", "File to write; empty: <env_name>.npz.")
 _NUM_EPISODES = flags.DEFINE_integer("num_episodes", 100, "Number of episodes.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the data.", lower_bound=0)
+_ENV_TIMEOUT = flags.DEFINE_integer(
+    "env_timeout", 60, "Seconds for the environment to start, to reset, or to take a step.", 1
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
 
@@ -43,16 +46,20 @@ def main(argv: list[str]) -> None:
 
 
 def _record() -> None:
-    path = Path(_DATASET.value or re.sub("[:/]", "-", _ENV_NAME.value) + ".npz").expanduser()
+    path = user_path(_DATASET.value or re.sub("[:/]", "-", _ENV_NAME.value) + ".npz")
     if path.suffix != ".npz":
         raise ValueError(f"--dataset={path} must end in .npz.")
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists and is kept; --overwrite replaces it.")
         return
     ensure_writable_dir(path.parent)  # before episodes are recorded in vain
-    with contextlib.closing(make_env(_ENV_NAME.value, _ENV_MODULE.value)) as env:
-        policy = load_policy(_POLICY.value, env.action_space.shape[0])
-        data = record_episodes(env, policy, _NUM_EPISODES.value, seed=_SEED.value)
+    names, seconds = (_ENV_NAME.value, _ENV_MODULE.value), _ENV_TIMEOUT.value
+    with contextlib.closing(make_env_within(seconds, *names)) as env:
+        action_dim = env.action_space.shape[0]
+    policy = load_policy(_POLICY.value, action_dim)
+    pool = EnvPool(functools.partial(make_env, *names), 1, 1, max_crashes=0, timeout=seconds)
+    with contextlib.closing(pool):
+        data = record_episodes(pool, policy, action_dim, _NUM_EPISODES.value, seed=_SEED.value)
     write_npz(path, data)
     count, mean = len(data["rewards"]), data["rewards"].sum() / _NUM_EPISODES.value
     print(f"Wrote {path}: {_NUM_EPISODES.value} episodes, {count} steps, mean return {mean:.1f}.")

@@ -41,7 +41,7 @@ def test_layers_import_only_what_they_may(module, unwanted):
 
 
 _LAYERS = (
-    ("types", "files", "memory"),
+    ("types", "files", "memory", "errors"),
     ("flow", "adjoint", "critic", "diffusion"),
     ("networks",),
     ("agents", "data", "envs"),  # agents know nothing of the others

@@ -76,7 +76,13 @@ def make_agent(config: ConfigDict) -> Agent:
         the fields contradict each other. The message names the field and the reason.
     """
     check_config(config)
-    return _with_precision(config, find_algorithm(config.agent_name).make_agent(config))
+    agent = find_algorithm(config.agent_name).make_agent(config)
+    if not isinstance(agent, Agent):
+        raise ValueError(
+            f"make_agent of the algorithm {config.agent_name!r} must return an "
+            f"qam_jax.agents.Agent, got {type(agent).__name__}."
+        )
+    return _with_precision(config, agent)
 
 
 def make_guided_agent(config: ConfigDict, state: AgentState, weight: float) -> Agent:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base, values
 from qam_jax.agents.base import Agent, Change
+from qam_jax.errors import explain
 from qam_jax.networks import CriticEnsemble
 
 
@@ -80,10 +81,10 @@ def find_algorithm(agent_name: str) -> Algorithm:
         )
     try:
         module = importlib.import_module(agent_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"unknown algorithm {agent_name!r}: its module ({found.origin}) cannot be imported "
-            f"({type(error).__name__}: {error})."
+            f"({explain(error)})."
         ) from error
     for name in ("get_config", "make_agent"):
         if not callable(getattr(module, name, None)):
@@ -91,11 +92,12 @@ def find_algorithm(agent_name: str) -> Algorithm:
                 f"unknown algorithm {agent_name!r}: the module {module.__name__} "
                 f"({found.origin}) has no function {name}."
             )
-    own_name = module.get_config().get("agent_name")
+    config = module.get_config()
+    own_name = config.get("agent_name") if isinstance(config, ConfigDict) else config
     if own_name != agent_name:
         raise ValueError(
             f"get_config of the module {agent_name!r} must set agent_name to the module's name, by "
-            f"which saved runs find the module again, but sets {own_name!r}."
+            f"which saved runs find the module again, in a ConfigDict, but sets {own_name!r}."
         )
     return _from_module(module, agent_name)
 
@@ -121,7 +123,7 @@ def check_config(config: ConfigDict) -> None:
             )
     for name in ("actor_hidden_dims", "critic_hidden_dims"):
         widths = config.get(name, ())
-        if not all(isinstance(width, int) and width > 0 for width in widths):
+        if not all(type(width) is int and width > 0 for width in widths):
             raise ValueError(
                 f"config field {name!r} must hold whole numbers above 0, got {tuple(widths)}."
             )

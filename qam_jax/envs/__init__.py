@@ -1,6 +1,12 @@
 """Gymnasium environments, one or many at a time. Knows nothing of agents and does not load JAX."""
 
-from qam_jax.envs.make import find_render_backend, is_ogbench, make_env, make_film_env
+from qam_jax.envs.make import (
+    find_render_backend,
+    is_ogbench,
+    make_env,
+    make_env_within,
+    make_film_env,
+)
 from qam_jax.envs.pool import EnvFailure, EnvPool, EnvsRestarted
 from qam_jax.envs.wrappers import EpisodeSummary, OpenLoopChunks, OwnRandomState
 
@@ -14,5 +20,6 @@ __all__ = [
     "find_render_backend",
     "is_ogbench",
     "make_env",
+    "make_env_within",
     "make_film_env",
 ]

@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from gymnasium import spaces
 
 from qam_jax.data.normalization import Normalization
 from qam_jax.data.tasks import find_task, parse_task
+from qam_jax.envs.pool import EnvFailure
 from qam_jax.envs.wrappers import Films, OwnRandomState
+from qam_jax.errors import explain
 
 _logger = logging.getLogger("qam_jax.envs")
 
@@ -71,6 +75,25 @@ def make_env(
         _warn_endless(env_name)
     env = OwnRandomState(_rescaled(_flattened(env, env_name), env_name))
     return _normalized(env, normalization)
+
+
+def make_env_within(seconds: float, env_name: str, env_module: str = "") -> gymnasium.Env:
+    """Makes an environment in a thread, as it may hang. Raises EnvFailure if it does."""
+    made: Future[gymnasium.Env] = Future()
+
+    def make() -> None:
+        try:
+            made.set_result(make_env(env_name, env_module))
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        return made.result(seconds)
+    except TimeoutError:
+        raise EnvFailure(
+            f"the environment {env_name!r} cannot be made within {seconds} seconds (--env_timeout)."
+        ) from None
 
 
 def is_ogbench(env_name: str) -> bool:
@@ -139,9 +162,9 @@ def _make_registered(env_id: str, env_name: str, **kwargs: Any) -> gymnasium.Env
     """Raises ValueError for whatever `gymnasium.make` or the environment raises."""
     try:
         return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    except Exception as error:
-        kind = "" if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: "
-        raise ValueError(f"environment {env_name!r} cannot be made: {kind}{error}") from error
+    except (Exception, SystemExit) as error:
+        reason = str(error) if isinstance(error, gymnasium.error.Error) else explain(error)
+        raise ValueError(f"environment {env_name!r} cannot be made: {reason}") from error
 
 
 def _register_ogbench() -> None:
@@ -162,9 +185,9 @@ def _ogbench_names(dataset_type: str = "") -> list[str]:
 def _import_registering(module: str, named: str) -> None:
     try:
         importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{named} cannot be imported ({type(error).__name__}: {error}). It has to be a module "
+            f"{named} cannot be imported ({explain(error)}). It has to be a module "
             "that registers the environment with gymnasium: install it, or put its folder on "
             "PYTHONPATH."
         ) from error

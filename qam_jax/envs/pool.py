@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper, clear_mpi_env_vars
 
 from qam_jax.envs.wrappers import OpenLoopChunks
+from qam_jax.errors import explain
 
 _CLOSE_SECONDS = 5.0  # for the environments to close by themselves
 _WAIT_SECONDS = 0.5  # between two calls of `on_wait`
@@ -220,6 +221,8 @@ class EnvPool:
 
     def _count(self, error: _CrashError) -> None:
         self.crashes += 1
+        if not self._max_crashes:
+            raise EnvFailure(f"the environment failed: {error} (--verbosity=1 shows more).")
         _logger.warning(
             "Crash %d of the environments (%d are survived): %s",
             self.crashes, self._max_crashes, error,
@@ -319,8 +322,8 @@ def _serve(pipe: Connection, env_fn: bytes, horizon_length: int) -> None:
                     env = OpenLoopChunks(pickle.loads(env_fn)(), horizon_length)
                     warnings.simplefilter("ignore")  # before the filters of what was imported
                 result = getattr(env, method)(**kwargs)
-            except Exception as error:
-                problem = f"{type(error).__name__}: {error}", traceback.format_exc()
+            except BaseException as error:  # also SystemExit, which would end without a word
+                problem = explain(error), traceback.format_exc()
             pipe.send((result, problem))
     if env is not None:
         with contextlib.suppress(Exception):

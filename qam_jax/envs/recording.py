@@ -4,13 +4,12 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 from tqdm import tqdm
 
 from qam_jax.data.checks import FIELDS
-from qam_jax.envs.pool import EnvFailure
-from qam_jax.envs.wrappers import OpenLoopChunks
+from qam_jax.envs.pool import EnvFailure, EnvPool
+from qam_jax.errors import explain
 
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """`(observation [O], rng) -> action [A]`; the action is clipped to [-1, 1]."""
@@ -34,22 +33,24 @@ def load_policy(name: str, action_dim: int) -> Policy:
         if not callable(policy):
             raise TypeError(f"{policy!r} is no function")
         return policy
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
-            f"the policy {name!r} cannot be imported ({type(error).__name__}: {error}). Give "
+            f"the policy {name!r} cannot be imported ({explain(error)}). Give "
             "random, or <module>:<function> of a function (observation, rng) -> action, with the "
             "module's folder on PYTHONPATH."
         ) from error
 
 
 def record_episodes(
-    env: gymnasium.Env, policy: Policy, num_episodes: int, *, seed: int = 0
+    pool: EnvPool, policy: Policy, action_dim: int, num_episodes: int, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Executes a policy, with a bar in a terminal; returns all `N` steps in the order of time.
 
     Args:
-      env: with observations [O] and actions [A] in [-1, 1], such as `qam_jax.envs.make_env` makes.
+      pool: one environment with actions [A] in [-1, 1], such as `qam_jax.envs.make_env` makes, in
+        a process of its own; chunks of one action, no crash survived.
       policy: chooses the actions.
+      action_dim: `A`.
       num_episodes: how many episodes.
       seed: an episode depends on the seed and its own number alone, if the policy does.
 
@@ -61,17 +62,14 @@ def record_episodes(
       ValueError: if the policy fails, or its action has another shape than [A] or is not finite.
     """
     rows = []
-    env = OpenLoopChunks(env, 1)  # which checks what the environment gives
     for episode in tqdm(range(num_episodes), unit="episode", disable=None):
         try:
-            rows += _record_episode(env, policy, np.random.default_rng([seed, episode]))
+            rng = np.random.default_rng([seed, episode])
+            rows += _record_episode(pool, policy, rng, (action_dim,))
         except _PolicyError as error:
             raise ValueError(f"{error}, in episode {episode}.") from error
-        except Exception as error:
-            raise EnvFailure(
-                f"the environment failed in episode {episode} (--verbosity=1 shows where): "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        except EnvFailure as error:
+            raise EnvFailure(f"episode {episode}: {error}") from error
     columns = (np.array(column, np.float32) for column in zip(*rows, strict=True))
     return dict(zip(FIELDS, columns, strict=True))
 
@@ -81,14 +79,14 @@ class _PolicyError(Exception):
 
 
 def _record_episode(
-    env: OpenLoopChunks, policy: Policy, rng: np.random.Generator
+    pool: EnvPool, policy: Policy, rng: np.random.Generator, shape: tuple[int, ...]
 ) -> list[tuple[Any, ...]]:
     """Returns a row of all fields for each step of an episode."""
     rows, done = [], False
-    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    (observation,), _ = pool.reset([int(rng.integers(2**31))], np.ones(1, bool))
     while not done:
-        action = _act(policy, observation, rng, env.action_space.shape[1:])
-        after, reward, terminated, truncated, _ = env.step(action[None])
+        action = _act(policy, observation, rng, shape)
+        (after,), (reward,), (terminated,), (truncated,), _ = pool.step(action[None, None])
         done = terminated or truncated
         rows.append((observation, action, done, reward, not terminated, after))
         observation = after
@@ -101,8 +99,8 @@ def _act(
     try:
         given = policy(observation.copy(), rng)
         action = np.asarray(given, np.float32)
-    except Exception as error:
-        raise _PolicyError(f"the policy failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise _PolicyError(f"the policy failed: {explain(error)}") from error
     if action.shape != shape or not np.isfinite(action).all():
         raise _PolicyError(
             f"the policy gave the action {given}; expected finite numbers of shape {shape}, in "

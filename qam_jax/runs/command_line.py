@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from qam_jax import memory
 from qam_jax.envs.pool import EnvFailure
+from qam_jax.errors import explain, own_place
 from qam_jax.runs.stopping import EXIT_CODE, Stopped, stop_signals
 
 _logger = logging.getLogger("qam_jax")
@@ -51,19 +52,28 @@ def plain_errors(stopped: str = "The same command continues.") -> Iterator[None]
     try:
         with stop_signals(at_once=True):
             yield
-    except (ValueError, OSError, ImportError, EnvFailure) as error:
-        _logger.debug("Details of the error:", exc_info=True)
-        sys.exit(f"Error: {error}")
-    except (MemoryError, RuntimeError) as error:
-        if not memory.is_exhausted(error):
+    except (Exception, SystemExit) as error:
+        message = _plain_message(error)
+        if not message:
             raise
         _logger.debug("Details of the error:", exc_info=True)
-        sys.exit(f"Error: {memory.explain(error)}")
+        sys.exit(f"Error: {message}")
     except Stopped as signal:
         print(f"Stopped by {signal}. {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit("Interrupted. The same command continues from the last checkpoint.")
+
+
+def _plain_message(error: BaseException) -> str:
+    """What the user has to know of an error; empty if it is a fault of this package."""
+    if own_place(error):
+        return f"{explain(error)} (--verbosity=1 shows more)."
+    if isinstance(error, ValueError | OSError | ImportError | EnvFailure):
+        return str(error)
+    if isinstance(error, MemoryError | RuntimeError) and memory.is_exhausted(error):
+        return memory.explain(error)
+    return ""
 
 
 @contextlib.contextmanager
@@ -206,12 +216,12 @@ config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 def _load_config(given: str) -> ConfigDict:
     """Reads --config; `<method>.py` without such a file stands for `default.py:<method>`."""
-    name, *argument = given.split(":", 1)
+    name, *arguments = given.split(":", 1)
     path = Path(name)
-    shared = path.with_name("default.py")
-    if not path.exists() and shared.exists():
-        path, argument = shared, [path.stem]
-    if not path.is_file():
+    shared = path.parent / "default.py"
+    if not os.path.exists(path) and shared.exists():
+        path, arguments = shared, [path.stem, *arguments]
+    if not os.path.isfile(path):  # which is also False for a name that is too long
         sys.exit(
             f"Error: --config={given}: there is no file {path}. Give "
             "experiments/configs/<method>.py, or a file of your own."
@@ -220,11 +230,11 @@ def _load_config(given: str) -> ConfigDict:
         functions = runpy.run_path(str(path))
         if "get_config" not in functions:
             raise ValueError("it has no function get_config.")
-        config = functions["get_config"](*argument)
+        config = functions["get_config"](*arguments)
         if not isinstance(config, ConfigDict):
             raise ValueError(f"get_config must return a ConfigDict, got {type(config).__name__}.")
         return config
-    except Exception as error:  # of whatever stands in the file
+    except (Exception, SystemExit) as error:  # of whatever stands in the file
         plain = isinstance(error, ValueError | OSError | ImportError | TypeError | SyntaxError)
-        kind = "" if plain else f"{type(error).__name__}: "
-        sys.exit(f"Error: --config={given}: {kind}{error}")
+        own = own_place(error) or not plain
+        sys.exit(f"Error: --config={given}: {explain(error) if own else error}")

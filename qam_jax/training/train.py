@@ -1,8 +1,6 @@
 """Training from the first step to the last: behaviour cloning, offline training, fine-tuning."""
 
 import logging
-import threading
-from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from qam_jax.data.normalization import Normalization, fit_normalization
 from qam_jax.data.replay import check_replay_fits
 from qam_jax.data.shards import Shards
 from qam_jax.data.sources import load_ogbench, load_own, no_data
-from qam_jax.envs import EnvFailure, is_ogbench, make_env
+from qam_jax.envs import is_ogbench, make_env_within
 from qam_jax.memory import check_processes
 from qam_jax.runs import processes
 from qam_jax.runs.checkpoints import Checkpoints
@@ -89,7 +87,11 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     with ExitStack() as stack:
         env = None
         if settings.env_name:
-            env = stack.enter_context(closing(_make_env(settings)))
+            env = stack.enter_context(
+                closing(
+                    make_env_within(settings.env_timeout, settings.env_name, settings.env_module)
+                )
+            )
         folders = _claim_folders(each, agent_config, stack)
         source = stack.enter_context(closing(_open_source(settings, env)))
         # Several processes have to stop together.
@@ -195,26 +197,6 @@ def _claim_folders(each: list[RunSettings], config: ConfigDict, stack: ExitStack
                 "absolute path, the same working directory."
             )
     return folders
-
-
-def _make_env(settings: RunSettings) -> gymnasium.Env:
-    """Makes the environment in a thread, as it may hang. Raises EnvFailure if it does."""
-    made: Future[gymnasium.Env] = Future()
-
-    def make() -> None:
-        try:
-            made.set_result(make_env(settings.env_name, settings.env_module))
-        except BaseException as error:
-            made.set_exception(error)
-
-    threading.Thread(target=make, daemon=True).start()
-    try:
-        return made.result(settings.env_timeout)
-    except TimeoutError:
-        raise EnvFailure(
-            f"the environment {settings.env_name!r} cannot be made within {settings.env_timeout} "
-            "seconds (--env_timeout)."
-        ) from None
 
 
 def _normalization(

@@ -31,6 +31,7 @@ from qam_jax.agents import algorithm_names, get_config, make_agent
             "'divl_level_min' must be at most",
         ),
         ({"actor_hidden_dims": (16, 0)}, "'actor_hidden_dims' must hold whole numbers above 0"),
+        ({"actor_hidden_dims": (True,)}, "'actor_hidden_dims' must hold whole numbers above 0"),
     ],
 )
 def test_bad_configs_fail_at_construction(changes, message):

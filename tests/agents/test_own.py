@@ -82,6 +82,16 @@ def test_a_config_without_the_shared_fields_is_refused(write):
             r"unknown algorithm 'empty_own': the module .*has no function get_config",
         ),
         ("broken_own", "1 / 0", r"broken_own\.py\) cannot be imported \(ZeroDivisionError: "),
+        (
+            "leaving_own",
+            "import sys; sys.exit(0)",
+            r"\(SystemExit: 0, line 1 of .*leaving_own\.py\)",
+        ),
+        (
+            "void_own",
+            "def get_config(): pass\ndef make_agent(config): pass",
+            r"must set agent_name .*in a ConfigDict, but sets None",
+        ),
     ],
 )
 def test_modules_that_do_not_fit(write, name, text, message):
@@ -94,3 +104,11 @@ def test_modules_that_do_not_fit(write, name, text, message):
 def test_names_of_nothing(name):
     with pytest.raises(ValueError, match=r"unknown algorithm .*or name a module of your own"):
         get_config(name)
+
+
+def test_what_make_agent_returns_is_checked(write):
+    write(
+        "hollow_own", _GREEDY.replace("NAME", "hollow_own").replace("return agent._re", "agent._re")
+    )
+    with pytest.raises(ValueError, match=r"make_agent of .*'hollow_own' must return.*NoneType"):
+        make_agent(get_config("hollow_own"))

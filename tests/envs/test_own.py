@@ -2,16 +2,19 @@
 
 import logging
 import sys
+import threading
 from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 
-from qam_jax.envs import EnvPool, make_env, make_film_env
+from qam_jax.envs import EnvFailure, EnvPool, make_env, make_env_within, make_film_env
 from qam_jax.envs.make import _warn_endless
 
 _MODULE = """
+import sys
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
@@ -71,6 +74,7 @@ gymnasium.register("Mass-v0", Mass, max_episode_steps=12)
 gymnasium.register("EndlessMass-v0", Mass)
 gymnasium.register("BlindMass-v0", Blind, max_episode_steps=12)
 gymnasium.register("NoMass-v0", lambda: 1 / 0)
+gymnasium.register("ExitMass-v0", lambda: sys.exit("no licence"))
 """
 
 
@@ -79,6 +83,7 @@ def module(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "own_masses.py").write_text(_MODULE)
     (folder / "own_broken.py").write_text("import no_such_module_at_all")
+    (folder / "own_exit.py").write_text("import sys\nsys.exit(0)")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))  # processes get the same path
         yield
@@ -149,6 +154,8 @@ def test_a_module_that_cannot_be_imported_is_named():
         make_env("Mass-v0", "no_such_one")
     with pytest.raises(ValueError, match=r"own_broken.*ModuleNotFoundError.*no_such_module_at_all"):
         make_env("own_broken:Mass-v0")
+    with pytest.raises(ValueError, match=r"own_exit cannot be imported \(SystemExit: 0, line 2 of"):
+        make_env("Mass-v0", "own_exit")
 
 
 def test_an_environment_without_time_limit_is_mentioned_once(caplog):
@@ -163,6 +170,20 @@ def test_an_environment_without_time_limit_is_mentioned_once(caplog):
 def test_an_environment_that_cannot_be_made_is_named():
     with pytest.raises(ValueError, match="'NoMass-v0' cannot be made: ZeroDivisionError: division"):
         make_env("NoMass-v0", "own_masses")
+    with pytest.raises(
+        ValueError, match="'ExitMass-v0' cannot be made: SystemExit: no licence, li"
+    ):
+        make_env_within(60, "ExitMass-v0", "own_masses")
+
+
+def test_an_environment_that_hangs_while_it_is_made_is_named(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr("qam_jax.envs.make.make_env", lambda *_: release.wait())
+    try:
+        with pytest.raises(EnvFailure, match=r"'Pendulum-v1' cannot be made within 0 seconds"):
+            make_env_within(0, "Pendulum-v1")
+    finally:
+        release.set()
 
 
 def test_an_environment_that_fails_when_it_is_closed_spoils_nothing(monkeypatch):

@@ -1,17 +1,22 @@
 """Tests of `qam_jax.envs.recording` and of its command, `experiments/record_dataset.py`."""
 
+import contextlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import cloudpickle
 import gymnasium
 import numpy as np
 import pytest
 
 from qam_jax.data.npz import load_npz
 from qam_jax.data.sources import load_own
-from qam_jax.envs import EnvFailure, make_env
+from qam_jax.envs import EnvFailure, EnvPool, make_env
 from qam_jax.envs.recording import load_policy, record_episodes
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
 
 _SCRIPT = Path(__file__).parents[2] / "experiments" / "record_dataset.py"
 
@@ -32,14 +37,21 @@ class _Line(gymnasium.Env):
         return self._place, 2.0, bool(self._place > 1), False, {}
 
 
-@pytest.fixture(name="env")
-def _env():
+def _make_line(fault=None):
+    if fault:
+        _Line.step = fault
     return gymnasium.wrappers.TimeLimit(_Line(), 4)
 
 
-def test_rows_hold_what_happened(env):
+def _record(policy, *args, fault=None, **kwargs):
+    pool = EnvPool(partial(_make_line, fault), 1, 1, max_crashes=0)
+    with contextlib.closing(pool):
+        return record_episodes(pool, policy, 1, *args, **kwargs)
+
+
+def test_rows_hold_what_happened():
     steps = iter([0.5, 0.5, 9.0, 0.0, 0.25, 0.25, 0.25])  # 9 is clipped, and ends an episode
-    data = record_episodes(env, lambda *_: [next(steps)], 2)
+    data = _record(lambda *_: [next(steps)], 2)
     expected = {
         "observations": [[0], [0.5], [1], [0], [0], [0.25], [0.5]],
         "actions": [[0.5], [0.5], [1], [0], [0.25], [0.25], [0.25]],
@@ -51,29 +63,36 @@ def test_rows_hold_what_happened(env):
     assert {name: array.tolist() for name, array in data.items()} == expected
 
 
-def test_an_episode_depends_on_its_number_alone(env):
+def test_an_episode_depends_on_its_number_alone():
     policy = load_policy("random", 1)
-    first, both = (record_episodes(env, policy, n, seed=3) for n in (1, 2))
+    first, both = (_record(policy, n, seed=3) for n in (1, 2))
     for name, array in first.items():
         np.testing.assert_array_equal(array, both[name][: len(array)])
 
 
 @pytest.mark.parametrize("action", [[0.0, 0.0], [np.nan]])
-def test_actions_that_make_no_sense(env, action):
+def test_actions_that_make_no_sense(action):
     with pytest.raises(ValueError, match=r"expected finite numbers of shape \(1,\)"):
-        record_episodes(env, lambda *_: action, 1)
+        _record(lambda *_: action, 1)
 
 
 def _failing(*_):
     raise KeyError("grip")
 
 
-def test_whose_fault_a_failure_is_is_said(env, monkeypatch):
-    with pytest.raises(ValueError, match=r"the policy failed: KeyError: 'grip', in episode 0\."):
-        record_episodes(env, _failing, 1)
-    monkeypatch.setattr(_Line, "step", _failing)
-    with pytest.raises(EnvFailure, match=r"failed in episode 0 .*: KeyError: 'grip'"):
-        record_episodes(env, load_policy("random", 1), 1)
+def _leaving(*_):
+    sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [(_failing, "KeyError: 'grip'"), (_leaving, "SystemExit: 0")]
+)
+def test_whose_fault_a_failure_is_is_said(fault, error):
+    place = r"line \d+ of .*test_recording\.py"
+    with pytest.raises(ValueError, match=rf"the policy failed: {error}, {place}, in episode 0\."):
+        _record(fault, 1)
+    with pytest.raises(EnvFailure, match=f"^episode 0: the environment failed: {error}"):
+        _record(load_policy("random", 1), 1, fault=fault)
 
 
 @pytest.mark.parametrize("name", ["mine", "no_such_one:act", "math:no_such_one", "math:pi"])

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qam_jax.files import read_json
 from qam_jax.runs.command_line import plain_errors, pop_flag
 from qam_jax.runs.stopping import stop_signals
 
@@ -24,6 +26,21 @@ def test_a_signal_where_there_is_nothing_to_save_ends_at_once(number, capsys):
         signal.signal(number, outer)
     assert ended.value.code == 75
     assert f"Stopped by {number.name}. The same command continues." in capsys.readouterr().err
+
+
+def test_an_error_of_the_users_own_code_is_one_line_that_names_its_place(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("import json, sys\ndef fail(): json.loads({})\ndef leave(): sys.exit(0)")
+    own = runpy.run_path(str(path))
+    errors = {"fail": "TypeError: the JSON .*, line 2 of ", "leave": "SystemExit: 0, line 3 of "}
+    for name, error in errors.items():
+        with pytest.raises(SystemExit, match=f"^Error: {error}{path} .--verb"), plain_errors():
+            own[name]()
+
+
+def test_an_error_of_the_package_keeps_its_traceback():
+    with pytest.raises(TypeError), plain_errors():
+        read_json(None)
 
 
 _COMPILING = """
@@ -116,6 +133,10 @@ def test_the_config_may_stand_before_or_behind_the_flags_of_its_fields():
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")
+    leaving = tmp_path / "leaving.py"
+    leaving.write_text("import sys\ndef get_config(): sys.exit(0)")
+    failing = tmp_path / "failing.py"
+    failing.write_text("def get_config():\n    raise ValueError('no\\nlicence')")
     unknown = r"Unknown command line flag 'sed'\. Did you mean: seed.* --help lists the flags\."
     brackets = r"expected values in brackets, such as \(512,512\), or \(512,\) for one\."
     cases = {
@@ -127,9 +148,15 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
         ("--config={configs}/qamm.py",): r"configs/qamm\.py: unknown algorithm 'qamm'.* bam, bc",
         ("--config={configs}/qamm.py", "--config.lr=1"): "unknown algorithm 'qamm'.* bam, bc",
         ("--config=/no/qam.py",): r"there is no file /no/qam\.py\. Give experiments/configs/",
+        ("--config=/",): r"there is no file /\. Give experiments/configs/",
+        ("--config=" + 300 * "x",): "there is no file x+. Give experiments/configs/",
+        ("--config={configs}/qam.py:x",): r"qam\.py:x: get_config\(\) takes 1 positional argument",
         ("--config.lr=1", "--config=/no/qam.py"): r"there is no file /no/qam\.py\. Give exp",
         ("--config={configs}/default.py",): "default.py: .*missing .* argument: 'agent_name'",
-        (f"--config={broken}",): r"broken\.py: ZeroDivisionError: division by zero",
+        (f"--config={broken}",):
+            r"broken\.py: ZeroDivisionError: division by zero, line 1 of .*broken\.py",
+        (f"--config={leaving}",): r"leaving\.py: SystemExit: 0, line 2 of .*leaving\.py",
+        (f"--config={failing}",): r"failing\.py: ValueError: no licence, line 2 of .*failing\.py",
         (f"--config={__file__}",): r"test_command_line\.py: it has no function get_config\.",
         ("--config.actor_hidden_dims=512",): f"actor_hidden_dims=512: {brackets}",
         ("--config.actor_hidden_dims", "wide"): f"actor_hidden_dims=wide: {brackets}",

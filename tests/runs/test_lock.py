@@ -1,10 +1,12 @@
 import fcntl
 import platform
 import signal
+from pathlib import Path
 
 import pytest
 
-from qam_jax.files import atomic_write, hold_lock, is_held
+from qam_jax import files
+from qam_jax.files import atomic_write, hold_lock, is_held, user_path
 from qam_jax.runs.lock import lock_folder, read_status
 from qam_jax.runs.stopping import Stopped
 
@@ -122,3 +124,19 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
         first.write_text("first")
     assert (tmp_path / "data.npz").read_text() == "first"
     assert {*tmp_path.iterdir()} == {tmp_path / "data.npz", *kept}
+
+
+def test_a_home_that_is_not_known_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/exp") == tmp_path / "exp"
+    with pytest.raises(
+        OSError, match=r"home folder in '~no_such_user/exp' is not known.*full path"
+    ):
+        user_path("~no_such_user/exp")
+
+
+def test_paths_of_the_user_are_expanded_in_one_way():
+    package = Path(files.__file__).parent
+    paths = [*package.rglob("*.py"), *(package.parent / "experiments").glob("*.py")]
+    own = [path.name for path in paths if ".expanduser()" in path.read_text()]
+    assert own == ["files.py"]

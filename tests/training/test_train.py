@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from qam_jax.runs.saved import load_run
 from qam_jax.runs.settings import check_settings
 from qam_jax.training import evaluation
 from qam_jax.training.evaluation import Evaluator, summarize
-from qam_jax.training.train import _make_env, train
+from qam_jax.training.train import train
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import tests
 
@@ -168,16 +167,6 @@ def test_a_faulty_environment_is_found_before_training(
     with pytest.raises(EnvFailure, match=r"fails when it is reset and stepped.*expected 5, got 4"):
         train(dataclasses.replace(settings, group="faulty"), small_config())
     assert not list((Path(settings.save_dir) / "faulty").glob("*/*/*.csv"))
-
-
-def test_an_environment_that_hangs_while_it_is_made_is_named(settings, monkeypatch):
-    release = threading.Event()
-    monkeypatch.setattr("qam_jax.training.train.make_env", lambda *_: release.wait())
-    try:
-        with pytest.raises(EnvFailure, match=r"'Pendulum-v1' cannot be made within 0 seconds"):
-            _make_env(dataclasses.replace(settings, env_timeout=0))
-    finally:
-        release.set()
 
 
 def test_fewer_updates_than_there_are_already_are_refused(settings, run, small_config):

@@ -1,0 +1,33 @@
+"""Errors of the user's own code: an environment, a policy, an algorithm or a config."""
+
+import os
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
+_LIBRARIES = tuple(
+    sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+
+
+def explain(error: BaseException) -> str:
+    """Names an error in one line: its kind, its text, and its place in the user's own code."""
+    text = " ".join([f"{type(error).__name__}:", *str(error).split()])
+    place = own_place(error)
+    return f"{text}, {place}" if place else text
+
+
+def own_place(error: BaseException) -> str:
+    """Line and file of the user's own code in which an error arose, also in a library it called.
+
+    Empty if it arose in this package.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)  # which only calls the package
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(_PACKAGE) or frame.filename == script:
+            break
+        if not frame.filename.startswith((*_LIBRARIES, "<")):
+            return f"line {frame.lineno} of {frame.filename}"
+    return ""

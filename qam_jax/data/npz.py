@@ -16,7 +16,7 @@ import numpy as np
 from qam_jax import memory
 from qam_jax.data import checks
 from qam_jax.data.checks import ArrayHeader
-from qam_jax.files import atomic_write
+from qam_jax.files import atomic_write, user_path
 
 _READ_BYTES = 1 << 20  # at a time
 _REMEDY = (
@@ -51,7 +51,7 @@ def load_npz(
       FileNotFoundError: if there is no such file.
       ValueError: if it is damaged, not an `.npz`, or breaks a rule; names the first fault.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     headers = headers or read_headers(path)
     always = (*checks.REQUIRED_FIELDS, *require)
     wanted = [name for name in headers if fields is None or name in fields or name in always]
@@ -152,6 +152,8 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise OSError("it is no regular file")
         with zipfile.ZipFile(path) as archive:
             yield archive
     except FileNotFoundError as error:

@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import numpy as np
@@ -241,6 +242,12 @@ def test_a_damaged_file_is_refused(tmp_path, save, damage):
         load_npz(path)
     with pytest.raises(ValueError, match="damaged or incomplete"):
         read_headers(path, verify=True)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match=r"pipe\.npz: .*it is no regular file"):
+        load_npz(tmp_path / "pipe.npz")
 
 
 def test_an_archive_of_other_files_lacks_the_fields(tmp_path):

@@ -14,9 +14,8 @@ _LIBRARIES = tuple(
 
 def explain(error: BaseException) -> str:
     """Names an error in one line: its kind, its text, and its place in the user's own code."""
-    text = " ".join([f"{type(error).__name__}:", *str(error).split()])
-    place = own_place(error)
-    return f"{text}, {place}" if place else text
+    kind, text, place = type(error).__name__, " ".join(str(error).split()), own_place(error)
+    return (f"{kind}: {text}" if text else kind) + (f", {place}" if place else "")
 
 
 def own_place(error: BaseException) -> str:

@@ -81,6 +81,7 @@ def test_a_config_without_the_shared_fields_is_refused(write):
             "",
             r"unknown algorithm 'empty_own': the module .*has no function get_config",
         ),
+        ("silent_own", "raise KeyError", r"\(KeyError, line 1 of .*silent_own\.py\)"),
         ("broken_own", "1 / 0", r"broken_own\.py\) cannot be imported \(ZeroDivisionError: "),
         (
             "leaving_own",

@@ -52,7 +52,8 @@ def plot_run(
     if not settings.env_name:
         return pictures
     border = settings.bc_steps + settings.offline_steps if settings.online_steps else None
-    pictures.insert(0, plot_learning_curve(folder, title, border))
+    if read_csv(folder / "eval.csv"):  # not all evaluations failed
+        pictures.insert(0, plot_learning_curve(folder, title, border))
     env = make_env(settings.env_name, settings.env_module)
     env.reset(seed=0)
     if hasattr(env.unwrapped, "maze_map") and hasattr(env.unwrapped, "cur_goal_xy"):

@@ -1,7 +1,7 @@
 """Blocks of updates in one compiled program, and the sums of their metrics."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -121,7 +121,10 @@ def _add(sums: MetricSums, metrics: Metrics, update: Array) -> MetricSums:
 def metric_names(
     agent: Agent, state: AgentState, config: ConfigDict, observation_dim: int
 ) -> list[str]:
-    """Returns the sorted names of an agent's metrics, from the shapes of its state alone."""
+    """Returns the sorted names of an agent's metrics, from the shapes of its state alone.
+
+    Raises ValueError if an update does not return a state and metrics, each a number.
+    """
 
     def array(*shape: int) -> Any:
         return jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
@@ -134,7 +137,14 @@ def metric_names(
         weights=array(),
         next_observations=array(observation_dim),
     )
-    return sorted(jax.eval_shape(make_update_step(agent), state, batch)[1])
+    result = jax.eval_shape(make_update_step(agent), state, batch)
+    metrics = result[1] if isinstance(result, tuple) and len(result) == 2 else None
+    if not isinstance(metrics, Mapping) or any(value.shape for value in metrics.values()):
+        raise ValueError(
+            f"an update of the algorithm {config.agent_name!r} must return (state, metrics), where "
+            f"metrics has one number for each name; got metrics {metrics}."
+        )
+    return sorted(metrics)
 
 
 def empty_sums(names: Iterable[str]) -> MetricSums:

@@ -34,8 +34,15 @@ def test_pictures_of_a_maze_run(tmp_path):
 
 def test_other_environments_have_a_learning_curve_only(tmp_path):
     (tmp_path / "eval.csv").write_text(_HEADER + "100,0.0,0.0,0.1,-1000,1000,50\n")
-    pictures = plot_run(tmp_path, RunSettings(env_name="cube-single-play-singletask-v0"), {})
+    settings = RunSettings(env_name="cube-single-play-singletask-v0")
+    pictures = plot_run(tmp_path, settings, {})
     assert [picture.name for picture in pictures] == ["learning_curve.png"]
+
+
+def test_without_an_evaluation_that_succeeded_no_curve_is_drawn(tmp_path):
+    (tmp_path / "train.csv").write_text("step,critic_loss\n1,5\n2,4\n")
+    settings = RunSettings(env_name="cube-single-play-singletask-v0")
+    assert [picture.name for picture in plot_run(tmp_path, settings, {})] == ["training.png"]
 
 
 def test_without_an_environment_losses_alone_are_drawn(tmp_path):

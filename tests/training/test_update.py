@@ -20,6 +20,18 @@ from qam_jax.training.update import (
 )
 
 
+@pytest.mark.parametrize(
+    "returned", [None, ("state", jnp.zeros(2)), ("state", {"loss": jnp.zeros(2)})]
+)
+def test_an_update_that_returns_something_else_is_named(small_config, returned):
+    config = small_config()
+    agent = make_agent(config)
+    state = init_state(agent, jax.random.PRNGKey(0), 3, 2)
+    result = returned and (state, returned[1])
+    with pytest.raises(ValueError, match=r"update of the algorithm 'qam' must return .*one number"):
+        metric_names(agent._replace(update=lambda *_: result), state, config, 3)
+
+
 @pytest.fixture(name="parts", scope="module")
 def _parts(small_config):
     """An agent, copies of its first state and of empty sums, a sampler, and a dataset."""

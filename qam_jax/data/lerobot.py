@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from qam_jax.data import demonstrations
+from qam_jax.files import user_path
 
 _COLUMNS = ("action", "episode_index", "frame_index", "task_index")
 _DEFAULT_KEYS = ("observation.state", "observation.environment_state")
@@ -32,7 +33,7 @@ def load_lerobot(
     Returns the fields, float32 and with `next_observations`; the folder; a line about the data.
     Raises FileNotFoundError, ImportError without PyArrow, ValueError that names the first fault.
     """
-    source, folder = f"lerobot:{name}", Path(name).expanduser()
+    source, folder = f"lerobot:{name}", user_path(name)
     parquet = demonstrations.import_library("pyarrow.parquet", "lerobot", source)
     features, vectors, num_frames = _read_info(folder, source)
     default = [key for key in _DEFAULT_KEYS if key in features]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qam_jax.data import demonstrations
+from qam_jax.files import user_path
 
 _UNREADABLE = (AttributeError, KeyError, OSError, RuntimeError, TypeError)
 
@@ -29,7 +30,7 @@ def load_robomimic(
     Returns the fields, float32 and with `next_observations`; the path; a line about the data.
     Raises FileNotFoundError, ImportError without h5py, ValueError that names the first fault.
     """
-    source, path = f"robomimic:{name}", Path(name).expanduser()
+    source, path = f"robomimic:{name}", user_path(name)
     h5py = demonstrations.import_library("h5py", "robomimic", source)
     if not path.is_file():
         raise FileNotFoundError(f"{source}: there is no such file. Check the path.")

@@ -36,6 +36,7 @@ _EXPORTS = {
     "AgentState": "agents",
     "get_config": "agents",
     "make_agent": "agents",
+    "load_policy": "deploy",
     "Batch": "types",
     "TransitionDataset": "types",
 }

@@ -49,6 +49,7 @@ _LAYERS = (
     ("training",),
     ("reports",),
     ("sweeps",),
+    ("deploy",),
 )
 
 
@@ -78,3 +79,4 @@ def test_layers_import_only_those_above_them():
                 found.append((str(own), other))
     assert found == []
     assert seen >= {"flow", "agents", "data", "envs", "training", "runs", "reports", "sweeps"}
+    assert "deploy" in seen

@@ -1,0 +1,199 @@
+"""A trained policy that acts: loaded from a run's folder, or from an export of it."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qam_jax import __version__
+from qam_jax.files import DamagedError, read_json
+from qam_jax.runs.folder import read_metadata
+from qam_jax.runs.saved import SavedRun, load_run
+from qam_jax.training.evaluation import make_policy, split_seed
+from qam_jax.types import Array
+
+METADATA = "policy.json"  # of an export: what its files are
+
+DecideFn = Callable[[np.ndarray, int, int], np.ndarray]
+"""`(observation [O], episode, chunk) -> actions [H, A]`: the noise depends on all but the first."""
+
+
+class Policy:
+    """A trained policy in one environment: `reset()`, then `act(observation)` at every step.
+
+    The policy decides on a chunk of actions at once, and executes it. The next chunk is computed
+    when the last one is used up. Decision `c` of episode `e` is the one that an evaluation takes
+    with the same seed, of the same observation. (An ONNX policy draws other noise.)
+
+    Actions lie in [-1, 1], as in the data. An environment of `qam_jax.envs.make_env` takes them
+    as they are: it rescales them to its box. Elsewhere do that yourself, by
+    `low + (action + 1) / 2 * (high - low)`.
+
+    Attributes:
+      action_shape: `(H, A)` of a chunk; `H` is 1 without action chunking.
+      observation_dim: `O`.
+      metadata: method, environment, step, versions and more, see `policy_metadata`.
+    """
+
+    def __init__(self, decide: DecideFn, metadata: dict[str, Any]):
+        self.metadata = metadata
+        self.observation_dim: int = metadata["observation_dim"]
+        self.action_shape: tuple[int, int] = tuple(metadata["action_shape"])
+        self._decide = decide
+        self._episode = self._decisions = 0
+        self._rest = np.empty((0, self.action_shape[1]), np.float32)
+
+    def reset(self) -> None:
+        """Begins an episode: drops the rest of the chunk. At the very start it is not needed."""
+        self._episode += self._decisions > 0
+        self._decisions, self._rest = 0, self._rest[:0]
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """Returns the action [A] for this step. Raises as `act_chunk`.
+
+        The observation [O] is checked at every step. It is used where a chunk begins.
+        """
+        observation = self._checked(observation)
+        if not len(self._rest):
+            self._rest = self.act_chunk(observation)
+        action, self._rest = self._rest[0], self._rest[1:]
+        return action
+
+    def act_chunk(self, observation: np.ndarray) -> np.ndarray:
+        """Decides on a chunk of actions [H, A] for an observation [O]; `act` is not affected.
+
+        Raises ValueError if the observation has another shape, or is not finite in float32.
+        """
+        actions = self._decide(self._checked(observation), self._episode, self._decisions)
+        self._decisions += 1
+        return actions
+
+    def _checked(self, observation: np.ndarray) -> np.ndarray:
+        array = np.asarray(observation)
+        if array.shape != (self.observation_dim,) or array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"the observation has shape {array.shape} and type {array.dtype}, expected one "
+                f"vector of {self.observation_dim} real numbers, as in the data that "
+                f"{self.metadata['method']} was trained on."
+            )
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            place = int(np.flatnonzero(~np.isfinite(array))[0])
+            raise ValueError(
+                f"the observation has {observation[place]} at place {place}, expected numbers that "
+                "are finite in float32: check the sensor or the environment."
+            )
+        return array
+
+
+def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int = 0) -> Policy:
+    """Loads a trained policy; it needs neither the data nor the environment.
+
+    Args:
+      path: a run's folder, `exp/<group>/<env_name>/<run id>`; or the folder of an export, or its
+        file `policy.stablehlo` or `policy.onnx`. Of a folder with both the first is taken.
+      step: checkpoint of the run, a number, `newest` or `best`. An export has only one.
+      seed: of the policy's noise, as `--seed` of an evaluation.
+
+    Raises:
+      DamagedError: if a file is damaged.
+      FileNotFoundError: if there is no run and no export, or no such checkpoint.
+      ImportError: if onnxruntime, which an ONNX policy needs, is not installed.
+      ValueError: if the algorithm had other networks in the version that wrote the run.
+
+    Examples:
+      policy = qam_jax.load_policy("exp/default/<env_name>/<run id>")
+      policy.reset()
+      action = policy.act(observation)
+    """
+    path = Path(path).expanduser()
+    if path.suffix in _LOADERS or (path / METADATA).exists():
+        return _load_export(path, step, seed)
+    run = load_run(path, step)
+    policy = make_policy(run.agent)(run.state, split_seed(seed).evaluation)
+
+    def decide(observation: np.ndarray, episode: int, chunk: int) -> np.ndarray:
+        return policy(observation[None], np.array([episode]), np.array([chunk]))[0]
+
+    return Policy(decide, policy_metadata(run, path))
+
+
+def decision_fn(run: SavedRun) -> Callable[[Array, Array], Array]:
+    """The policy as a function: `(observations [B, O], keys [B, 2]) -> actions [B, H, A]`."""
+    return jax.vmap(partial(run.agent.sample_actions, run.state))
+
+
+def policy_metadata(run: SavedRun, folder: Path) -> dict[str, Any]:
+    """What a policy is and where it comes from, for JSON."""
+    saved = read_metadata(folder)
+    return {
+        "qam_jax": __version__,
+        "method": saved["method"],
+        "agent": run.config.agent.to_dict(),
+        "env_name": run.config.env_name,
+        "run": folder.resolve().name,
+        "step": run.step,
+        "observation_dim": saved["observation_dim"],
+        "action_shape": list(run.state.action_shape),
+        "action_range": [-1, 1],
+    }
+
+
+def _load_export(path: Path, step: int | str, seed: int) -> Policy:
+    folder = path.parent if path.suffix in _LOADERS else path
+    files = [path] if folder != path else [path / f"policy{suffix}" for suffix in _LOADERS]
+    file = next((each for each in files if each.exists()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"there is no {' and no '.join(map(str, files))}: export with "
+            "--formats=stablehlo or onnx. Parameters alone do not act."
+        )
+    metadata = read_json(folder / METADATA)
+    if str(step) not in ("newest", str(metadata["step"])):
+        raise FileNotFoundError(
+            f"the export in {folder} is of step {metadata['step']}, not {step}: export that step."
+        )
+    return Policy(_LOADERS[file.suffix](file, metadata, seed), metadata)
+
+
+def _load_stablehlo(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn:
+    try:
+        program = jax.export.deserialize(bytearray(file.read_bytes()))
+    except Exception as error:  # whichever the bytes lead to
+        raise DamagedError(f"{file} is damaged ({error}). Export the run again.") from error
+    key = split_seed(seed).evaluation
+
+    @jax.jit
+    def decide(observation: Array, episode: Array, chunk: Array) -> Array:
+        own_key = jax.random.fold_in(jax.random.fold_in(key, episode), chunk)
+        return program.call(observation[None], own_key[None])[0]
+
+    return lambda *decision: np.asarray(decide(*decision))
+
+
+def _load_onnx(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f'{file} needs onnxruntime: pip install "qam_jax[export]".') from error
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has one class for each of its codes
+        raise DamagedError(f"{file} is damaged ({error}). Export the run again.") from error
+    observations, *noises = session.get_inputs()
+
+    def decide(observation: np.ndarray, episode: int, chunk: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, episode, chunk])
+        feed = {each.name: rng.normal(size=(1, *each.shape[1:])) for each in noises}
+        feed = {name: noise.astype(np.float32) for name, noise in feed.items()}
+        return session.run(None, {observations.name: observation[None], **feed})[0][0]
+
+    return decide
+
+
+_LOADERS = {".stablehlo": _load_stablehlo, ".onnx": _load_onnx}

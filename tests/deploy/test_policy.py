@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+
+import qam_jax
+from qam_jax.deploy.policy import load_policy
+from qam_jax.runs.saved import load_run
+from qam_jax.training.evaluation import make_policy, split_seed
+
+_OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+
+@pytest.fixture(name="evaluated", scope="module")
+def _evaluated(qam_run):
+    """Chunks that an evaluation with seed 5 executes: `(observation, episode, chunk) -> [H, A]`."""
+    run = load_run(qam_run)
+    policy = make_policy(run.agent)(run.state, split_seed(5).evaluation)
+    return lambda observation, *at: policy(observation[None], *np.array(at)[:, None])[0]
+
+
+def test_actions_are_those_of_an_evaluation(qam_run, evaluated):
+    """Also in the second episode; a chunk is executed before the next is computed."""
+    policy = qam_jax.load_policy(qam_run, seed=5)
+    policy.reset()
+    actions = [policy.act(observation) for observation in _OBSERVATIONS[:3]]
+    policy.reset()  # which drops the rest of a chunk
+    actions += [policy.act(observation) for observation in _OBSERVATIONS[3:5]]
+    first, second = (evaluated(_OBSERVATIONS[2 * chunk], 0, chunk) for chunk in range(2))
+    third = evaluated(_OBSERVATIONS[3], 1, 0)
+    np.testing.assert_array_equal(actions, [*first, second[0], *third])
+    assert len({tuple(action) for action in actions}) == 5
+
+
+def test_chunks_alone_are_those_of_an_evaluation_too(qam_run, evaluated):
+    policy = load_policy(qam_run, seed=5)
+    for chunk, observation in enumerate(_OBSERVATIONS[:2]):
+        actions = policy.act_chunk(observation.astype(np.float64))
+        np.testing.assert_array_equal(actions, evaluated(observation, 0, chunk))
+    other = load_policy(qam_run, seed=6).act_chunk(_OBSERVATIONS[0])
+    assert not np.array_equal(other, evaluated(_OBSERVATIONS[0], 0, 0))
+
+
+def test_what_a_policy_is_stands_with_it(qam_run):
+    policy = load_policy(qam_run)
+    assert (policy.observation_dim, policy.action_shape) == (3, (2, 2))
+    assert json.loads(json.dumps(policy.metadata)) == policy.metadata
+    assert (policy.metadata["method"], policy.metadata["step"]) == ("QAM", 4)
+    assert policy.metadata["env_name"] == "Pendulum-v1"
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(4), r"shape \(4,\) and type float64, expected one vector of 3 real numbers"),
+        (np.zeros((1, 3)), r"shape \(1, 3\)"),
+        (np.array(["a", "b", "c"]), "type <U1"),
+        ([0.0, np.nan, 0.0], "has nan at place 1"),
+        (np.array([0.0, 0.0, 1e300]), r"has 1e\+300 at place 2"),
+    ],
+)
+def test_a_wrong_observation_is_named_at_any_step(qam_run, observation, message):
+    policy = load_policy(qam_run)
+    policy.act(_OBSERVATIONS[0])  # the next step is within the chunk
+    for method in (policy.act, policy.act_chunk):
+        with pytest.raises(ValueError, match=message):
+            method(observation)
+
+
+def test_what_is_no_policy_is_said(qam_run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="give the folder of a run"):
+        load_policy(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 .* one of the steps \[4\]"):
+        load_policy(qam_run, step=5)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 
 from qam_jax import __version__
 from qam_jax.files import DamagedError, read_json
@@ -124,8 +125,8 @@ def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int =
 
 
 def decision_fn(run: SavedRun) -> Callable[[Array, Array], Array]:
-    """The policy as a function: `(observations [B, O], keys [B, 2]) -> actions [B, H, A]`."""
-    return jax.vmap(partial(run.agent.sample_actions, run.state))
+    """The policy as a function, `(observation [O], key [2]) -> actions [H, A]`."""
+    return partial(run.agent.sample_actions, run.state)
 
 
 def policy_metadata(run: SavedRun, folder: Path) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _load_export(path: Path, step: int | str, seed: int) -> Policy:
 
 def _load_stablehlo(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn:
     try:
-        program = jax.export.deserialize(bytearray(file.read_bytes()))
+        program = export.deserialize(bytearray(file.read_bytes()))
     except Exception as error:  # whichever the bytes lead to
         raise DamagedError(f"{file} is damaged ({error}). Export the run again.") from error
     key = split_seed(seed).evaluation

@@ -20,7 +20,7 @@ _END = np.iinfo(np.int64).max
 
 _CALLS = {
     "jit": "jaxpr",
-    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -109,7 +109,8 @@ class _Graph:
         values = dict(zip(variables, (*constants, *arguments), strict=True))
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom]
+            literal = isinstance(atom, Literal)
+            return np.asarray(atom.val, atom.aval.dtype) if literal else values[atom]
 
         for equation in jaxpr.eqns:
             results = self._results(equation, [read(atom) for atom in equation.invars])
@@ -297,6 +298,7 @@ _RULES: dict[str, Callable] = {
     "integer_pow": lambda graph, eqn, x: graph.add("Pow", x, np.float32(eqn.params["y"])),
     "log1p": lambda graph, _, x: graph.add("Log", graph.add("Add", x, np.float32(1))),
     "expm1": lambda graph, _, x: graph.add("Sub", graph.add("Exp", x), np.float32(1)),
+    "erfc": lambda graph, _, x: graph.add("Sub", np.float32(1), graph.add("Erf", x)),
     "clamp": lambda graph, _, low, x, high: graph.add("Min", graph.add("Max", x, low), high),
     "reduce_sum": _reduce("ReduceSum"), "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"), "argmax": _argmax,
@@ -308,7 +310,8 @@ _RULES: dict[str, Callable] = {
         "Concat", *values, axis=int(eqn.params["dimension"])
     ),
     "dot_general": _dot, "gather": _gather, "slice": _slice, "split": _split, "select_n": _select,
-    "convert_element_type": _cast, "copy": lambda graph, _, x: x,
+    "convert_element_type": _cast,
+    **dict.fromkeys(("copy", "stop_gradient"), lambda graph, _, x: x),
     "optimization_barrier": lambda graph, _, *values: list(values),
 }  # fmt: skip
 """What each primitive becomes; any that is not here is refused by its name."""

@@ -182,8 +182,10 @@ def _load_onnx(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn:
         import onnxruntime
     except ImportError as error:
         raise ImportError(f'{file} needs onnxruntime: pip install "qam_jax[export]".') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # products of one row are too small to share
     try:
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has one class for each of its codes
         raise DamagedError(f"{file} is damaged ({error}). Export the run again.") from error
     observations, *noises = session.get_inputs()

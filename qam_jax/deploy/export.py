@@ -160,11 +160,11 @@ def _write_onnx(run: SavedRun, samples: _Samples, path: Path) -> tuple[dict, flo
 
 
 def _write_safetensors(run: SavedRun, _: _Samples, path: Path) -> tuple[dict, float]:
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file, save
 
     networks = {"params": run.state.params, "target_params": run.state.target_params}
     arrays = {name: np.asarray(leaf) for name, leaf in flatten_dict(networks, sep="/").items()}
-    save_file(arrays, path)
+    path.write_bytes(save(arrays))
     saved = load_file(path)
     facts = {name: {"shape": a.shape, "dtype": str(a.dtype)} for name, a in arrays.items()}
     largest = max(_difference(saved[name], array) for name, array in arrays.items())

@@ -1,13 +1,19 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from jax import export
 
+from qam_jax.agents import algorithm_names
+from qam_jax.deploy import export as module
 from qam_jax.deploy.export import export_policy
 from qam_jax.deploy.policy import load_policy
+from qam_jax.files import DamagedError
 
 _OBSERVATIONS = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
 
@@ -85,3 +91,69 @@ def test_the_json_says_what_the_files_are(exported, qam_run):
     name = "params/flow/MLP_0/Dense_0/kernel"
     assert parameters[name] == {"shape": [3 + 4 + 1, 8], "dtype": "float32"}
     assert _facts(exported[0])["agent"]["best_of_n"] == 3
+
+
+def test_an_export_is_replaced_only_when_asked(qam_run, exported, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(exported[0], out)
+    with pytest.raises(FileExistsError, match="add --overwrite, or give another --out"):
+        export_policy(qam_run, out, ["safetensors"])
+    with pytest.raises(FileExistsError, match="is no export"):
+        export_policy(qam_run, qam_run, ["safetensors"], overwrite=True)
+    wrong = {"safetensors": lambda *_: ({}, float("nan"))}
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "FORMATS", wrong)
+        with pytest.raises(ValueError, match="safetensors export differs from the checkpoint by n"):
+            export_policy(qam_run, out, ["safetensors"], overwrite=True)
+    assert _facts(out) == _facts(exported[0])  # as it was
+    export_policy(qam_run, out, ["safetensors"], overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == ["policy.json", "policy.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(FileNotFoundError, match="Parameters alone do not act"):
+        load_policy(out)
+
+
+def test_requests_that_make_no_sense(qam_run, tmp_path, monkeypatch):
+    for formats in ([], ["onnx", "pickle"]):
+        with pytest.raises(ValueError, match="expected some of stablehlo, onnx, safetensors"):
+            export_policy(qam_run, tmp_path / "out", formats)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r'needs onnx: pip install "qam_jax\[export\]"'):
+        export_policy(qam_run, tmp_path / "out", ["onnx"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_an_export_is_said(exported, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is of step 4, not 2"):
+        load_policy(exported[0], step=2)
+    shutil.copytree(exported[0], tmp_path / "out")
+    for name in ("policy.stablehlo", "policy.onnx"):
+        (tmp_path / "out" / name).write_bytes(b"no program")
+        with pytest.raises(DamagedError, match=f"{name} is damaged .* Export the run again"):
+            load_policy(tmp_path / "out" / name)
+
+
+_PAGE = Path(__file__).parents[2] / "docs" / "deploy.md"
+_ROW = re.compile(r"^\| (`\w+`(?:, `\w+`)*) \| (\w+) \| (\w+) \| (.*) \|$", re.MULTILINE)
+
+
+def _documented():
+    """Of each method: whether it is exported as StableHLO and ONNX, and the inputs for noise."""
+    rows = _ROW.findall(_PAGE.read_text(encoding="utf-8"))
+    return {
+        name: (program, model, re.findall("noise_[0-9]", inputs))
+        for names, program, model, inputs in rows
+        for name in re.findall(r"\w+", names)
+    }
+
+
+def test_the_page_names_every_method():
+    assert sorted(_documented()) == sorted(algorithm_names())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", algorithm_names())
+def test_every_method_is_exported_as_the_page_says(name, save_run, tmp_path):
+    assert max(export_policy(save_run(name, best_of_n=3), tmp_path / "out").values()) < 1e-5
+    _, *noise = _facts(tmp_path / "out")["formats"]["onnx"]["inputs"]
+    assert _documented()[name] == ("yes", "yes", noise)

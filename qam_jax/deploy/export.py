@@ -18,13 +18,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import export
 
-from qam_jax.deploy.policy import METADATA, decision_fn, policy_metadata
+from qam_jax.deploy.policy import METADATA, decision_fn, executed_actions, policy_metadata
 from qam_jax.files import ensure_writable_dir, flush_to_disk, write_json
 from qam_jax.runs.saved import SavedRun, load_run
 from qam_jax.training.evaluation import make_policy
 from qam_jax.types import Array
 
-TOLERANCE = 1e-4  # of actions, which lie in [-1, 1]
+TOLERANCE = 1e-4  # of normalised actions, which lie in [-1, 1]
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _NUM_CHECKS = 64
 _KEYS = "any two numbers for each row: the same ones give the same noise"
@@ -51,11 +51,11 @@ def export_policy(
       formats: some of `FORMATS`.
       step: of the checkpoint, a number, `newest` or `best`.
       overwrite: whether an earlier export in `out` may be replaced.
-      tolerance: largest difference from the checkpoint that an action may have.
+      tolerance: largest difference that is accepted.
 
     Returns:
-      The largest difference from the checkpoint in each format: of actions, for 64 random
-      observations; of parameters, for safetensors.
+      The largest difference from the checkpoint in each format: of actions, in units of their
+      normalisation, for 64 random observations; of parameters, for safetensors.
 
     Raises:
       FileExistsError: if `out` exists and may not be replaced.
@@ -66,7 +66,7 @@ def export_policy(
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     _check_request(out, formats, overwrite)
     run = load_run(folder, step)
-    samples = _draw_samples(run, policy_metadata(run, folder)["observation_dim"])
+    samples = _draw_samples(run)
     differences, facts = {}, {}
     parent = ensure_writable_dir(out.absolute().parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as scratch:
@@ -115,13 +115,16 @@ class _Samples(NamedTuple):
     actions: np.ndarray
 
 
-def _draw_samples(run: SavedRun, observation_dim: int) -> _Samples:
-    shape = (_NUM_CHECKS, observation_dim)
-    observations = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+def _draw_samples(run: SavedRun) -> _Samples:
+    """Samples with observations as the data have them; the actions are an evaluation's."""
+    norm = run.normalization
+    numbers = np.random.default_rng(0).normal(size=(_NUM_CHECKS, len(norm.observation_scale)))
+    observations = norm.observation_offset + norm.observation_scale * numbers.astype(np.float32)
     key, rows = jax.random.PRNGKey(0), np.arange(_NUM_CHECKS)
-    actions = make_policy(run.agent)(run.state, key)(observations, rows, 0 * rows)
+    normalized = norm.normalize_observations(observations)
+    actions = make_policy(run.agent)(run.state, key)(normalized, rows, 0 * rows)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), 0))(rows)
-    return _Samples(observations, keys, actions)
+    return _Samples(observations, keys, executed_actions(run, actions))
 
 
 def _write_stablehlo(run: SavedRun, samples: _Samples, path: Path) -> tuple[dict, float]:
@@ -134,7 +137,7 @@ def _write_stablehlo(run: SavedRun, samples: _Samples, path: Path) -> tuple[dict
     inputs = {name: _describe(array) for name, array in arrays.items()}
     inputs["keys"]["meaning"] = _KEYS
     facts = {"inputs": inputs, "platforms": _PLATFORMS, "jax": jax.__version__}
-    return facts, _difference(actions, samples.actions)
+    return facts, _difference(actions, samples.actions, run.normalization.action_scale)
 
 
 def _write_onnx(run: SavedRun, samples: _Samples, path: Path) -> tuple[dict, float]:
@@ -156,7 +159,8 @@ def _write_onnx(run: SavedRun, samples: _Samples, path: Path) -> tuple[dict, flo
     for name in feed.keys() - {"observations"}:
         inputs[name]["distribution"] = _NOISE
     (actions,) = session.run(None, feed)
-    return {"inputs": inputs, "output": "actions"}, _difference(actions, samples.actions)
+    difference = _difference(actions, samples.actions, run.normalization.action_scale)
+    return {"inputs": inputs, "output": "actions"}, difference
 
 
 def _write_safetensors(run: SavedRun, _: _Samples, path: Path) -> tuple[dict, float]:
@@ -183,8 +187,8 @@ def _describe(array: Array | np.ndarray) -> dict[str, Any]:
     return {"shape": ["batch", *array.shape[1:]], "dtype": str(array.dtype)}
 
 
-def _difference(actual: Array | np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(np.asarray(actual) - expected).max(initial=0))
+def _difference(actual: Any, expected: np.ndarray, scale: Any = 1) -> float:
+    return float(np.abs((np.asarray(actual) - expected) / scale).max(initial=0))
 
 
 # Policies draw their noise by `jax.random.normal`, from a key. While they are traced here, another

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,10 @@ class Policy:
     when the last one is used up. Decision `c` of episode `e` is the one that an evaluation takes
     with the same seed, of the same observation. (An ONNX policy draws other noise.)
 
-    Actions lie in [-1, 1], as in the data. An environment of `qam_jax.envs.make_env` takes them
-    as they are: it rescales them to its box. Elsewhere do that yourself, by
-    `low + (action + 1) / 2 * (high - low)`.
+    Observations and actions are those of the environment: the policy normalises by itself. Actions
+    lie in [-1, 1]. An environment of `qam_jax.envs.make_env` takes them as they are: it rescales
+    them to its box. Elsewhere do that yourself, by `low + (action + 1) / 2 * (high - low)`. Of a
+    run without an environment, actions are in the units of the data.
 
     Attributes:
       action_shape: `(H, A)` of a chunk; `H` is 1 without action chunking.
@@ -119,14 +119,22 @@ def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int =
     policy = make_policy(run.agent)(run.state, split_seed(seed).evaluation)
 
     def decide(observation: np.ndarray, episode: int, chunk: int) -> np.ndarray:
-        return policy(observation[None], np.array([episode]), np.array([chunk]))[0]
+        observations = run.normalization.normalize_observations(observation[None])
+        return executed_actions(
+            run, policy(observations, np.array([episode]), np.array([chunk]))[0]
+        )
 
     return Policy(decide, policy_metadata(run, path))
 
 
 def decision_fn(run: SavedRun) -> Callable[[Array, Array], Array]:
-    """The policy as a function, `(observation [O], key [2]) -> actions [H, A]`."""
-    return partial(run.agent.sample_actions, run.state)
+    """The policy as a function with all in it, `(observation [O], key [2]) -> actions [H, A]`."""
+
+    def decide(observation: Array, key: Array) -> Array:
+        observation = run.normalization.normalize_observations(observation)
+        return executed_actions(run, run.agent.sample_actions(run.state, observation, key))
+
+    return decide
 
 
 def policy_metadata(run: SavedRun, folder: Path) -> dict[str, Any]:
@@ -141,8 +149,14 @@ def policy_metadata(run: SavedRun, folder: Path) -> dict[str, Any]:
         "step": run.step,
         "observation_dim": saved["observation_dim"],
         "action_shape": list(run.state.action_shape),
-        "action_range": [-1, 1],
+        "actions": "in [-1, 1]" if run.config.env_name else "in the units of the data",
     }
+
+
+def executed_actions(run: SavedRun, actions: Any) -> Any:
+    """Actions as the environment takes them; without an environment as the data have them."""
+    actions = run.normalization.denormalize_actions(actions)
+    return actions.clip(-1, 1) if run.config.env_name else actions
 
 
 def _load_export(path: Path, step: int | str, seed: int) -> Policy:

@@ -15,7 +15,7 @@ from qam_jax.deploy.export import export_policy
 from qam_jax.deploy.policy import load_policy
 from qam_jax.files import DamagedError
 
-_OBSERVATIONS = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+_OBSERVATIONS = np.random.default_rng(0).normal([1, 2, 3], [1, 2, 0.5], (3, 3)).astype(np.float32)
 
 
 @pytest.fixture(name="exported", scope="session")
@@ -69,6 +69,7 @@ actions = program.call(observations, keys)[0]  # [H, A]
 _ABSENT = "import sys\nsys.modules.update(dict.fromkeys(['qam_jax', 'flax', 'optax']))"
 
 
+@pytest.mark.slow
 def test_a_program_needs_no_package_but_jax(exported):
     code = f"{_ABSENT}{_LOADER}print(actions.tolist())"
     command = [sys.executable, "-c", code]

@@ -8,7 +8,7 @@ from qam_jax.deploy.policy import load_policy
 from qam_jax.runs.saved import load_run
 from qam_jax.training.evaluation import make_policy, split_seed
 
-_OBSERVATIONS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+_OBSERVATIONS = np.random.default_rng(0).normal([1, 2, 3], [1, 2, 0.5], (6, 3)).astype(np.float32)
 
 
 @pytest.fixture(name="evaluated", scope="module")
@@ -16,7 +16,13 @@ def _evaluated(qam_run):
     """Chunks that an evaluation with seed 5 executes: `(observation, episode, chunk) -> [H, A]`."""
     run = load_run(qam_run)
     policy = make_policy(run.agent)(run.state, split_seed(5).evaluation)
-    return lambda observation, *at: policy(observation[None], *np.array(at)[:, None])[0]
+
+    def evaluate(observation, *at):
+        observations = run.normalization.normalize_observations(observation[None])
+        actions = policy(observations, *np.array(at)[:, None])[0]
+        return run.normalization.denormalize_actions(actions).clip(-1, 1)
+
+    return evaluate
 
 
 def test_actions_are_those_of_an_evaluation(qam_run, evaluated):
@@ -39,6 +45,19 @@ def test_chunks_alone_are_those_of_an_evaluation_too(qam_run, evaluated):
         np.testing.assert_array_equal(actions, evaluated(observation, 0, chunk))
     other = load_policy(qam_run, seed=6).act_chunk(_OBSERVATIONS[0])
     assert not np.array_equal(other, evaluated(_OBSERVATIONS[0], 0, 0))
+
+
+def test_actions_without_an_environment_are_those_of_the_data(save_run):
+    """Of the second number the data have values from -0.5 to 1.5."""
+    policies = [load_policy(save_run("bc", name)) for name in ("Pendulum-v1", "")]
+    clipped, free = (
+        np.array([policy.act_chunk(each) for each in _OBSERVATIONS]) for policy in policies
+    )
+    np.testing.assert_array_equal(free.clip(-1, 1), clipped)
+    assert free[..., 1].max() > 1
+    assert [policy.metadata["actions"] for policy in policies] == [
+        "in [-1, 1]", "in the units of the data",
+    ]  # fmt: skip
 
 
 def test_what_a_policy_is_stands_with_it(qam_run):

@@ -25,6 +25,14 @@ def _evaluated(qam_run):
     return evaluate
 
 
+@pytest.fixture(name="policy", scope="module")
+def _policy(qam_run):
+    """A policy within a chunk."""
+    policy = load_policy(qam_run)
+    policy.act(_OBSERVATIONS[0])
+    return policy
+
+
 def test_actions_are_those_of_an_evaluation(qam_run, evaluated):
     """Also in the second episode; a chunk is executed before the next is computed."""
     policy = qam_jax.load_policy(qam_run, seed=5)
@@ -60,8 +68,7 @@ def test_actions_without_an_environment_are_those_of_the_data(save_run):
     ]  # fmt: skip
 
 
-def test_what_a_policy_is_stands_with_it(qam_run):
-    policy = load_policy(qam_run)
+def test_what_a_policy_is_stands_with_it(policy):
     assert (policy.observation_dim, policy.action_shape) == (3, (2, 2))
     assert json.loads(json.dumps(policy.metadata)) == policy.metadata
     assert (policy.metadata["method"], policy.metadata["step"]) == ("QAM", 4)
@@ -78,9 +85,7 @@ def test_what_a_policy_is_stands_with_it(qam_run):
         (np.array([0.0, 0.0, 1e300]), r"has 1e\+300 at place 2"),
     ],
 )
-def test_a_wrong_observation_is_named_at_any_step(qam_run, observation, message):
-    policy = load_policy(qam_run)
-    policy.act(_OBSERVATIONS[0])  # the next step is within the chunk
+def test_a_wrong_observation_is_named_at_any_step(policy, observation, message):
     for method in (policy.act, policy.act_chunk):
         with pytest.raises(ValueError, match=message):
             method(observation)

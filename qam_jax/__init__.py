@@ -15,6 +15,7 @@ _EXPORTS = {
     "reverse_flow": "flow",
     "sample_flow": "flow",
     "sample_flow_and_sde": "flow",
+    "sample_flow_inpainted": "flow",
     "sample_memoryless_sde": "flow",
     "adjoint_matching_loss": "adjoint",
     "solve_lean_adjoint": "adjoint",

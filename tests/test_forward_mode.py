@@ -38,6 +38,9 @@ _CASES = {
     "flow matching": (lambda x: flow.flow_matching_loss(_velocity, _X, x, jnp.abs(_T)), _X + 1),
     "reversal": (lambda x: flow.reverse_flow(_velocity, x, jnp.abs(jnp.sin(_T)), 4), _X),
     "sampler": (lambda x: flow.sample_flow(_velocity, x, 4), _X),
+    "inpainting": (
+        lambda x: flow.sample_flow_inpainted(_velocity, x, 4, _X + 1, jnp.full((4, 2), 0.5)), _X
+    ),
     "sde": (lambda x: flow.sample_memoryless_sde(_velocity, _velocity, x, _NOISE), _X),
     "ode and sde": (
         lambda x: flow.sample_flow_and_sde(_velocity, _velocity, x[None], x, _NOISE), _X

@@ -255,6 +255,7 @@ def _our_numbers(stack: list[str], kind: str, shape: tuple[int, ...], counts: Co
         "draw_latents draw_actions edited_actions noisy_actions policy actor_loss value_loss "
         "sample_actions"
     ).split()
+    stack = ["policy" if name == "FlowPolicy" else name for name in stack]
     function = next(name for name in stack if name in known)
     phase = "improve" if "actor_loss" in stack else "act"
     index = counts[function, phase, kind]

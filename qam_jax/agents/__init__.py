@@ -109,8 +109,9 @@ def make_guided_agent(config: ConfigDict, state: AgentState, weight: float) -> A
             f"{config.agent_name!r} does not have both at this step."
         )
     flow, critic = base.make_flow(config), base.make_critic(config, network)
-    sampler = qgf.lowest_sampler(config, critic, qgf.guided_policy(config, flow, critic, weight))
-    return _with_precision(config, agent._replace(sample_actions=sampler))
+    policy = qgf.guided_policy(config, flow, critic, weight)
+    acting = base.acting_by(functools.partial(qgf.lowest_sampler, config, critic), policy)
+    return _with_precision(config, agent._replace(**acting))
 
 
 def display_name(agent_name: str) -> str:

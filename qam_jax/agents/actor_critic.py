@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from qam_jax.agents import base, values
 from qam_jax.agents.base import AgentState
 from qam_jax.networks import CriticEnsemble, TanhGaussian, VectorField, critic_values
-from qam_jax.types import Array, Batch, Key, Metrics, Params, QFn
+from qam_jax.types import Array, Batch, Key, Metrics, Params, QFn, VelocityFn
 
 PolicyFn = Callable[[AgentState, Array, Key], Array]
 """An algorithm's sampler before best-of-n: `(state, observations [..., O], key) -> [..., D]`."""
@@ -82,7 +82,8 @@ def make_actor_critic(
 
         return base.apply_gradients(state, optimizer, loss_fn, key, rates or config.tau)
 
-    return base.Agent(init, update, make_sampler(config, critic, policy, rank))
+    sampler = partial(make_sampler, config, critic, rank=rank)
+    return base.Agent(init, update, **base.acting_by(sampler, policy))
 
 
 def best_actions(
@@ -158,15 +159,15 @@ def init_flow_and_value(
     return {"behavior": behavior, **init_value(value_key, observation)}
 
 
-def make_flow_policy(config: ConfigDict, flow: VectorField, name: str = "behavior") -> PolicyFn:
+def make_flow_policy(
+    config: ConfigDict, flow: VectorField, name: str = "behavior"
+) -> base.FlowPolicy:
     """Policy that acts by the ODE under the flow whose parameters are `state.params[name]`."""
 
-    def policy(state: AgentState, observations: Array, key: Key) -> Array:
-        noise = base.draw_noise(state, observations, key)
-        velocity = base.flow_velocity(flow, state.params[name], observations)
-        return base.flow_actions(config, velocity, noise)
+    def velocity(state: AgentState, observations: Array) -> VelocityFn:
+        return base.flow_velocity(flow, state.params[name], observations)
 
-    return policy
+    return base.FlowPolicy(velocity, config.flow_steps)
 
 
 def action_gradient(value_fn: QFn, actions: Array) -> Array:

@@ -19,6 +19,10 @@ else:
     from flax.struct import dataclass as state_dataclass
 
 
+Solver = Callable[[VelocityFn, Array, int], Array]
+"""Integrator of a flow: `(velocity_fn, noise [..., D], num_steps) -> [..., D]`; see `flow`."""
+
+
 class Agent(NamedTuple):
     """A reinforcement-learning algorithm as pure functions, closed over a static config.
 
@@ -28,12 +32,15 @@ class Agent(NamedTuple):
       sample_actions: `(state, observations [..., O], key) -> [..., H, A]` in [-1, 1]; `H` is 1
         without action chunking.
       explore: the same while data are gathered, for algorithms that act otherwise then.
+      sample_by: `(state, observations [..., O], key, solver) -> [..., H, A]`, `sample_actions` with
+        another solver than `sample_flow`; None if it does not act by the ODE of a flow alone.
     """
 
     init: Callable[[Key, Array, Array], "AgentState"]
     update: Callable[["AgentState", Batch], tuple["AgentState", Metrics]]
     sample_actions: Callable[["AgentState", Array, Key], Array]
     explore: Callable[["AgentState", Array, Key], Array] | None = None
+    sample_by: Callable[["AgentState", Array, Key, Solver], Array] | None = None
 
 
 class Change(NamedTuple):
@@ -175,6 +182,49 @@ def flow_actions(config: ConfigDict, velocity_fn: VelocityFn, noise: Array) -> A
 def draw_noise(state: AgentState, observations: Array, key: Key) -> Array:
     """Noise [..., D] ~ N(0, I) for observations [..., O]."""
     return jax.random.normal(key, (*observations.shape[:-1], state.action_dim))
+
+
+_Sampler = Callable[[AgentState, Array, Key], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowPolicy:
+    """Policy that acts by the ODE of a flow: `(state, observations [..., O], key) -> [..., D]`.
+
+    Attributes:
+      velocity: of the flow, `(state, observations [..., O]) -> VelocityFn`.
+      num_steps: `T`.
+      noise: where the ODE starts, `(state, observations [..., O], key) -> [..., D]`.
+      solver: of the ODE.
+    """
+
+    velocity: Callable[[AgentState, Array], VelocityFn]
+    num_steps: int
+    noise: Callable[[AgentState, Array, Key], Array] = draw_noise
+    solver: Solver = sample_flow
+
+    def __call__(self, state: AgentState, observations: Array, key: Key) -> Array:
+        noise = self.noise(state, observations, key)
+        velocity = self.velocity(state, observations)
+        return jnp.clip(self.solver(velocity, noise, self.num_steps), -1, 1)
+
+
+def acting_by(make_sampler: Callable[[_Sampler], _Sampler], policy: _Sampler) -> dict[str, Any]:
+    """Fields of an `Agent` that say how it acts.
+
+    Args:
+      make_sampler: makes `sample_actions` of a policy, as by best of n.
+      policy: `(state, observations [..., O], key) -> [..., D]`; if it is a `FlowPolicy`, the agent
+        has `sample_by`.
+    """
+    sample_actions = make_sampler(policy)
+    if not isinstance(policy, FlowPolicy):
+        return {"sample_actions": sample_actions, "sample_by": None}
+
+    def sample_by(state: AgentState, observations: Array, key: Key, solver: Solver) -> Array:
+        return make_sampler(dataclasses.replace(policy, solver=solver))(state, observations, key)
+
+    return {"sample_actions": sample_actions, "sample_by": sample_by}
 
 
 def chunk_shape(config: ConfigDict, example_action: Array) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
-from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.actor_critic import Loss, PolicyFn
 from qam_jax.agents.base import AgentState
 from qam_jax.types import Array, Batch, Key, Metrics, Params
 
@@ -47,7 +47,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
         return base.apply_gradients(state, optimizer, loss_fn, key)
 
-    def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
-        return base.split_chunks(state, policy(state, observations, key))
+    def make_sampler(policy: PolicyFn) -> PolicyFn:
+        return lambda state, *inputs: base.split_chunks(state, policy(state, *inputs))
 
-    return base.Agent(init, update, sample_actions)
+    return base.Agent(init, update, **base.acting_by(make_sampler, policy))

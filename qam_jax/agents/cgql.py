@@ -14,7 +14,7 @@ from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.networks import TimedCriticEnsemble, VectorField, critic_values
-from qam_jax.types import Array, Batch, Key, Params
+from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "CGQL"
 CRITIC = TimedCriticEnsemble
@@ -109,8 +109,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
 def _make_guided_policy(
     config: ConfigDict, flow: VectorField, critic: TimedCriticEnsemble
-) -> actor_critic.PolicyFn:
-    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+) -> base.FlowPolicy:
+    def acting_velocity(state: AgentState, observations: Array) -> VelocityFn:
         behavior = base.flow_velocity(flow, state.target_params["behavior"], observations)
 
         def value(actions: Array, times: Array) -> Array:
@@ -123,10 +123,9 @@ def _make_guided_policy(
             guidance = ((1 - t) * config.inv_temp * gradient + x) * config.guidance_coef
             return behavior(x, t) + jnp.where(t > 0, guidance / jnp.where(t > 0, t, 1), 0)
 
-        noise = base.draw_noise(state, observations, key)
-        return base.flow_actions(config, velocity if config.inv_temp > 0 else behavior, noise)
+        return velocity if config.inv_temp > 0 else behavior
 
-    return policy
+    return base.FlowPolicy(acting_velocity, config.flow_steps)
 
 
 def _noisy_critic_loss(

@@ -13,7 +13,7 @@ from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss
 from qam_jax.agents.base import AgentState
 from qam_jax.networks import TanhGaussian, critic_values, mean_critic_value
-from qam_jax.types import Array, Batch, Key, Params
+from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "DSRL"
 CHANGES = [base.TANH_GAUSSIAN_CHANGE]
@@ -39,9 +39,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
     critic, latent_critic = base.make_critic(config), base.make_critic(config)
     latent_actor = TanhGaussian(**base.network_fields(config, "actor"))
 
-    def flow_actions(state: AgentState, observations: Array, latents: Array) -> Array:
-        velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
-        return base.flow_actions(config, velocity, latents)
+    def velocity(state: AgentState, observations: Array) -> VelocityFn:
+        return base.flow_velocity(flow, state.target_params["behavior"], observations)
 
     def draw_latents(
         state: AgentState, params: Params, observations: Array, key: Key
@@ -51,9 +50,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
         sample = latent_actor.apply({"params": params["latent_actor"]}, observations, noise)
         return config.noise_scale * sample.value, sample.log_prob
 
-    def policy(state: AgentState, observations: Array, key: Key) -> Array:
-        latents, _ = draw_latents(state, state.params, observations, key)
-        return flow_actions(state, observations, latents)
+    def acting_latents(state: AgentState, observations: Array, key: Key) -> Array:
+        return draw_latents(state, state.params, observations, key)[0]
 
     def init_actor(key: Key, observation: Array, action: Array) -> Params:
         flow_key, critic_key, actor_key = jax.random.split(key, 3)
@@ -69,7 +67,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     ) -> Array:
         """Each latent critic's regression on its own critic."""
         latents = base.draw_noise(state, observations, key)
-        actions = flow_actions(state, observations, latents)
+        actions = base.flow_actions(config, velocity(state, observations), latents)
         targets = critic_values(critic, state.params["critic"], observations, actions)
         values = critic_values(latent_critic, params["latent_critic"], observations, latents)
         return jnp.mean(jnp.square(values - targets))
@@ -90,6 +88,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return bc_loss + critic_loss + loss, metrics
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy,
+        config, critic, init_actor=init_actor, actor_loss=actor_loss,
+        policy=base.FlowPolicy(velocity, config.flow_steps, acting_latents),
         target_names=("critic", "behavior"),
     )  # fmt: skip

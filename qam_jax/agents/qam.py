@@ -81,11 +81,18 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     learning, optimizer = values.make_value_learning(config, critic), base.make_optimizer(config)
     needed = config.best_of_n if learning.needs_actions else 0  # actions drawn per next observation
 
-    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+    velocity = partial(_acting_velocity, config, flow)
+
+    def policy_on_top(state: AgentState, observations: Array, key: Key) -> Array:
         noise, own_noise = _noises(state, observations, key)
-        velocity = _acting_velocity(config, flow, state.params, observations)
-        draws = Draws(noise, base.flow_actions(config, velocity, noise), own_noise)
-        return act(state, observations, draws)
+        actions = base.flow_actions(config, velocity(state, observations), noise)
+        return act(state, observations, Draws(noise, actions, own_noise))
+
+    def flow_noise(state: AgentState, observations: Array, key: Key) -> Array:
+        return _noises(state, observations, key)[0]
+
+    flow_policy = base.FlowPolicy(velocity, config.flow_steps, flow_noise)
+    policy = policy_on_top if top else flow_policy
 
     def act(state: AgentState, observations: Array, draws: Draws) -> Array:
         return top.act(state.params, observations, draws) if top else draws.flow_actions
@@ -118,8 +125,8 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
         def loss_fn(params: Params) -> Loss:
             loss, metrics = value_loss(params)
             bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-            velocity = _velocity(config, flow, params, state.target_params, observations)
-            velocities = velocities_along(velocity, path.states[:-1])
+            trained = _velocity(config, flow, params, state.target_params, observations)
+            velocities = velocities_along(trained, path.states[:-1])
             am_loss, more = matching_loss(state, path, velocities, adjoints)
             loss = loss + bc_loss + am_loss
             metrics |= {"bc_loss": bc_loss, **more, **norms}
@@ -131,7 +138,8 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
 
         return base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
 
-    return base.Agent(init, update, actor_critic.make_sampler(config, critic, policy))
+    sampler = partial(actor_critic.make_sampler, config, critic)
+    return base.Agent(init, update, **base.acting_by(sampler, policy))
 
 
 def _init_params(
@@ -217,9 +225,10 @@ def _solve(
 
 
 def _acting_velocity(
-    config: ConfigDict, flow: VectorField, params: Params, observations: Array
+    config: ConfigDict, flow: VectorField, state: AgentState, observations: Array
 ) -> VelocityFn:
     """The flow that acts: `f_theta`, or without the critic's influence the behaviour flow."""
+    params = state.params
     if config.get("inv_temp") == 0:
         return base.flow_velocity(flow, params["behavior"], observations)
     return _velocity(config, flow, params, params, observations)

@@ -15,7 +15,7 @@ from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.actor_critic import Loss, LossFn, PolicyFn
 from qam_jax.agents.base import AgentState
 from qam_jax.networks import CriticEnsemble, VectorField, critic_values
-from qam_jax.types import Array, Batch, Key, Params
+from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "QGF"
 RANGES = {"guidance_weight": base.AT_LEAST_0, "kappa": base.SHARE}
@@ -59,13 +59,13 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
 def guided_policy(
     config: ConfigDict, flow: VectorField, critic: CriticEnsemble, weight: float
-) -> PolicyFn:
+) -> base.FlowPolicy:
     """Policy that acts by the ODE of the behaviour flow, guided by the lowest target critic.
 
     With weight 0 it is the behaviour flow's own policy, bit for bit.
     """
 
-    def policy(state: AgentState, observations: Array, key: Key) -> Array:
+    def velocity(state: AgentState, observations: Array) -> VelocityFn:
         plain = base.flow_velocity(flow, state.params["behavior"], observations)
         value_fn = partial(lowest_value, critic, state, observations)
 
@@ -74,10 +74,9 @@ def guided_policy(
             clean = jnp.clip(x + (1 - t) * velocity, -1, 1)
             return velocity + weight * actor_critic.action_gradient(value_fn, clean)
 
-        noise = base.draw_noise(state, observations, key)
-        return base.flow_actions(config, guided if weight else plain, noise)
+        return guided if weight else plain
 
-    return policy
+    return base.FlowPolicy(velocity, config.flow_steps)
 
 
 def make_implicit_agent(
@@ -98,7 +97,7 @@ def make_implicit_agent(
         policy=policy,
         value_learning=learning,
     )
-    return agent._replace(sample_actions=lowest_sampler(config, critic, policy))
+    return agent._replace(**base.acting_by(partial(lowest_sampler, config, critic), policy))
 
 
 def lowest_sampler(config: ConfigDict, critic: CriticEnsemble, policy: PolicyFn) -> PolicyFn:

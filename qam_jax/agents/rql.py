@@ -6,7 +6,6 @@ time, and the critics are regressed there. The backup needs no action: it takes 
 of fresh noise in the next observation. The flow climbs the critics by one step at a time.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -19,7 +18,7 @@ from qam_jax.agents.base import AgentState
 from qam_jax.critic import expectile_loss
 from qam_jax.flow import reverse_flow
 from qam_jax.networks import TimedCriticEnsemble, critic_values
-from qam_jax.types import Array, Batch, Key, Params
+from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "RQL"
 CRITIC = TimedCriticEnsemble
@@ -93,13 +92,13 @@ def make_agent(config: ConfigDict) -> base.Agent:
         value = jnp.mean(batch.weights * jnp.mean(q_values, axis=0))
         return config.alpha * bc_loss - value, {"bc_loss": bc_loss, "actor_q": value}
 
-    def average_policy(state: AgentState, observations: Array, key: Key) -> Array:
-        state = dataclasses.replace(state, params=state.target_params)
-        return policy(state, observations, key)
+    def average_velocity(state: AgentState, observations: Array) -> VelocityFn:
+        return base.flow_velocity(flow, state.target_params["flow"], observations)
 
     policy = actor_critic.make_flow_policy(config, flow, "flow")
     agent = actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=average_policy,
+        config, critic, init_actor=init_actor, actor_loss=actor_loss,
+        policy=base.FlowPolicy(average_velocity, config.flow_steps),
         target_names=("critic", "flow"), value_learning=values.ValueLearning(value_loss),
         rates={"critic": config.tau, "flow": config.flow_tau},
     )  # fmt: skip

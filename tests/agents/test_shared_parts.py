@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qam_jax import flow
 from qam_jax.agents import actor_critic, algorithm_names
 
 
@@ -24,6 +25,22 @@ def test_no_random_key_is_used_twice_and_no_actor_trains_the_critic(linear, name
 def test_a_key_used_twice_is_noticed():
     with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
         jax.jit(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(0))
+
+
+_NOT_BY_AN_ODE = {"dac", "fan", "fedit", "fql", "qam_e", "qam_f", "qsm", "rebrac", "rlpd"}
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_a_policy_that_acts_by_an_ode_takes_another_solver(linear, name):
+    agent, state = linear.make(name, best_of_n=3)
+    assert (agent.sample_by is None) == (name in _NOT_BY_AN_ODE)
+    if agent.sample_by is None:
+        return
+    inputs = state, jnp.ones((4, 2)), jax.random.PRNGKey(0)
+    actions = agent.sample_by(*inputs, flow.sample_flow)
+    np.testing.assert_array_equal(actions, agent.sample_actions(*inputs))
+    for_all = agent.sample_by(*inputs, lambda velocity_fn, noise, num_steps: 0 * noise + 0.3)
+    np.testing.assert_array_equal(for_all, np.full((4, 2, 1), np.float32(0.3)))
 
 
 @pytest.mark.parametrize("best_of_n", [1, 4])

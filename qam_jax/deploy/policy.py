@@ -2,24 +2,31 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
 from qam_jax import __version__
 from qam_jax.files import DamagedError, read_json
+from qam_jax.flow import sample_flow_inpainted
 from qam_jax.runs.folder import read_metadata
 from qam_jax.runs.saved import SavedRun, load_run
+from qam_jax.training.evaluation import Policy as EvaluatedPolicy
 from qam_jax.training.evaluation import make_policy, split_seed
-from qam_jax.types import Array
+from qam_jax.types import Array, VelocityFn
 
 METADATA = "policy.json"  # of an export: what its files are
 
 DecideFn = Callable[[np.ndarray, int, int], np.ndarray]
 """`(observation [O], episode, chunk) -> actions [H, A]`: the noise depends on all but the first."""
+
+InpaintFn = Callable[[np.ndarray, int, int, np.ndarray, np.ndarray], np.ndarray]
+"""`(observation, episode, chunk, known [H, A], weights [H]) -> actions`; see `Policy.act_chunk`."""
 
 
 class Policy:
@@ -40,11 +47,13 @@ class Policy:
       metadata: method, environment, step, versions and more, see `policy_metadata`.
     """
 
-    def __init__(self, decide: DecideFn, metadata: dict[str, Any]):
+    def __init__(
+        self, decide: DecideFn, metadata: dict[str, Any], inpaint: InpaintFn | None = None
+    ):
         self.metadata = metadata
         self.observation_dim: int = metadata["observation_dim"]
         self.action_shape: tuple[int, int] = tuple(metadata["action_shape"])
-        self._decide = decide
+        self._decide, self._inpaint = decide, inpaint
         self._episode = self._decisions = 0
         self._rest = np.empty((0, self.action_shape[1]), np.float32)
 
@@ -64,12 +73,31 @@ class Policy:
         action, self._rest = self._rest[0], self._rest[1:]
         return action
 
-    def act_chunk(self, observation: np.ndarray) -> np.ndarray:
+    def act_chunk(
+        self,
+        observation: np.ndarray,
+        known: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Decides on a chunk of actions [H, A] for an observation [O]; `act` is not affected.
 
-        Raises ValueError if the observation has another shape, or is not finite in float32.
+        With actions [H, A] that are known, as of an earlier chunk, it agrees with them as far as
+        the weights [H] in [0, 1] say, by `flow.sample_flow_inpainted`.
+
+        Raises ValueError if the observation has another shape, or is not finite in float32; or if
+        actions are known and the policy does not act by the ODE of a flow.
         """
-        actions = self._decide(self._checked(observation), self._episode, self._decisions)
+        decision = self._checked(observation), self._episode, self._decisions
+        if known is None or weights is None:
+            actions = self._decide(*decision)
+        elif self._inpaint is not None:
+            actions = self._inpaint(*decision, known, weights)
+        else:
+            raise ValueError(
+                f"{self.metadata['method']} cannot continue known actions here: that takes a run, "
+                "not an export, of a policy that acts by the ODE of a flow alone. Execute its "
+                "chunks with mode='held'."
+            )
         self._decisions += 1
         return actions
 
@@ -116,15 +144,40 @@ def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int =
     if path.suffix in _LOADERS or (path / METADATA).exists():
         return _load_export(path, step, seed)
     run = load_run(path, step)
-    policy = make_policy(run.agent)(run.state, split_seed(seed).evaluation)
+    key = split_seed(seed).evaluation
+    decide = partial(_decide, run, make_policy(run.agent)(run.state, key))
+    inpaint = _make_inpainting(run, key) if run.agent.sample_by else None
+    return Policy(decide, policy_metadata(run, path), inpaint)
 
-    def decide(observation: np.ndarray, episode: int, chunk: int) -> np.ndarray:
-        observations = run.normalization.normalize_observations(observation[None])
-        return executed_actions(
-            run, policy(observations, np.array([episode]), np.array([chunk]))[0]
-        )
 
-    return Policy(decide, policy_metadata(run, path))
+def _decide(
+    run: SavedRun, policy: EvaluatedPolicy, observation: np.ndarray, episode: int, chunk: int
+) -> np.ndarray:
+    observations = run.normalization.normalize_observations(observation[None])
+    return executed_actions(run, policy(observations, np.array([episode]), np.array([chunk]))[0])
+
+
+def _make_inpainting(run: SavedRun, key: Array) -> InpaintFn:
+    def sample_actions(given: Any, observations: Array, key: Array) -> Array:
+        state, known, weights = given
+
+        def solver(velocity_fn: VelocityFn, noise: Array, num_steps: int) -> Array:
+            actions = jnp.broadcast_to(known.ravel(), noise.shape)
+            shares = jnp.broadcast_to(jnp.repeat(weights, known.shape[-1]), noise.shape)
+            return sample_flow_inpainted(velocity_fn, noise, num_steps, actions, shares)
+
+        assert run.agent.sample_by is not None
+        return run.agent.sample_by(state, observations, key, solver)
+
+    bind: Any = make_policy(run.agent._replace(sample_actions=sample_actions))
+
+    def inpaint(
+        observation: np.ndarray, episode: int, chunk: int, known: np.ndarray, weights: np.ndarray
+    ) -> np.ndarray:
+        given = run.state, run.normalization.normalize_actions(known), weights
+        return _decide(run, bind(given, key), observation, episode, chunk)
+
+    return inpaint
 
 
 def decision_fn(run: SavedRun) -> Callable[[Array, Array], Array]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _PACKAGE = Path("qam_jax/__init__.py").read_text(encoding="utf-8")
+_SERVE = ["msgpack>=1.1.2", "websockets>=17.0"]  # from then on a server ends its connections
 
 setup(
     name="qam_jax",
@@ -29,6 +30,7 @@ setup(
         "tensorboard": ["tensorboard>=2.20"],
         "export": ["onnx>=1.23", "onnxruntime>=1.32", "safetensors>=0.8"],
         "slurm": ["submitit>=1.5.4"],
+        "serve": _SERVE,
         "minari": ["minari[arrow,hdf5,hf]>=0.5.4"],
         "robomimic": ["h5py>=3.16"],
         "lerobot": ["pyarrow>=21"],
@@ -45,6 +47,7 @@ setup(
             "pytest-xdist>=3.8",
             "safetensors>=0.8",
             "submitit>=1.5.4",
+            *_SERVE,
         ],
         "docs": [
             "latex2mathml>=3.78",

@@ -31,11 +31,14 @@ def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
     """Creates the run's folder, or finds it with an earlier part of the same run.
 
     Raises:
-      ValueError: if the folder holds a run of another config; names what differs.
+      ValueError: if the folder holds a run of another config, naming what differs, or damaged
+        files.
       OSError: if the folder cannot be written to.
     """
     folder = ensure_writable_dir(folder_of(settings, agent_config))
     check_folder(folder, settings, agent_config)
+    if (folder / "metadata.json").exists():
+        read_metadata(folder)  # if it is damaged, the checkpoints are not
     return folder
 
 
@@ -93,8 +96,18 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
-    """Reads metadata.json of a run's folder. Raises DamagedError if it does not hold metadata."""
+    """Reads metadata.json of a run's folder.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      DamagedError: if it does not hold metadata.
+    """
     path = user_path(folder) / "metadata.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}, which belongs to this run. Restore it from a copy, or start a "
+            "new run."
+        )
     metadata = read_json(path)
     if not metadata.keys() >= _NEEDED or not metadata["starts"]:
         raise _damaged(path, "the metadata of a run")

@@ -18,6 +18,9 @@ def test_the_folder_of_an_environment_is_one_folder(tmp_path, env_name, name):
     settings = RunSettings(env_name=env_name, save_dir=str(tmp_path), run_id="run")
     folder = find_folder(settings, get_config("bc"))
     assert folder == tmp_path / "default" / name / "run"
+    (folder / "metadata.json").write_text("{}")
+    with pytest.raises(DamagedError, match=r"metadata\.json is damaged"):  # not its checkpoints
+        find_folder(settings, get_config("bc"))
 
 
 def test_the_default_folder_depends_on_what_is_computed(tmp_path):
@@ -79,6 +82,9 @@ def test_metadata_that_are_none_name_the_file(content, tmp_path):
         read_metadata(tmp_path)
     write_json(tmp_path / "metadata.json", _METADATA)
     assert read_metadata(tmp_path) == _METADATA
+    (tmp_path / "metadata.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*metadata\.json, .* Restore it from a copy"):
+        read_metadata(tmp_path)
 
 
 @pytest.mark.parametrize(

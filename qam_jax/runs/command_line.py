@@ -104,7 +104,7 @@ def run_main(
     def parse(given: list[str]) -> list[str]:
         try:
             return flags.FLAGS(given)
-        except flags.Error as error:
+        except (flags.Error, UnicodeDecodeError) as error:  # of a --flagfile that is no text
             sys.exit(f"Error: {error} {hint}")
         except SystemExit:  # by --help, which absl ends as if it were a mistake
             if "config" in flags.FLAGS:
@@ -193,7 +193,7 @@ def pop_flag(arguments: list[str], name: str) -> str | None:
     flags.DEFINE_string(name, None, "", flag_values=values)
     try:
         arguments[:] = values(arguments, known_only=True)
-    except flags.Error as error:
+    except (flags.Error, UnicodeDecodeError) as error:  # of a --flagfile that is no text
         sys.exit(f"Error: {error}")
     return values[name].value
 

@@ -133,6 +133,8 @@ def test_the_config_may_stand_before_or_behind_the_flags_of_its_fields():
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff")
     leaving = tmp_path / "leaving.py"
     leaving.write_text("import sys\ndef get_config(): sys.exit(0)")
     failing = tmp_path / "failing.py"
@@ -148,6 +150,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
         ("--config={configs}/qamm.py",): r"configs/qamm\.py: unknown algorithm 'qamm'.* bam, bc",
         ("--config={configs}/qamm.py", "--config.lr=1"): "unknown algorithm 'qamm'.* bam, bc",
         ("--config=/no/qam.py",): r"there is no file /no/qam\.py\. Give experiments/configs/",
+        (f"--flagfile={binary}",): "'utf-8' codec can't decode byte 0xff",
         ("--config=/",): r"there is no file /\. Give experiments/configs/",
         ("--config=" + 300 * "x",): "there is no file x+. Give experiments/configs/",
         ("--config={configs}/qam.py:x",): r"qam\.py:x: get_config\(\) takes 1 positional argument",

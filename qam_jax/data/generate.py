@@ -1,4 +1,4 @@
-"""Generates OGBench datasets with their published recipes (arXiv 2410.20092).
+"""Generates OGBench datasets with their published recipes (arXiv 2410.20092), and Meta-World's.
 
 The files have OGBench's names and layout, so that OGBench's own loader reads them. Every episode
 has its own seed, so the data do not depend on the number of processes.
@@ -6,6 +6,7 @@ has its own seed, so the data do not depend on the number of processes.
 
 import concurrent.futures
 import contextlib
+import difflib
 import functools
 import importlib.metadata
 import json
@@ -21,7 +22,7 @@ import numpy as np
 import tqdm
 
 from qam_jax import files
-from qam_jax.data import scripted
+from qam_jax.data import metaworld, scripted
 from qam_jax.data.npz import write_npz
 from qam_jax.data.scripted import Episode, Recipe
 from qam_jax.memory import check_processes
@@ -62,9 +63,12 @@ def get_recipe(dataset_name: str) -> Recipe:
                 "(--data_source=download), or put OGBench's files "
                 f"'{dataset_name}.npz' and '{dataset_name}-val.npz' into --dataset_dir."
             )
+    close = difflib.get_close_matches(dataset_name, recipes, n=3)
+    names = [name for name in recipes if not name.startswith(metaworld.PREFIX)]
     raise ValueError(
         f"unknown dataset {dataset_name!r}; the datasets that can be generated are: "
-        f"{', '.join(recipes)}."
+        f"{', '.join(names)}; and {metaworld.PREFIX}<task>-<{', '.join(metaworld.QUALITIES)}>-v3."
+        + (f" Close names: {', '.join(close)}." if close else "")
     )
 
 
@@ -136,7 +140,7 @@ def _recipes() -> dict[str, Recipe]:
             p_random = 0.0 if kind == "play" else 0.2 if environment.startswith("puzzle") else 0.1
             name, env_id = f"{environment}-{kind}-v0", f"{environment}-v0"
             recipes.append(Recipe(name, env_id, kind, num_episodes, 1001, 0.1, p_random, p_stack))
-    return {recipe.name: recipe for recipe in recipes}
+    return {recipe.name: recipe for recipe in (*recipes, *metaworld.recipes())}
 
 
 def _generate(
@@ -153,7 +157,8 @@ def _generate(
     ):
         train = _collect(episodes, num_train, recipe.episode_length, bar)
         val = _collect(episodes, num_val, recipe.episode_length, bar)
-    versions = {name: importlib.metadata.version(name) for name in ("ogbench", "mujoco", "numpy")}
+    simulator = "metaworld" if _is_metaworld(recipe) else "ogbench"
+    versions = {name: importlib.metadata.version(name) for name in (simulator, "mujoco", "numpy")}
     origin = {"recipe": recipe._asdict(), "seed": seed, "versions": versions}
     generator = np.array(json.dumps(origin, sort_keys=True))
     train_path = dataset_dir / f"{recipe.name}.npz"
@@ -184,9 +189,13 @@ def _episodes(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def _is_metaworld(recipe: Recipe) -> bool:
+    return recipe.env_id.startswith(metaworld.PREFIX)
+
+
 def _start_worker() -> None:
     os.environ["MUJOCO_GL"] = "disabled"  # nothing is rendered; read when mujoco is imported
-    warnings.filterwarnings("ignore", category=UserWarning, module="glfw|gymnasium")
+    warnings.filterwarnings("ignore", category=UserWarning, module="glfw|gymnasium|metaworld")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -200,6 +209,8 @@ def _exit_with_parent() -> None:
 
 def _make_episode(recipe: Recipe, seed: int, index: int) -> Episode:
     try:
+        if _is_metaworld(recipe):
+            return metaworld.make_episode(metaworld.make_simulator(recipe), recipe, seed, index)
         return scripted.make_episode(scripted.make_simulator(recipe), recipe, seed, index)
     except Exception as error:
         raise ChildProcessError(
@@ -211,12 +222,18 @@ def _make_episode(recipe: Recipe, seed: int, index: int) -> Episode:
 def _collect(
     episodes: Iterator[Episode], num_episodes: int, length: int, bar: tqdm.tqdm
 ) -> dict[str, np.ndarray]:
-    """Takes `num_episodes` episodes and joins them: field -> [num_episodes * length, ...]."""
+    """Takes `num_episodes` episodes of at most `length` rows and joins them: field -> [rows, ...].
+
+    There is no second copy: memory that no row needs is never touched.
+    """
     data: dict[str, np.ndarray] = {}
+    end = 0
     for i in range(num_episodes):
-        for field, values in next(episodes).items():
+        episode = next(episodes)
+        start, end = end, end + len(episode["terminals"])
+        for field, values in episode.items():
             if i == 0:
                 data[field] = np.empty((num_episodes * length, *values.shape[1:]), values.dtype)
-            data[field][i * length : (i + 1) * length] = values
+            data[field][start:end] = values
         bar.update(length)
-    return data
+    return {field: values[:end] for field, values in data.items()}

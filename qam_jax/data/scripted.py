@@ -30,14 +30,14 @@ class Recipe(NamedTuple):
     """Settings by which one dataset is made.
 
     `noise` is the standard deviation of the action noise in mazes, and the scale of the plan noise
-    for `play`. For `noisy` it is the upper end of the uniform law of an episode's noise level.
+    for `play`. Otherwise it is the upper end of the uniform law of an episode's noise level.
     """
 
-    name: str  # OGBench's name of the dataset
+    name: str  # of the dataset
     env_id: str  # gymnasium's id of the simulator
-    kind: str  # navigate or stitch (mazes), play or noisy (manipulation)
+    kind: str  # navigate or stitch (mazes), play or noisy (manipulation); or Meta-World's quality
     num_episodes: int  # in the training file; the validation file has a tenth as many
-    episode_length: int  # steps of every episode
+    episode_length: int  # rows of every episode; the largest number of them in Meta-World
     noise: float
     p_random_action: float = 0.0  # probability of a uniform action in place of the oracle's
     p_stack: tuple[float, float] = (0.5, 0.5)  # uniform law of the probability to stack cubes
@@ -65,7 +65,7 @@ def make_simulator(recipe: Recipe) -> Simulator:
         **mode,
     )
     # The first reset compiles the model, which leaves other traces than a later one.
-    _seed(env, [0])
+    seed_sources(env, [0])
     env.reset()
     fields = {name: getattr(env.unwrapped.model, name).copy() for name in _MUTABLE_MODEL_FIELDS}
     return Simulator(env, fields)
@@ -93,7 +93,7 @@ def make_episode(simulator: Simulator, recipe: Recipe, seed: int, index: int) ->
     for attempt in range(_MAX_ATTEMPTS):
         for name, values in simulator.model_fields.items():
             getattr(simulator.env.unwrapped.model, name)[:] = values
-        rng = _seed(simulator.env, [seed, index, attempt])
+        rng = seed_sources(simulator.env, [seed, index, attempt])
         episode = run(simulator.env, recipe, rng)
         length = len(episode["terminals"])
         if length != recipe.episode_length:
@@ -107,7 +107,7 @@ def _is_maze(recipe: Recipe) -> bool:
     return recipe.kind in ("navigate", "stitch")
 
 
-def _seed(env: Any, entropy: list[int]) -> np.random.Generator:
+def seed_sources(env: Any, entropy: list[int]) -> np.random.Generator:
     """Seeds every source that an episode draws from; returns a generator for the loop."""
     loop, environment, space, oracles = np.random.SeedSequence(entropy).spawn(4)
     np.random.seed(oracles.generate_state(4))  # noqa: NPY002 - OGBench draws from the global state

@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from qam_jax.data import metaworld
 from qam_jax.data.normalization import Normalization
 from qam_jax.data.tasks import find_task, parse_task
 from qam_jax.envs.pool import EnvFailure
@@ -47,9 +48,9 @@ def make_env(
 
     Args:
       env_name: an OGBench single-task name such as `cube-double-play-singletask-task2-v0`, whose
-        dataset type is ignored; or the id of any registered gymnasium environment with a 1-D Box
-        or a Dict of Boxes as observation and a bounded 1-D Box as action, also in gymnasium's form
-        `module:id`.
+        dataset type is ignored; Meta-World's `metaworld-<task>-v3`; or the id of any registered
+        gymnasium environment with a 1-D Box or a Dict of Boxes as observation and a bounded 1-D Box
+        as action, also in gymnasium's form `module:id`.
       env_module: a module to import first, which registers the environment.
       normalization: of the observations that it gives and the actions that it takes; None: none.
       **kwargs: passed to `gymnasium.make`.
@@ -62,6 +63,8 @@ def make_env(
         _import_registering(env_module, f"--env_module={env_module}")
     if is_ogbench(env_name):
         return _normalized(OwnRandomState(_make_ogbench(env_name, **kwargs)), normalization)
+    if env_name.startswith(metaworld.PREFIX):
+        metaworld.register()
     module, _, env_id = env_name.rpartition(":")
     if module:
         _import_registering(module, f"{module!r} of {env_name!r}")

@@ -42,7 +42,8 @@ def test_recipes_are_as_published():
         for base, kinds in _PUBLISHED.items()
         for kind, size in kinds.items()
     }
-    recipes = {name: generate.get_recipe(name) for name in generate.generatable_names()}
+    names = [name for name in generate.generatable_names() if not name.startswith("metaworld-")]
+    recipes = {name: generate.get_recipe(name) for name in names}
     assert {name: recipe[1:5] for name, recipe in recipes.items()} == expected
     for name, recipe in recipes.items():
         assert recipe.name == name

@@ -99,10 +99,15 @@ def report_figures(report: Report) -> dict[str, Figure]:
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
-    """Draws all figures as PNG and SVG; returns the files."""
-    line_of, files = report_lines(report), []
+    """Draws all figures of a report as PNG and SVG; returns the files."""
+    return draw_figures(report_figures(report), report_lines(report), folder)
+
+
+def draw_figures(figures: Mapping[str, Figure], line_of: Lines, folder: Path) -> list[Path]:
+    """Draws figures, by the name of their files, as PNG and SVG; returns the files."""
+    files = []
     with plt.rc_context(_STYLE):
-        for name, figure in report_figures(report).items():
+        for name, figure in figures.items():
             drawn = _draw(figure, line_of)
             for suffix, metadata in (("png", None), ("svg", {"Date": None})):
                 files.append(folder / f"{re.sub('[/.]', '_', name)}.{suffix}")

@@ -20,17 +20,9 @@ _LIBRARIES = ("jax", "ogbench", "mujoco")  # whose versions the page names
 
 def render_page(report: Report, title: str, command: str = "") -> str:
     """Renders a report under a title, with the command that made it if one is given."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qam_jax.reports", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = number
     figures = report_figures(report)
     compared = report.comparison.table if report.comparison else pd.DataFrame()
-    return environment.get_template("report.html.j2").render(
+    return page_template("report").render(
         title=title,
         command=command,
         made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
@@ -57,6 +49,19 @@ def render_page(report: Report, title: str, command: str = "") -> str:
         missing=describe_missing(report.missing),
         provenance=_provenance(report),
     )
+
+
+def page_template(name: str) -> jinja2.Template:
+    """Template of a page, `<name>.html.j2`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("qam_jax.reports", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(f"{name}.html.j2")
 
 
 def _grid(rows: pd.DataFrame, column: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Meta-World: tests of the simulators run where the `metaworld` extra is installed."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_unknown_tasks_offer_close_names():
 
 
 def test_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "metaworld.env_dict", None)
+    monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
     with pytest.raises(ValueError, match=r"metaworld-reach-v3.*pip install -e '.\[metaworld\]'"):
         make_env("metaworld-reach-v3")
 

@@ -1,0 +1,212 @@
+"""What a dataset holds, and whether an offline method can learn from it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from qam_jax.data.dataset import ACTION_LIMIT
+from qam_jax.types import TransitionDataset
+
+_NEAR_LIMIT = 0.99  # an action beyond is within 1% of the range's ends
+_MANY = 0.25  # share from which cut windows, or actions at their limits, are worth a sentence
+_SCALES = 100.0  # ratio of standard deviations from which dimensions differ in scale
+_FAR = 10.0  # mean or standard deviation of an observation that is far from 0 and 1
+
+
+class Dimensions(NamedTuple):
+    """Statistics of each dimension of observations or actions, [D] each."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    same_as: np.ndarray  # first dimension with the same values; often the dimension itself
+
+    @property
+    def constant(self) -> np.ndarray:
+        """Whether all values of a dimension are equal, [D]."""
+        return self.low == self.high
+
+
+class Windows(NamedTuple):
+    """What training makes of the data: windows of `horizon_length` rows."""
+
+    horizon_length: int
+    discount: float
+    cut: float  # share that ends after the episode, and so has no weight in the losses
+    completed: float  # share with weight in which the task is completed
+    short_episodes: int  # with fewer transitions than a window
+    values: tuple[float, float]  # bounds of any value, from the range of the rewards
+
+
+class Inspection(NamedTuple):
+    """Numbers that describe a dataset of `E` episodes."""
+
+    lengths: np.ndarray  # [E] transitions
+    returns: np.ndarray  # [E] sums of rewards, without discount
+    completed: np.ndarray  # [E] whether the task was completed: a mask is 0
+    rewards: np.ndarray  # [R] distinct values, in order
+    reward_shares: np.ndarray  # [R] share of the transitions
+    observations: Dimensions
+    actions: Dimensions
+    at_limits: np.ndarray  # [A] share of the actions within 1% of -1 or 1
+    clipped: np.ndarray  # [A] share of the actions that are clipped, at +-(1 - 1e-5)
+    windows: Windows
+
+
+def inspect(dataset: TransitionDataset, horizon_length: int, discount: float) -> Inspection:
+    """Inspects a dataset, for windows of `horizon_length` rows and a discount per row.
+
+    Raises ValueError if there is no transition.
+    """
+    starts, lasts, num_rows = transitions(dataset)
+    ends = np.unique(lasts)
+    firsts = starts[np.searchsorted(starts, np.append(-1, ends[:-1]), side="right")]
+    rewards = np.asarray(dataset.rewards, np.float64)[starts]
+    done = np.append(0, np.cumsum(np.asarray(dataset.masks) == 0))  # before each row
+    values, counts = np.unique(rewards, return_counts=True)
+    actions = np.asarray(dataset.actions)[starts]
+    window_ends = starts + horizon_length - 1
+    fits = window_ends <= lasts
+    lengths = ends - firsts + 1
+    return Inspection(
+        lengths=lengths,
+        returns=np.add.reduceat(rewards, np.searchsorted(starts, firsts)),
+        completed=done[ends + 1] > done[firsts],
+        rewards=values,
+        reward_shares=counts / len(rewards),
+        observations=_describe(np.asarray(dataset.observations)[:num_rows]),
+        actions=_describe(actions),
+        at_limits=np.mean(np.abs(actions) >= _NEAR_LIMIT, axis=0),
+        clipped=np.mean(np.abs(actions) >= np.float32(ACTION_LIMIT), axis=0),
+        windows=Windows(
+            horizon_length=horizon_length,
+            discount=discount,
+            cut=float(np.mean(~fits)),
+            completed=float(
+                np.mean(fits & (done[np.minimum(window_ends, lasts) + 1] > done[starts]))
+            ),
+            short_episodes=int(np.sum(lengths < horizon_length)),
+            values=_value_bounds(values[0], values[-1], discount),
+        ),
+    )
+
+
+def transitions(dataset: TransitionDataset) -> tuple[np.ndarray, np.ndarray, int]:
+    """Rows with a transition [M], the last such rows of their episodes [M], and how many rows hold
+    observations; without padding.
+
+    Raises ValueError if there is no transition.
+    """
+    starts = np.asarray(dataset.start_rows)[: int(dataset.num_starts)]
+    if not len(starts):
+        raise ValueError("there is no transition to inspect: name data by --dataset.")
+    lasts = np.asarray(dataset.last_rows)[starts]
+    return starts, lasts, int(lasts[-1]) + 2
+
+
+def _describe(values: np.ndarray) -> Dimensions:
+    columns: dict[bytes, int] = {}
+    same_as = [columns.setdefault(values[:, i].tobytes(), i) for i in range(values.shape[1])]
+    mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
+    return Dimensions(values.min(axis=0), values.max(axis=0), mean, std, np.array(same_as))
+
+
+def _value_bounds(low: float, high: float, discount: float) -> tuple[float, float]:
+    """Bounds of discounted sums of rewards in [low, high], of one reward up to any number."""
+    longest = 1 / (1 - discount) if discount < 1 else np.inf
+    return min(low, low * longest if low else 0.0), max(high, high * longest if high else 0.0)
+
+
+def verdict(data: Inspection) -> list[str]:
+    """Plain sentences on what stands in the way of learning, the gravest first."""
+    found = [*_verdict_on_rewards(data), *_verdict_on_windows(data), *_verdict_on_actions(data)]
+    found += _verdict_on_scales(data.observations)
+    found = found or ["Nothing stands in the way of learning offline."]
+    constant = data.observations.constant
+    if constant.any():
+        found.append(f"Constant observations: {_listed(constant)}. They do no harm.")
+    return found
+
+
+def _verdict_on_rewards(data: Inspection) -> list[str]:
+    constant = len(data.rewards) == 1
+    low, high = data.rewards[0], data.rewards[-1]
+    if not data.completed.any():
+        if constant:
+            return [
+                f"No episode has a success, and every reward is {low:g}: an offline method can "
+                "learn nothing here but to imitate."
+            ]
+        return [
+            "No episode completes the task (no mask is 0): the rewards alone, from "
+            f"{low:g} to {high:g}, tell good actions from bad ones."
+        ]
+    if constant and low == 0:
+        return ["Every reward is 0, so every value is 0: an offline method can only imitate."]
+    if constant and low > 0:
+        return [
+            f"Every reward is {low:g}, and completing the task ends them: the longest episodes "
+            "are the best ones. Tasks usually have negative rewards until they are completed."
+        ]
+    return []
+
+
+def _verdict_on_windows(data: Inspection) -> list[str]:
+    windows, found = data.windows, []
+    short, horizon = windows.short_episodes, windows.horizon_length
+    if short:
+        found.append(
+            f"{short:,} of {len(data.lengths):,} episodes are shorter than a chunk of {horizon} "
+            "actions, and train no critic: choose a shorter --config.horizon_length."
+        )
+    elif windows.cut > _MANY:
+        found.append(
+            f"{windows.cut:.0%} of the windows of {horizon} rows end after their episode, and "
+            "train no critic: choose a shorter --config.horizon_length."
+        )
+    if data.completed.any() and not windows.completed:
+        found.append(
+            "No window that counts holds a completed task, so no critic learns of it: choose a "
+            "shorter --config.horizon_length."
+        )
+    return found
+
+
+def _verdict_on_actions(data: Inspection) -> list[str]:
+    found, actions = [], data.actions
+    at_limits, largest = data.at_limits, np.maximum(-actions.low, actions.high).max()
+    if at_limits.mean() > _MANY:
+        everywhere = "All actions are" if at_limits.min() == 1 else f"{at_limits.mean():.0%} are"
+        found.append(
+            f"{everywhere} within 1% of -1 or 1: a policy learns little more than signs. Check "
+            "that the actions were divided by the environment's bounds, and not clipped."
+        )
+    if actions.constant.any():
+        found.append(f"Constant actions: {_listed(actions.constant)}. Nothing is learnt of them.")
+    elif largest < 0.1:
+        found.append(
+            f"No action is beyond {largest:.2g}: they may be in another unit than [-1, 1], which "
+            "is the environment's whole range."
+        )
+    return found
+
+
+def _verdict_on_scales(values: Dimensions) -> list[str]:
+    std, mean = values.std[~values.constant], values.mean[~values.constant]
+    if len(std) and (std.max() > _SCALES * std.min() or max(std.max(), np.abs(mean).max()) > _FAR):
+        return [
+            f"The scales of the observations differ: standard deviations from {std.min():.2g} to "
+            f"{std.max():.2g}, means up to {np.abs(mean).max():.2g} from 0. Networks learn faster "
+            "with --normalize_observations."
+        ]
+    return []
+
+
+def _listed(which: np.ndarray) -> str:
+    """Dimensions in words: `dimension 3`, `dimensions 0, 4, 5 and 7 more`."""
+    places = np.flatnonzero(which)
+    shown = ", ".join(map(str, places[:8])) + (
+        f" and {len(places) - 8} more" if places[8:].size else ""
+    )
+    return f"dimension{'s' * (len(places) > 1)} {shown}"

@@ -1,0 +1,210 @@
+"""What a dataset holds, as a page and in the terminal; numbers are `qam_jax.data.inspection`'s."""
+
+import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qam_jax.data.inspection import Dimensions, Inspection, transitions, verdict
+from qam_jax.files import atomic_write
+from qam_jax.reports.figures import Figure, draw_figures, inline_svg
+from qam_jax.reports.page import page_template
+from qam_jax.types import TransitionDataset
+
+_BINS = 60
+_MAX_ROWS = 40  # of a table in the terminal
+_MAX_POINTS = 300  # marks of completed tasks in a picture
+_MAX_FITTED = 20_000  # observations that the principal components are fitted to
+_COLOR, _DONE_COLOR = "#2f6fdb", "#d9541e"
+
+
+def facts(data: Inspection) -> dict[str, str]:
+    """Numbers in words, by what they are of."""
+    windows, distinct = data.windows, len(data.rewards)
+    done = int(data.completed.sum())
+    few = ", ".join(
+        f"{value:g} ({share:.2%})"
+        for value, share in zip(data.rewards, data.reward_shares, strict=True)
+    )
+    low, high = data.rewards[0], data.rewards[-1]
+    return {
+        "episodes": f"{len(data.lengths):,}, of {_span(data.lengths)} transitions",
+        "transitions": f"{data.lengths.sum():,}",
+        "episodes that complete the task": f"{done:,} ({done / len(data.lengths):.0%})",
+        "returns": _span(data.returns),
+        "rewards": few if distinct <= 5 else f"{distinct:,} values from {low:g} to {high:g}",
+        "actions within 1% of -1 or 1": f"{data.at_limits.mean():.1%}",
+        "actions that are clipped": f"{data.clipped.mean():.1%}",
+        f"windows of {windows.horizon_length} rows cut by their episode's end": (
+            f"{windows.cut:.1%}; they train no critic"
+        ),
+        "windows in which the task is completed": f"{windows.completed:.2%}, without cut ones",
+        f"values, with a discount of {windows.discount:g}": (
+            f"from {windows.values[0]:.4g} to {windows.values[1]:.4g}"
+        ),
+    }
+
+
+def dimension_rows(data: Inspection) -> dict[str, list[list[str]]]:
+    """Cells of a table of all dimensions, of the observations and of the actions."""
+    shares = zip(data.at_limits, data.clipped, strict=True)
+    ends = [[f"{at:.1%}", f"{clipped:.1%}"] for at, clipped in shares]
+    observed = _cells(data.observations)
+    acted = [a + b for a, b in zip(_cells(data.actions), ends, strict=True)]
+    return {"observations": observed, "actions": acted}
+
+
+HEADINGS = ("dimension", "least", "largest", "mean", "std", "note")
+MORE_HEADINGS = {"observations": (), "actions": ("within 1% of ±1", "clipped")}
+
+
+def inspection_figures(
+    data: Inspection, dataset: TransitionDataset, plane: bool
+) -> dict[str, Figure]:
+    """Histograms, and where the observations lie: in x and y if these come first (`plane`)."""
+    starts, _, num_rows = transitions(dataset)
+    actions = np.asarray(dataset.actions)[starts]
+    observations = np.asarray(dataset.observations)[:num_rows]
+    panels = {
+        "transitions of an episode": data.lengths,
+        "return of an episode": data.returns,
+        "reward": np.asarray(dataset.rewards)[starts],
+    }
+    histograms = [partial(_draw_histogram, values=v, title=name) for name, v in panels.items()]
+    seen = data.observations
+    done = starts[np.asarray(dataset.masks)[starts] == 0] + 1
+    done = done[:: -(-len(done) // _MAX_POINTS) or 1]
+    moving = (observations - seen.mean)[:, ~seen.constant] / seen.std[~seen.constant]
+    scaled = np.full(observations.shape, np.nan)
+    scaled[:, ~seen.constant] = moving
+    points, titles = (observations[:, :2], ["x", "y"]) if plane else project(moving)
+    columns = [
+        partial(_draw_dimensions, values=actions, span=(-1, 1), label="action"),
+        partial(_draw_dimensions, values=scaled, span=(-3, 3), label="standardised observation"),
+    ]
+    coverage = partial(_draw_plane, points=points, done=done, titles=titles)
+    return {
+        "episodes": Figure(histograms),
+        "coverage": Figure([coverage, *columns], size=(4.4, 3.4)),
+    }
+
+
+def project(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """First two principal components [N, 2] of standardised values [N, D], and their names."""
+    values = np.pad(values, ((0, 0), (0, max(0, 2 - values.shape[1]))))
+    some = values[:: -(-len(values) // _MAX_FITTED)]
+    powers, axes = np.linalg.eigh(some.T @ some / len(some))
+    shares = powers[::-1][:2] / max(powers.sum(), 1e-12)
+    names = [f"component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares)]
+    return values @ axes[:, ::-1][:, :2], names
+
+
+def is_plane(env: gymnasium.Env | None) -> bool:
+    """Whether an environment's first two observations are its place x, y (`info["xy"]`)."""
+    if env is None:
+        return False
+    env.reset(seed=0)
+    observation, *_, info = env.step(np.zeros(env.action_space.shape, np.float32))
+    place = info.get("xy")
+    return place is not None and np.allclose(observation[:2], place, atol=1e-5)
+
+
+def write_page(
+    data: Inspection,
+    figures: dict[str, Figure],
+    folder: Path,
+    *,
+    title: str,
+    source: str,
+    command: str,
+) -> Path:
+    """Writes inspection.html and the figures (PNG, SVG) into a folder; returns the page."""
+    draw_figures(figures, {}, folder / "figures")
+    page = page_template("inspection").render(
+        title=title,
+        source=source,
+        command=command,
+        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+        verdict=verdict(data),
+        facts=facts(data),
+        tables=dimension_rows(data),
+        headings=HEADINGS,
+        more_headings=MORE_HEADINGS,
+        pictures={
+            name: [inline_svg(panel, f"{name}-{i}", each.size) for i, panel in enumerate(each[0])]
+            for name, each in figures.items()
+        },
+    )
+    with atomic_write(folder / "inspection.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return folder / "inspection.html"
+
+
+def print_inspection(data: Inspection, console: Console) -> None:
+    """Prints the facts, a table for observations and actions, and the verdict."""
+    for name, text in facts(data).items():
+        console.print(f"{escape(name)}: [bold]{escape(text)}[/]")
+    for kind, rows in dimension_rows(data).items():
+        table = Table(*HEADINGS, *MORE_HEADINGS[kind], title=kind, title_justify="left")
+        for row in rows[:_MAX_ROWS]:
+            table.add_row(*row)
+        console.print(table)
+        if len(rows) > _MAX_ROWS:
+            console.print(f"… and {len(rows) - _MAX_ROWS} dimensions more, on the page")
+    console.print("\n[bold]Verdict[/]")
+    for sentence in verdict(data):
+        console.print(f"- {escape(sentence)}")
+
+
+def _span(values: np.ndarray) -> str:
+    low, middle, high = values.min(), np.median(values), values.max()
+    return f"{low:,.6g}" if low == high else f"{low:,.6g} to {high:,.6g} (median {middle:,.6g})"
+
+
+def _cells(values: Dimensions) -> list[list[str]]:
+    rows = []
+    for i, same in enumerate(values.same_as):
+        note = "constant" if values.constant[i] else f"the same as {same}" if same != i else ""
+        numbers = (values.low[i], values.high[i], values.mean[i], values.std[i])
+        rows.append([str(i), *(f"{value:.4g}" for value in numbers), note])
+    return rows
+
+
+def _draw_histogram(axes: Any, values: np.ndarray, title: str) -> None:
+    axes.hist(values, bins=_BINS if values.min() < values.max() else 1, color=_COLOR)
+    axes.set(title=title, yscale="log", ylabel="how many")
+
+
+def _draw_dimensions(axes: Any, values: np.ndarray, span: tuple[float, float], label: str) -> None:
+    """Histogram of each dimension as a column, relative to the value that is the most frequent.
+
+    What lies out of the span counts at its ends; a column of nan stays empty.
+    """
+    edges = np.linspace(*span, _BINS + 1)
+    counts = [np.histogram(column.clip(*span), edges)[0] for column in values.T]
+    shares = np.array([each / max(each.max(), 1) for each in counts]).T
+    extent = (-0.5, values.shape[1] - 0.5, *span)
+    axes.imshow(
+        shares**0.5, origin="lower", extent=extent, aspect="auto", interpolation="none",
+        cmap="Blues", vmin=0,
+    )  # fmt: skip
+    axes.set(xlabel="dimension", ylabel=label, title=f"{label}s by dimension")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_plane(axes: Any, points: np.ndarray, done: np.ndarray, titles: list[str]) -> None:
+    """How many observations lie where, on a logarithmic scale; orange where tasks are completed."""
+    counts, *edges = np.histogram2d(points[:, 0], points[:, 1], bins=_BINS)
+    extent = tuple(float(edge[i]) for edge in edges for i in (0, -1))
+    axes.plot(*points[done].T, ".", color=_DONE_COLOR, markersize=3, alpha=0.7)
+    axes.imshow(
+        np.where(counts > 0, np.log1p(counts), np.nan).T, origin="lower", extent=extent,
+        aspect="auto", interpolation="none", cmap="Blues",
+    )  # fmt: skip
+    axes.set(xlabel=titles[0], ylabel=titles[1], title="where the observations lie")

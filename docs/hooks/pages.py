@@ -26,15 +26,9 @@ _ROOT = Path(__file__).parents[2]
 _CORE = [f"qam_jax.{name}" for name in ("flow", "adjoint", "critic", "diffusion", "types")]
 _TITLES = {"core": "The core", "shared": "Shared by all layers"}
 _COMMANDS = (
-    "evaluate",
-    "export",
-    "serve",
-    "report",
-    "watch",
-    "sweep",
-    "generate_dataset",
-    "record_dataset",
-)
+    "evaluate", "export", "serve", "report", "watch", "sweep", "generate_dataset",
+    "record_dataset", "inspect_data",
+)  # fmt: skip
 _FUNCTION = re.compile(r"\[`([\w.]+)`\]\((?:\.\./)+qam_jax/([\w/]+)\.py\)")
 _FILE = re.compile(
     r"\]\((?!examples/)(?:docs/|((?:\.\./)+)(?:qam_jax/runs/)?(?=settings|CON|CHANGE))?"

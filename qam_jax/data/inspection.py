@@ -8,9 +8,9 @@ from qam_jax.data.dataset import ACTION_LIMIT
 from qam_jax.types import TransitionDataset
 
 _NEAR_LIMIT = 0.99  # an action beyond is within 1% of the range's ends
-_MANY = 0.25  # share from which cut windows, or actions at their limits, are worth a sentence
+_MANY, _MOST = 0.25, 0.5  # shares of cut windows, and of actions at limits, worth a sentence
 _SCALES = 100.0  # ratio of standard deviations from which dimensions differ in scale
-_FAR = 10.0  # mean or standard deviation of an observation that is far from 0 and 1
+_FAR = 30.0  # mean or standard deviation of an observation that is far from 0 and 1
 
 
 class Dimensions(NamedTuple):
@@ -176,11 +176,11 @@ def _verdict_on_windows(data: Inspection) -> list[str]:
 def _verdict_on_actions(data: Inspection) -> list[str]:
     found, actions = [], data.actions
     at_limits, largest = data.at_limits, np.maximum(-actions.low, actions.high).max()
-    if at_limits.mean() > _MANY:
-        everywhere = "All actions are" if at_limits.min() == 1 else f"{at_limits.mean():.0%} are"
+    if at_limits.mean() > _MOST:
+        share = "All" if at_limits.min() == 1 else f"{at_limits.mean():.0%} of the"
         found.append(
-            f"{everywhere} within 1% of -1 or 1: a policy learns little more than signs. Check "
-            "that the actions were divided by the environment's bounds, and not clipped."
+            f"{share} actions are within 1% of -1 or 1. Where full speed is not meant, check that "
+            "they were divided by the environment's bounds, and not clipped."
         )
     if actions.constant.any():
         found.append(f"Constant actions: {_listed(actions.constant)}. Nothing is learnt of them.")
@@ -196,9 +196,9 @@ def _verdict_on_scales(values: Dimensions) -> list[str]:
     std, mean = values.std[~values.constant], values.mean[~values.constant]
     if len(std) and (std.max() > _SCALES * std.min() or max(std.max(), np.abs(mean).max()) > _FAR):
         return [
-            f"The scales of the observations differ: standard deviations from {std.min():.2g} to "
-            f"{std.max():.2g}, means up to {np.abs(mean).max():.2g} from 0. Networks learn faster "
-            "with --normalize_observations."
+            f"Observations are of unlike or large scales: standard deviations from {std.min():.2g} "
+            f"to {std.max():.2g}, means up to {np.abs(mean).max():.2g} from 0. Networks learn "
+            "faster with --normalize_observations=mean_std."
         ]
     return []
 

@@ -159,7 +159,7 @@ def print_inspection(data: Inspection, console: Console) -> None:
             console.print(f"… and {len(rows) - _MAX_ROWS} dimensions more, on the page")
     console.print("\n[bold]Verdict[/]")
     for sentence in verdict(data):
-        console.print(f"- {escape(sentence)}")
+        console.print(f"- {escape(sentence)}", soft_wrap=True)
 
 
 def _span(values: np.ndarray) -> str:

@@ -104,7 +104,7 @@ def test_padding_of_shards_is_left_out():
         ({"rewards": np.zeros(8)}, "Every reward is 0"),
         ({"rewards": np.ones(8)}, "the longest episodes are the best"),
         ({"actions": np.ones((8, 2))}, "All actions are within 1% of -1 or 1"),
-        ({"actions": np.resize([1, 0.5], (8, 2))}, "50% are within 1%"),
+        ({"actions": np.resize([1, 0.5, -1], (8, 2))}, "67% of the actions are within"),
         ({"actions": np.resize([0.5, 0.2, 0.3], (8, 2)) * [0, 1]}, "Constant actions: dimension 0"),
         ({"actions": np.resize([0.01, 0.02, 0.03], (8, 2))}, "No action is beyond 0.03"),
         ({"observations": np.arange(24).reshape(8, 3) * [1, 1e3, 1]}, "--normalize_observations"),

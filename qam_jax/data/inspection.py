@@ -144,11 +144,6 @@ def _verdict_on_rewards(data: Inspection) -> list[str]:
         ]
     if constant and low == 0:
         return ["Every reward is 0, so every value is 0: an offline method can only imitate."]
-    if constant and low > 0:
-        return [
-            f"Every reward is {low:g}, and completing the task ends them: the longest episodes "
-            "are the best ones. Tasks usually have negative rewards until they are completed."
-        ]
     return []
 
 

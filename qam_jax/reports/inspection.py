@@ -7,9 +7,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from qam_jax.data.inspection import Dimensions, Inspection, transitions, verdict
 from qam_jax.files import atomic_write
@@ -18,7 +18,6 @@ from qam_jax.reports.page import page_template
 from qam_jax.types import TransitionDataset
 
 _BINS = 60
-_MAX_ROWS = 40  # of a table in the terminal
 _MAX_POINTS = 300  # marks of completed tasks in a picture
 _MAX_FITTED = 20_000  # observations that the principal components are fitted to
 _COLOR, _DONE_COLOR = "#2f6fdb", "#d9541e"
@@ -51,17 +50,12 @@ def facts(data: Inspection) -> dict[str, str]:
     }
 
 
-def dimension_rows(data: Inspection) -> dict[str, list[list[str]]]:
-    """Cells of a table of all dimensions, of the observations and of the actions."""
-    shares = zip(data.at_limits, data.clipped, strict=True)
-    ends = [[f"{at:.1%}", f"{clipped:.1%}"] for at, clipped in shares]
-    observed = _cells(data.observations)
-    acted = [a + b for a, b in zip(_cells(data.actions), ends, strict=True)]
-    return {"observations": observed, "actions": acted}
-
-
-HEADINGS = ("dimension", "least", "largest", "mean", "std", "note")
-MORE_HEADINGS = {"observations": (), "actions": ("within 1% of ±1", "clipped")}
+def dimension_tables(data: Inspection) -> dict[str, pd.DataFrame]:
+    """A row of words for each dimension, of the observations and of the actions."""
+    acted = _dimensions(data.actions)
+    for name, shares in (("within 1% of ±1", data.at_limits), ("clipped", data.clipped)):
+        acted[name] = [f"{share:.1%}" for share in shares]
+    return {"observations": _dimensions(data.observations), "actions": acted}
 
 
 def inspection_figures(
@@ -133,9 +127,7 @@ def write_page(
         made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         verdict=verdict(data),
         facts=facts(data),
-        tables=dimension_rows(data),
-        headings=HEADINGS,
-        more_headings=MORE_HEADINGS,
+        tables=dimension_tables(data),
         pictures={
             name: [inline_svg(panel, f"{name}-{i}", each.size) for i, panel in enumerate(each[0])]
             for name, each in figures.items()
@@ -150,13 +142,8 @@ def print_inspection(data: Inspection, console: Console) -> None:
     """Prints the facts, a table for observations and actions, and the verdict."""
     for name, text in facts(data).items():
         console.print(f"{escape(name)}: [bold]{escape(text)}[/]")
-    for kind, rows in dimension_rows(data).items():
-        table = Table(*HEADINGS, *MORE_HEADINGS[kind], title=kind, title_justify="left")
-        for row in rows[:_MAX_ROWS]:
-            table.add_row(*row)
-        console.print(table)
-        if len(rows) > _MAX_ROWS:
-            console.print(f"… and {len(rows) - _MAX_ROWS} dimensions more, on the page")
+    for name, table in dimension_tables(data).items():
+        console.print(f"\n[bold]{name}[/]\n{table.to_string()}", soft_wrap=True)
     console.print("\n[bold]Verdict[/]")
     for sentence in verdict(data):
         console.print(f"- {escape(sentence)}", soft_wrap=True)
@@ -167,13 +154,14 @@ def _span(values: np.ndarray) -> str:
     return f"{low:,.6g}" if low == high else f"{low:,.6g} to {high:,.6g} (median {middle:,.6g})"
 
 
-def _cells(values: Dimensions) -> list[list[str]]:
-    rows = []
-    for i, same in enumerate(values.same_as):
-        note = "constant" if values.constant[i] else f"the same as {same}" if same != i else ""
-        numbers = (values.low[i], values.high[i], values.mean[i], values.std[i])
-        rows.append([str(i), *(f"{value:.4g}" for value in numbers), note])
-    return rows
+def _dimensions(values: Dimensions) -> pd.DataFrame:
+    numbers = {"least": values.low, "largest": values.high, "mean": values.mean, "std": values.std}
+    table = pd.DataFrame(numbers).map("{:.4g}".format)
+    table["note"] = [
+        f"the same as {same}" if same != i else "" for i, same in enumerate(values.same_as)
+    ]
+    table.loc[values.constant, "note"] = "constant"
+    return table
 
 
 def _draw_histogram(axes: Any, values: np.ndarray, title: str) -> None:

@@ -45,7 +45,9 @@ def test_page_and_terminal_say_the_same(tmp_path):
     for name, words in inspection.facts(found).items():
         assert name in html.unescape(page) and f"{name}: {words}" in text
     assert "Nothing stands in the way" in page and "Nothing stands in the way" in text
-    assert sorted(path.suffix for path in (tmp_path / "figures").iterdir()) == [".png", ".svg"] * 2
+    assert sorted(path.suffix for path in (tmp_path / "figures").iterdir()) == 2 * [".png"] + 2 * [
+        ".svg"
+    ]
 
 
 def test_projection_finds_the_plane_that_the_data_lie_in():

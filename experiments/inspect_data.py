@@ -39,7 +39,9 @@ def main(argv: list[str]) -> None:
 
 
 def _inspect(run: RunSettings) -> None:
+    from qam_jax.data.dataset import prepare_dataset
     from qam_jax.data.inspection import inspect
+    from qam_jax.data.normalization import fit_normalization
     from qam_jax.envs import make_env
     from qam_jax.reports.console import make_console
     from qam_jax.reports.inspection import (
@@ -57,7 +59,9 @@ def _inspect(run: RunSettings) -> None:
         if run.env_name:
             env = stack.enter_context(contextlib.closing(make_env(run.env_name, run.env_module)))
         source = stack.enter_context(contextlib.closing(read_source(run, env)))
-        dataset = source.at(0)
+        raw = source.at(0)
+        change = fit_normalization(raw, run.normalize_observations, run.normalize_actions)
+        dataset = prepare_dataset(raw, change, run.reward_scale, run.reward_bias)
         data = inspect(dataset, config.horizon_length, config.discount)
         figures = inspection_figures(data, dataset, is_plane(env))
     with until_closed():

@@ -181,8 +181,8 @@ def _verdict_on_actions(data: Inspection) -> list[str]:
         found.append(f"Constant actions: {_listed(actions.constant)}. Nothing is learnt of them.")
     elif largest < 0.1:
         found.append(
-            f"No action is beyond {largest:.2g}: they may be in another unit than [-1, 1], which "
-            "is the environment's whole range."
+            f"No action is beyond {largest:.2g}, a small part of [-1, 1]. With "
+            "--normalize_actions=min_max policies stay in this part, at its full resolution."
         )
     return found
 

@@ -31,7 +31,9 @@ setup(
         "export": ["onnx>=1.23", "onnxruntime>=1.32", "safetensors>=0.8"],
         "slurm": ["submitit>=1.5.4"],
         "serve": _SERVE,
-        "metaworld": ["metaworld>=3.1.1"],  # which pins mujoco==3.3.0
+        # It pins mujoco==3.3.0. Without the bound, pip downloads every dm-control to find the last
+        # one for it.
+        "metaworld": ["metaworld>=3.1.1", "dm-control<=1.0.28"],
         "minari": ["minari[arrow,hdf5,hf]>=0.5.4"],
         "robomimic": ["h5py>=3.16"],
         "lerobot": ["pyarrow>=21"],

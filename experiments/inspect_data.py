@@ -41,7 +41,6 @@ def main(argv: list[str]) -> None:
 def _inspect(run: RunSettings) -> None:
     from qam_jax.data.dataset import prepare_dataset
     from qam_jax.data.inspection import inspect
-    from qam_jax.data.normalization import fit_normalization
     from qam_jax.envs import make_env
     from qam_jax.reports.console import make_console
     from qam_jax.reports.inspection import (
@@ -50,7 +49,7 @@ def _inspect(run: RunSettings) -> None:
         print_inspection,
         write_page,
     )
-    from qam_jax.training.train import read_source
+    from qam_jax.training.inputs import find_normalization, read_source
 
     settings.check_settings(run)
     config = flags.FLAGS.config
@@ -60,8 +59,8 @@ def _inspect(run: RunSettings) -> None:
             env = stack.enter_context(contextlib.closing(make_env(run.env_name, run.env_module)))
         source = stack.enter_context(contextlib.closing(read_source(run, env)))
         raw = source.at(0)
-        change = fit_normalization(raw, run.normalize_observations, run.normalize_actions)
-        dataset = prepare_dataset(raw, change, run.reward_scale, run.reward_bias)
+        normalization = find_normalization(run, [], raw)
+        dataset = prepare_dataset(raw, normalization, run.reward_scale, run.reward_bias)
         data = inspect(dataset, config.horizon_length, config.discount)
         figures = inspection_figures(data, dataset, is_plane(env))
     with until_closed():

@@ -108,8 +108,6 @@ def sample_flow_inpainted(
       ValueError: if a number is out of range or a shape does not fit; names the argument.
 
     Examples:
-      The first of two coordinates is known, and nothing else moves them:
-
       >>> known, weights = jnp.array([1.0, 1.0]), jnp.array([1.0, 0.0])
       >>> still = lambda x, t: 0 * x
       >>> print(sample_flow_inpainted(still, jnp.zeros(2), 10, known, weights).round(1))

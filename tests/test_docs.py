@@ -218,3 +218,39 @@ def test_the_example_of_ones_own_task(tmp_path, monkeypatch):
     assert episode.success in (0.0, 1.0)
     masks = np.load(tmp_path / "reach.npz")["masks"]
     assert 0 < (masks == 0).sum() < 30
+
+
+@pytest.mark.slow
+def test_the_page_from_a_robots_data_to_a_robot(tmp_path):
+    """All of its commands and examples run, in their order, on a few updates."""
+    page = (_ROOT / "docs" / "robot.md").read_text(encoding="utf-8")
+    sizes = "--offline_steps=6000 --log_interval=500 --save_interval=2000"
+    assert sizes in page
+    page = page.replace(sizes, "--offline_steps=20 --log_interval=10 --save_interval=10")
+    page = page.replace("--port=8000", "--port=0").replace("range(20)", "range(1)")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    install, *commands, serve = [text for language, text in blocks if language == "bash"]
+    assert install.startswith("pip install")
+    paths = [str(_ROOT), str(_ROOT / "docs" / "examples")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    options = {"cwd": tmp_path, "env": environ, "text": True}
+    for text in commands:
+        subprocess.run(["bash", "-ec", _from_anywhere(text)], check=True, **options)
+    assert (tmp_path / "inspection" / "inspection.html").exists()
+    code = "".join(text for language, text in blocks if language == "python")
+    (tmp_path / "act.py").write_text(code, encoding="utf-8")
+    acted = subprocess.run(
+        [sys.executable, "act.py"], check=True, stdout=subprocess.PIPE, **options
+    )
+    assert "of 20 episodes reach the goal" in acted.stdout
+    command = "exec " + _from_anywhere(serve)
+    with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, **options) as server:
+        assert server.stdout.readline().startswith("Serving QAM at ws://")
+        server.terminate()
+    assert server.returncode == 75
+
+
+def _from_anywhere(command):
+    """A command of a page, which names files of this checkout, for another working directory."""
+    command = re.sub(r"(?<![\w/])(experiments|docs)/", rf"{_ROOT}/\1/", command)
+    return command.replace("python ", f"{sys.executable} ")

@@ -40,8 +40,7 @@ def make_actor_critic(
     """Agent that learns critics by a value learning and everything else by one loss of its own.
 
     Args:
-      config: of the algorithm.
-      critic: the ensemble.
+      config, critic: of the algorithm.
       init_actor: `(key, observation [O], action [D]) -> params` of all other networks. It may
         replace the usual critic, by one of other inputs, and networks of the value learning.
       actor_loss: gradients are taken in `params`; `state.params` holds the same numbers fixed.
@@ -82,8 +81,8 @@ def make_actor_critic(
 
         return base.apply_gradients(state, optimizer, loss_fn, key, rates or config.tau)
 
-    sampler = partial(make_sampler, config, critic, rank=rank)
-    return base.Agent(init, update, **base.acting_by(sampler, policy))
+    acting = base.acting_by(partial(make_sampler, config, critic, rank=rank), policy)
+    return base.Agent(init, update, **acting)
 
 
 def best_actions(

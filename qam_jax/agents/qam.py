@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.adjoint import adjoint_matching_loss, solve_lean_adjoint, terminal_adjoint
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
+from qam_jax.agents.actor_critic import Loss, PolicyFn
 from qam_jax.agents.base import AgentState
 from qam_jax.agents.qam_actors import Draws, TopActor, make_top_actor
 from qam_jax.flow import MemorylessPath, sample_flow_and_sde, velocities_along
@@ -80,26 +80,11 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     learning, optimizer = values.make_value_learning(config, critic), base.make_optimizer(config)
     needed = config.best_of_n if learning.needs_actions else 0  # actions drawn per next observation
-
-    velocity = partial(_acting_velocity, config, flow)
-
-    def policy_on_top(state: AgentState, observations: Array, key: Key) -> Array:
-        noise, own_noise = _noises(state, observations, key)
-        actions = base.flow_actions(config, velocity(state, observations), noise)
-        return act(state, observations, Draws(noise, actions, own_noise))
-
-    def flow_noise(state: AgentState, observations: Array, key: Key) -> Array:
-        return _noises(state, observations, key)[0]
-
-    flow_policy = base.FlowPolicy(velocity, config.flow_steps, flow_noise)
-    policy = policy_on_top if top else flow_policy
-
-    def act(state: AgentState, observations: Array, draws: Draws) -> Array:
-        return top.act(state.params, observations, draws) if top else draws.flow_actions
+    policy = _make_policy(config, flow, top)
 
     def next_best(state: AgentState, batch: Batch, nexts: Array, draws: Draws, key: Key) -> Array:
         """Best actions [B, D] in the next observations, which are repeated as `nexts`."""
-        drawn = act(state, nexts, draws)
+        drawn = _act(top, state, nexts, draws)
         if config.get("inv_temp") == 0:  # then the behaviour flow acts
             drawn = policy(state, nexts, jax.random.fold_in(key, 0))
         return actor_critic.choose_best(critic, state, batch.next_observations, drawn)
@@ -140,6 +125,25 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
 
     sampler = partial(actor_critic.make_sampler, config, critic)
     return base.Agent(init, update, **base.acting_by(sampler, policy))
+
+
+def _make_policy(config: ConfigDict, flow: VectorField, top: TopActor | None) -> PolicyFn:
+    """The policy before best-of-n: the ODE under the acting flow, or the actor on top of it."""
+    velocity = partial(_acting_velocity, config, flow)
+
+    def noise(state: AgentState, observations: Array, key: Key) -> Array:
+        return _noises(state, observations, key)[0]
+
+    def policy_on_top(state: AgentState, observations: Array, key: Key) -> Array:
+        noise, own_noise = _noises(state, observations, key)
+        actions = base.flow_actions(config, velocity(state, observations), noise)
+        return _act(top, state, observations, Draws(noise, actions, own_noise))
+
+    return policy_on_top if top else base.FlowPolicy(velocity, config.flow_steps, noise)
+
+
+def _act(top: TopActor | None, state: AgentState, observations: Array, draws: Draws) -> Array:
+    return top.act(state.params, observations, draws) if top else draws.flow_actions
 
 
 def _init_params(

@@ -78,11 +78,8 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     with ExitStack() as stack:
         env = None
         if settings.env_name:
-            env = stack.enter_context(
-                closing(
-                    make_env_within(settings.env_timeout, settings.env_name, settings.env_module)
-                )
-            )
+            names = settings.env_name, settings.env_module
+            env = stack.enter_context(closing(make_env_within(settings.env_timeout, *names)))
         folders = _claim_folders(each, agent_config, stack)
         source = stack.enter_context(closing(inputs.open_source(settings, env)))
         # Several processes have to stop together.

@@ -84,8 +84,8 @@ class Policy:
         With actions [H, A] that are known, as of an earlier chunk, it agrees with them as far as
         the weights [H] in [0, 1] say, by `flow.sample_flow_inpainted`.
 
-        Raises ValueError if the observation has another shape, or is not finite in float32; or if
-        actions are known and the policy does not act by the ODE of a flow.
+        Raises ValueError if the observation has another shape or is not finite in float32. Also if
+        actions are known, but the policy does not act by the ODE of a flow.
         """
         decision = self._checked(observation), self._episode, self._decisions
         if known is None or weights is None:

@@ -28,8 +28,8 @@ _GUIDANCE = flags.DEFINE_list(
     "guidance",
     [],
     "Weights such as 0,0.01,0.02,0.04: the behaviour flow acts, guided in its ODE by the gradient "
-    "of the lowest target critic (QGF); 0 is the behaviour flow alone. A fine-tuned flow and other "
-    "actors of the run do not act.",
+    "of the lowest target critic (QGF); with 0 it is not guided. A fine-tuned flow beside it and "
+    "other actors of the run do not act. The run's best_of_n holds, unless --best_of_n is given.",
 )
 _BEST_OF_N = flags.DEFINE_list(
     "best_of_n",

@@ -102,11 +102,15 @@ def make_guided_agent(config: ConfigDict, state: AgentState, weight: float) -> A
     agent, network = make_agent(config), find_algorithm(config.agent_name).critic
     if not 0 <= weight < float("inf"):
         raise ValueError(f"the weight of guidance must be finite and at least 0, got {weight}.")
-    has_both = "behavior" in state.params and "critic" in state.target_params
-    if network is None or not has_both:
+    lacks = "has no behaviour flow" if "behavior" not in state.params else ""
+    if "critic" not in state.target_params:
+        lacks = "has no critic at this step"
+    if network is None:
+        lacks = "has critics that take more than an action"
+    if lacks:
         raise ValueError(
-            "guidance takes a behaviour flow and a critic that values actions alone; "
-            f"{config.agent_name!r} does not have both at this step."
+            "guidance takes a behaviour flow and a critic that values actions alone, but "
+            f"{config.agent_name!r} {lacks}."
         )
     flow, critic = base.make_flow(config), base.make_critic(config, network)
     policy = qgf.guided_policy(config, flow, critic, weight)

@@ -266,9 +266,15 @@ def test_guidance_of_a_qgf_run_is_its_own(linear):
 
 
 def test_guidance_needs_a_behavior_flow_and_a_critic_of_actions(linear):
-    for name in ("bc", "rql", "fan", "rebrac"):
+    lacks = {
+        "bc": "has no critic at this step",
+        "fan": "has critics that take more than an action",
+        "rebrac": "has no behaviour flow",
+        "rql": "has no behaviour flow",
+    }
+    for name, reason in lacks.items():
         _, state = linear.make(name)
-        with pytest.raises(ValueError, match=f"'{name}' does not have both at this step"):
+        with pytest.raises(ValueError, match=f"'{name}' {reason}"):
             agents.make_guided_agent(linear.config(name), state, 0.1)
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="must be finite and at least 0"):

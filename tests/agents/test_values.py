@@ -17,7 +17,7 @@ _CHOOSING = [name for name in algorithm_names() if "value_learning" in get_confi
 @pytest.mark.parametrize("name", _CHOOSING)
 @pytest.mark.parametrize("learning", _LEARNINGS)
 def test_every_policy_can_stand_on_every_value_learning(name, learning, linear):
-    """Keys are used once, the actor trains no value, and all networks are trained."""
+    """Keys are used once, the actor trains no critic, and all networks are trained."""
     agent, state = linear.make(name, value_learning=learning, best_of_n=2)
     with jax.debug_key_reuse(True):
         key = jax.random.key(0)

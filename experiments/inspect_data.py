@@ -57,7 +57,7 @@ def _inspect(run: RunSettings) -> None:
         env = None
         if run.env_name:
             env = stack.enter_context(contextlib.closing(make_env(run.env_name, run.env_module)))
-        source = stack.enter_context(contextlib.closing(read_source(run, env)))
+        source = stack.enter_context(contextlib.closing(read_source(run, env, any_actions=True)))
         raw = source.at(0)
         normalization = find_normalization(run, [], raw)
         dataset = prepare_dataset(raw, normalization, run.reward_scale, run.reward_bias)

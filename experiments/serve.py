@@ -21,6 +21,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
     start_logging()
     with plain_errors("All clients are disconnected."):
+        import threading
+
         import numpy as np
 
         from qam_jax.deploy import load_policy
@@ -28,10 +30,14 @@ def main(argv: list[str]) -> None:
 
         policy = load_policy(_RUN.value, _STEP.value, _SEED.value)
         policy.act_chunk(np.zeros(policy.observation_dim, np.float32))  # compiles
-        with make_server(policy, _HOST.value, _PORT.value) as server:
+        server = make_server(policy, _HOST.value, _PORT.value)
+        # A server can only be closed once it serves, so it does before a signal may end the rest.
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        with server:
             host, port = server.socket.getsockname()[:2]
             print(f"Serving {policy.metadata['method']} at ws://{host}:{port}", flush=True)
-            server.serve_forever()
+            thread.join()
 
 
 if __name__ == "__main__":

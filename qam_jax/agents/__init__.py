@@ -107,7 +107,7 @@ def make_guided_agent(config: ConfigDict, state: AgentState, weight: float) -> A
         lacks = "has no critic at this step"
     if network is None:
         lacks = "has critics that take more than an action"
-    if lacks:
+    if lacks or network is None:
         raise ValueError(
             "guidance takes a behaviour flow and a critic that values actions alone, but "
             f"{config.agent_name!r} {lacks}."

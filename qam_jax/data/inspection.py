@@ -171,6 +171,11 @@ def _verdict_on_windows(data: Inspection) -> list[str]:
 def _verdict_on_actions(data: Inspection) -> list[str]:
     found, actions = [], data.actions
     at_limits, largest = data.at_limits, np.maximum(-actions.low, actions.high).max()
+    if largest > 1:
+        return [
+            f"Actions reach {largest:.3g}, but policies act in [-1, 1]: train with "
+            "--normalize_actions=min_max."
+        ]
     if at_limits.mean() > _MOST:
         share = "All" if at_limits.min() == 1 else f"{at_limits.mean():.0%} of the"
         found.append(

@@ -65,7 +65,8 @@ class Normalization:
 
     def normalize_actions(self, actions: "_A") -> "_A":
         """Normalises actions [..., A] of the data, and clips them to [-1, 1]."""
-        return ((actions - self.action_offset) / self.action_scale).clip(-1, 1)
+        scale = np.where(self.action_scale == 0, np.float32(1), self.action_scale)
+        return ((actions - self.action_offset) / scale * (self.action_scale > 0)).clip(-1, 1)
 
     def denormalize_actions(self, actions: "_A") -> "_A":
         """Gives a policy's actions [..., A] the units of the data."""
@@ -86,7 +87,8 @@ def fit_normalization(
 ) -> Normalization:
     """Computes statistics over all transitions of a dataset.
 
-    A dimension that is constant, up to rounding, gets the scale 1.
+    An observation's dimension that is constant, up to rounding, gets the scale 1. That of an action
+    gets the scale 0: a policy then always does what the data do.
 
     Args:
       dataset: as it is laid out, not normalised.
@@ -103,13 +105,24 @@ def fit_normalization(
             "--normalize_observations and --normalize_actions."
         )
     return Normalization(
-        *_fit(dataset.observations, rows, observations), *_fit(dataset.actions, rows, actions)
+        *_fit(dataset.observations, rows, observations, 1), *_fit(dataset.actions, rows, actions, 0)
     )
 
 
-def _fit(array: Any, rows: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    columns = np.asarray(array).T  # one at a time, so that temporaries stay small
-    pairs = [_STATISTICS[kind](column[rows].astype(np.float64)) for column in columns]
-    offset, scale = np.array(pairs).T
-    constant = scale <= _SMALLEST_SCALE * np.maximum(1, np.abs(offset))
-    return offset.astype(np.float32), np.where(constant, 1, scale).astype(np.float32)
+def _fit(
+    array: Any, rows: np.ndarray, kind: str, scale_of_constants: float
+) -> tuple[np.ndarray, np.ndarray]:
+    pairs = []
+    for column in np.asarray(array).T:  # one at a time, so that temporaries stay small
+        values = column[rows].astype(np.float64)
+        offset, scale = _STATISTICS[kind](values)
+        widest = _STATISTICS["min_max"](values)
+        if kind == "quantiles" and _is_constant(offset, scale) and not _is_constant(*widest):
+            offset, scale = widest  # all but a few values are equal
+        pairs.append((offset, scale_of_constants if _is_constant(offset, scale) else scale))
+    offsets, scales = np.array(pairs, np.float32).T
+    return offsets, scales
+
+
+def _is_constant(offset: float, scale: float) -> bool:
+    return scale <= _SMALLEST_SCALE * max(1, abs(offset))

@@ -142,6 +142,11 @@ class ChunkExecutor:
 
     def _first_chunk(self, observation: np.ndarray) -> np.ndarray:
         chunk = self._infer(observation)
+        if not isinstance(chunk, np.ndarray) or chunk.ndim != 2 or not len(chunk):
+            raise ValueError(
+                "infer must return a chunk of actions, an array [H, A] with at least one row; got "
+                f"{getattr(chunk, 'shape', type(chunk).__name__)}."
+            )
         if self._mode == "real_time":  # nothing is known
             chunk = self._infer(observation, chunk, np.zeros(len(chunk), np.float32))
         return chunk

@@ -188,6 +188,7 @@ def _describe(array: Array | np.ndarray) -> dict[str, Any]:
 
 
 def _difference(actual: Any, expected: np.ndarray, scale: Any = 1) -> float:
+    scale = np.where(np.asarray(scale) == 0, 1, scale)  # constant actions
     return float(np.abs((np.asarray(actual) - expected) / scale).max(initial=0))
 
 

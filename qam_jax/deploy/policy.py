@@ -21,6 +21,7 @@ from qam_jax.training.evaluation import make_policy, split_seed
 from qam_jax.types import Array, VelocityFn
 
 METADATA = "policy.json"  # of an export: what its files are
+_NEEDED = ("method", "step", "observation_dim", "action_shape")  # in it
 
 DecideFn = Callable[[np.ndarray, int, int], np.ndarray]
 """`(observation [O], episode, chunk) -> actions [H, A]`: the noise depends on all but the first."""
@@ -88,9 +89,13 @@ class Policy:
         actions are known, but the policy does not act by the ODE of a flow.
         """
         decision = self._checked(observation), self._episode, self._decisions
+        if (known is None) != (weights is None):
+            raise ValueError("known actions and weights go together: give both or neither.")
         if known is None or weights is None:
             actions = self._decide(*decision)
         elif self._inpaint is not None:
+            _check("the known actions", known, self.action_shape)
+            _check("the weights", weights, self.action_shape[:1])
             actions = self._inpaint(*decision, known, weights)
         else:
             raise ValueError(
@@ -120,6 +125,14 @@ class Policy:
         return array
 
 
+def _check(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if np.shape(array) != shape or not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} must be finite numbers of shape {shape}, got {np.asarray(array)} of shape "
+            f"{np.shape(array)}."
+        )
+
+
 def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int = 0) -> Policy:
     """Loads a trained policy; it needs neither the data nor the environment.
 
@@ -141,6 +154,8 @@ def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int =
       action = policy.act(observation)
     """
     path = Path(path).expanduser()
+    if path.suffix == ".safetensors" or path.name == METADATA:
+        raise ValueError(f"{path} does not act: give the folder, or its .stablehlo or .onnx file.")
     if path.suffix in _LOADERS or (path / METADATA).exists():
         return _load_export(path, step, seed)
     run = load_run(path, step)
@@ -221,7 +236,18 @@ def _load_export(path: Path, step: int | str, seed: int) -> Policy:
             f"there is no {' and no '.join(map(str, files))}: export with "
             "--formats=stablehlo or onnx. Parameters alone do not act."
         )
+    if not (folder / METADATA).exists():
+        raise FileNotFoundError(
+            f"there is no {folder / METADATA}, which says what {file.name} is: copy the whole "
+            "folder of the export."
+        )
     metadata = read_json(folder / METADATA)
+    missing = [name for name in _NEEDED if name not in metadata]
+    if missing or len(metadata["action_shape"]) != 2:
+        raise DamagedError(
+            f"{folder / METADATA} is damaged ({', '.join(missing) or 'action_shape'}). Export the "
+            "run again."
+        )
     if str(step) not in ("newest", str(metadata["step"])):
         raise FileNotFoundError(
             f"the export in {folder} is of step {metadata['step']}, not {step}: export that step."

@@ -37,8 +37,8 @@ _logger = logging.getLogger("qam_jax.deploy")
 def make_server(policy: Policy, host: str = "127.0.0.1", port: int = 8000) -> Server:
     """Server that answers any number of clients, one inference at a time.
 
-    `with make_server(...) as server: server.serve_forever()` ends when it is shut down, or by what
-    a signal raises; clients then get the closing code 1001. `GET /healthz` is answered by OK.
+    `serve_forever()` of the server, best in a thread, answers until the server is closed by leaving
+    its `with`; clients then get the closing code 1001. `GET /healthz` is answered by OK.
 
     Args:
       policy: its `metadata` is sent on connecting, its `act_chunk` answers observations.
@@ -60,14 +60,20 @@ def make_server(policy: Policy, host: str = "127.0.0.1", port: int = 8000) -> Se
         healthy = request.path == "/healthz"
         return connection.respond(http.HTTPStatus.OK, "OK\n") if healthy else None
 
-    return serve(
-        answer_client,
-        host,
-        port,
-        compression=None,
-        max_size=MAX_MESSAGE_BYTES,
-        process_request=check_health,
-    )
+    try:
+        return serve(
+            answer_client,
+            host,
+            port,
+            compression=None,
+            max_size=MAX_MESSAGE_BYTES,
+            process_request=check_health,
+        )
+    except OSError as error:
+        raise OSError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}): give another --port, or "
+            "an address of this machine as --host."
+        ) from error
 
 
 def answer(

@@ -31,15 +31,20 @@ def open_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
     return source
 
 
-def read_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
-    """Opens shards, the user's own data, or OGBench's."""
+def read_source(
+    settings: RunSettings, env: gymnasium.Env | None, *, any_actions: bool = False
+) -> DataSource:
+    """Opens shards, the user's own data, or OGBench's.
+
+    With `any_actions`, the user's actions need not lie in [-1, 1], unless there is an environment.
+    """
     common: dict[str, Any] = {"sparse": settings.sparse, "proportion": settings.dataset_proportion}
     if settings.ogbench_dataset_dir:
         interval = settings.dataset_replace_interval
         return Shards(settings.ogbench_dataset_dir, env, replace_interval=interval, **common)
     if settings.dataset:
         keys = [key.strip() for key in settings.obs_keys.split(",") if key.strip()]
-        any_actions = env is None and bool(settings.normalize_actions)  # an environment has a range
+        any_actions = env is None and (any_actions or bool(settings.normalize_actions))
         choice = Choice(keys, settings.demos, settings.success, any_actions)
         return load_own(settings.dataset, env, choice=choice, **common)
     if env is not None and not is_ogbench(settings.env_name):

@@ -60,7 +60,7 @@ def test_actions_stay_in_their_range_and_come_back(data):
     np.testing.assert_allclose(found.denormalize_actions(normalized)[:99], actions[:99], atol=1e-6)
     tight = fit_normalization(layout(data), "", "quantiles")
     outside = tight.normalize_actions(np.array([[1, 1], [-1, -1]], np.float32))
-    np.testing.assert_allclose(outside, [[1, 0.9], [-1, -1]], atol=1e-6)
+    np.testing.assert_array_equal(outside, [[1, 0], [-1, 0]])
 
 
 def test_saved_statistics_are_the_same_to_the_bit(data):
@@ -99,3 +99,22 @@ def test_actions_of_any_range_are_normalized(data, tmp_path):
     assert abs(normalized).max() == np.float32(ACTION_LIMIT)
     back = found.denormalize_actions(normalized)
     np.testing.assert_allclose(back[:99], actions[:99], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["min_max", "quantiles"])
+def test_a_constant_action_stays_as_it_is(data, kind):
+    """A robot must not move a joint that its data never moved."""
+    data["actions"][:, 1] = 0.1
+    found = fit_normalization(make_dataset(data), "", kind)
+    back = found.denormalize_actions(np.array([[1.0, 1.0], [-1.0, -1.0]]))
+    np.testing.assert_allclose(back[:, 1], 0.1, rtol=1e-6)
+    assert np.ptp(back[:, 0]) > 0.5
+    normalized = found.normalize_actions(np.asarray(data["actions"]))
+    np.testing.assert_array_equal(normalized[:, 1], 0)
+
+
+def test_an_action_that_is_rarely_another_keeps_its_range(data):
+    data["actions"][:, 1] = 0.0
+    data["actions"][5, 1] = 0.9  # as a gripper that closes once
+    found = fit_normalization(make_dataset(data), "", "quantiles")
+    assert found.action_offset[1] + found.action_scale[1] == pytest.approx(0.9)

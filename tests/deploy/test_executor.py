@@ -158,3 +158,12 @@ def test_errors_of_the_policy_reach_the_control_loop():
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(ValueError, match=message):
         _run(1, **{"mode": "held", **settings})
+
+
+@pytest.mark.parametrize("chunk", [{"actions": np.zeros((2, 1))}, np.zeros(2), np.zeros((0, 1))])
+def test_what_is_no_chunk_is_named(chunk):
+    executor = ChunkExecutor(lambda _: chunk, mode="held", delay=0)
+    with pytest.raises(
+        ValueError, match=r"infer must return a chunk of actions, an array \[H, A\]"
+    ):
+        executor.act(np.zeros(1))

@@ -5,6 +5,7 @@ import pytest
 
 import qam_jax
 from qam_jax.deploy.policy import load_policy
+from qam_jax.files import DamagedError
 from qam_jax.runs.saved import load_run
 from qam_jax.training.evaluation import make_policy, split_seed
 
@@ -96,3 +97,15 @@ def test_what_is_no_policy_is_said(qam_run, tmp_path):
         load_policy(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 .* one of the steps \[4\]"):
         load_policy(qam_run, step=5)
+
+
+def test_an_export_without_its_description_is_refused(tmp_path):
+    program = tmp_path / "policy.onnx"
+    program.touch()
+    with pytest.raises(FileNotFoundError, match="copy the whole folder of the export"):
+        load_policy(program)
+    (tmp_path / "policy.json").write_text('{"method": "QAM", "action_shape": [5, 2]}')
+    with pytest.raises(DamagedError, match=r"is damaged \(step, observation_dim\)"):
+        load_policy(tmp_path)
+    with pytest.raises(ValueError, match="does not act: give the folder"):
+        load_policy(tmp_path / "policy.json")

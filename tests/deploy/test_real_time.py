@@ -58,3 +58,13 @@ def test_a_policy_that_does_not_act_by_an_ode_says_so(save_run):
     assert policy.act_chunk(_OBSERVATION).shape == (2, 2)
     with pytest.raises(ValueError, match="FQL cannot continue known actions here"):
         policy.act_chunk(_OBSERVATION, np.zeros((2, 2)), np.ones(2))
+
+
+def test_known_actions_that_make_no_sense_are_named(run):
+    policy, known, weights = load_policy(run), np.zeros((4, 2)), np.ones(4)
+    with pytest.raises(ValueError, match=r"the known actions must be .* shape \(4, 2\)"):
+        policy.act_chunk(_OBSERVATION, np.full((4, 2), np.nan), weights)
+    with pytest.raises(ValueError, match=r"the weights must be finite numbers of shape \(4,\)"):
+        policy.act_chunk(_OBSERVATION, known, np.ones(3))
+    with pytest.raises(ValueError, match="give both or neither"):
+        policy.act_chunk(_OBSERVATION, known)

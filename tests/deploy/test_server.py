@@ -179,6 +179,16 @@ def test_the_client_of_openpi_agrees(port, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_at_the_first_moment_ends_the_command(qam_run):
+    script = Path(__file__).parents[2] / "experiments" / "serve.py"
+    command = [sys.executable, str(script), f"--run={qam_run}", "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("Serving QAM")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 75
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_the_command_serves_a_run_until_a_signal(qam_run, name):
     script = Path(__file__).parents[2] / "experiments" / "serve.py"

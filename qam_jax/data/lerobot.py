@@ -38,7 +38,7 @@ def load_lerobot(
     features, vectors, num_frames = _read_info(folder, source)
     default = [key for key in _DEFAULT_KEYS if key in features]
     keys = demonstrations.choose_keys(choice.obs_keys or default, vectors, source)
-    rule = _rule(features, choice.success, source)
+    rule = _rule(vectors, choice.success, source)
     optional = [each for each in ("next.reward", rule) if each in features]
     names = list(dict.fromkeys([*keys, *_COLUMNS, *optional]))
     pieces = {}
@@ -83,8 +83,12 @@ def _read_info(folder: Path, source: str) -> tuple[list[str], list[str], int]:
         version, features = info["codebase_version"], info["features"]
         vectors = [name for name in features if _is_vector(features[name])]
         num_frames = int(info["total_frames"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise _unreadable(path, source, error) from error
+    if num_frames < 1:
+        raise ValueError(
+            f"{source}: {path} counts {num_frames} frames: record some episodes first."
+        )
     if version not in _VERSIONS:
         raise ValueError(
             f"{source}: it has version {version} of LeRobot's format; {', '.join(_VERSIONS)} can "
@@ -98,13 +102,13 @@ def _is_vector(feature: Mapping[str, Any]) -> bool:
     return len(feature["shape"]) == 1 and feature["dtype"] not in ("image", "video", "string")
 
 
-def _rule(features: list[str], rule: str, source: str) -> str:
-    rule = rule or ("next.success" if "next.success" in features else "")
-    if rule not in (*demonstrations.RULES, *features):
+def _rule(vectors: list[str], rule: str, source: str) -> str:
+    rule = rule or ("next.success" if "next.success" in vectors else "")
+    if rule not in (*demonstrations.RULES, *vectors):
         raise ValueError(
             f"{source}: there is no {rule or 'next.success'!r} to say where the task is completed. "
             "Choose by --success: last (the last step of each episode), reward (a reward of 1), "
-            f"none, or one of the columns: {', '.join(features)}."
+            f"none, or one of the columns: {', '.join(vectors)}."
         )
     return rule
 
@@ -144,6 +148,8 @@ def _check_frames(columns: Mapping[str, np.ndarray], num_frames: int, source: st
 
 def _task_index(folder: Path, task: str, source: str) -> int:
     path, old = folder / "meta" / "tasks.parquet", folder / "meta" / "tasks.jsonl"
+    if not path.exists() and not old.exists():
+        raise FileNotFoundError(f"{source}: there is no {path}, which --demos needs. Leave it out.")
     try:
         tasks = pd.read_parquet(path) if path.exists() else pd.read_json(old, lines=True)
         tasks = tasks.set_index("task") if "task" in tasks else tasks

@@ -52,7 +52,7 @@ def _read(
     names = list(data)
     if choice.demos:
         mask = _child(_child(file, "mask", source), choice.demos, source)
-        names = [name.decode() for name in mask[()]]
+        names = [name.decode(errors="replace") for name in np.asarray(mask, np.bytes_).ravel()]
     if not names:
         raise ValueError(f"{source}: there is no demonstration. Choose others by --demos.")
     names.sort(key=lambda name: (len(name), name))  # demo_2 before demo_10

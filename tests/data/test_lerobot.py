@@ -249,6 +249,29 @@ def test_faults_are_named(tmp_path, frames, choice, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [({"total_frames": 0}, "counts 0 frames"), ({"total_frames": float("inf")}, "is damaged")],
+)
+def test_a_count_that_makes_no_sense_is_named(tmp_path, info, message):
+    folder = _write(tmp_path / "cube", _frames(), info=info)
+    with pytest.raises(ValueError, match=message):
+        _load(folder)
+
+
+def test_images_say_nothing_of_success(tmp_path):
+    folder = _write(tmp_path / "cube", _frames())
+    with pytest.raises(ValueError, match=r"there is no 'observation\.images\.top' to say"):
+        _load(folder, success="observation.images.top")
+
+
+def test_tasks_that_are_not_there_are_named(tmp_path):
+    folder = _write(tmp_path / "cube", _frames())
+    (folder / "meta/tasks.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="which --demos needs"):
+        _load(folder, demos="drop the cube")
+
+
 def test_missing_and_damaged_files_are_named(tmp_path, monkeypatch):
     folder = tmp_path / "cube"
     with pytest.raises(FileNotFoundError, match=r"there is no .*info\.json\. Name the folder"):

@@ -42,6 +42,7 @@ def _inspect(run: RunSettings) -> None:
     from qam_jax.data.dataset import prepare_dataset
     from qam_jax.data.inspection import inspect
     from qam_jax.envs import make_env
+    from qam_jax.files import user_path
     from qam_jax.reports.console import make_console
     from qam_jax.reports.inspection import (
         inspection_figures,
@@ -68,7 +69,7 @@ def _inspect(run: RunSettings) -> None:
     page = write_page(
         data,
         figures,
-        Path(_OUT.value).expanduser(),
+        user_path(_OUT.value),
         title=run.dataset or run.ogbench_dataset_dir or run.env_name,
         source=source.description,
         command=shlex.join(["python", "experiments/inspect_data.py", *sys.argv[1:]]),

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from jax import export
 
 from qam_jax.deploy.policy import METADATA, decision_fn, executed_actions, policy_metadata
-from qam_jax.files import ensure_writable_dir, flush_to_disk, write_json
+from qam_jax.files import ensure_writable_dir, flush_to_disk, user_path, write_json
 from qam_jax.runs.saved import SavedRun, load_run
 from qam_jax.training.evaluation import make_policy
 from qam_jax.types import Array
@@ -63,7 +63,7 @@ def export_policy(
       ValueError: if a format is unknown or does not cover the policy, or a difference is too
         large.
     """
-    folder, out = Path(folder).expanduser(), Path(out).expanduser()
+    folder, out = user_path(folder), user_path(out)
     _check_request(out, formats, overwrite)
     run = load_run(folder, step)
     samples = _draw_samples(run)

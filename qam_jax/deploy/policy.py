@@ -12,7 +12,7 @@ import numpy as np
 from jax import export
 
 from qam_jax import __version__
-from qam_jax.files import DamagedError, read_json
+from qam_jax.files import DamagedError, read_json, user_path
 from qam_jax.flow import sample_flow_inpainted
 from qam_jax.runs.folder import read_metadata
 from qam_jax.runs.saved import SavedRun, load_run
@@ -153,7 +153,7 @@ def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int =
       policy.reset()
       action = policy.act(observation)
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix == ".safetensors" or path.name == METADATA:
         raise ValueError(f"{path} does not act: give the folder, or its .stablehlo or .onnx file.")
     if path.suffix in _LOADERS or (path / METADATA).exists():

@@ -67,12 +67,12 @@ def plain_errors(stopped: str = "The same command continues.") -> Iterator[None]
 
 def _plain_message(error: BaseException) -> str:
     """What the user has to know of an error; empty if it is a fault of this package."""
+    if isinstance(error, MemoryError | RuntimeError) and memory.is_exhausted(error):
+        return memory.explain(error)
     if own_place(error):
         return f"{explain(error)} (--verbosity=1 shows more)."
     if isinstance(error, ValueError | OSError | ImportError | EnvFailure):
         return str(error)
-    if isinstance(error, MemoryError | RuntimeError) and memory.is_exhausted(error):
-        return memory.explain(error)
     return ""
 
 

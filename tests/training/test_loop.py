@@ -12,7 +12,10 @@ class _Stage(Stage):
 def test_an_estimate_is_given_once_where_the_stage_is_long(caplog):
     caplog.set_level(logging.INFO)
     plan = SimpleNamespace(
-        stages={"online": range(10)}, algorithm=lambda _: (None, None), source=None
+        stages={"online": range(10)},
+        algorithm=lambda _: (None, None),
+        source=None,
+        prepare=None,
     )
     short, long = (_Stage(plan, [SimpleNamespace(stage="online")], None) for _ in range(2))
     short.log_estimate(30, 10.0)

@@ -65,6 +65,8 @@ def export_policy(
     """
     folder, out = user_path(folder), user_path(out)
     _check_request(out, formats, overwrite)
+    if not tolerance >= 0:
+        raise ValueError(f"the tolerance must be a number of at least 0, got {tolerance}.")
     run = load_run(folder, step)
     samples = _draw_samples(run)
     differences, facts = {}, {}

@@ -284,7 +284,7 @@ def _load_onnx(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn:
     observations, *noises = session.get_inputs()
 
     def decide(observation: np.ndarray, episode: int, chunk: int) -> np.ndarray:
-        rng = np.random.default_rng([seed, episode, chunk])
+        rng = np.random.default_rng([seed % 2**32, episode, chunk])
         feed = {each.name: rng.normal(size=(1, *each.shape[1:])) for each in noises}
         feed = {name: noise.astype(np.float32) for name, noise in feed.items()}
         return session.run(None, {observations.name: observation[None], **feed})[0][0]

@@ -118,6 +118,8 @@ def test_requests_that_make_no_sense(qam_run, tmp_path, monkeypatch):
     for formats in ([], ["onnx", "pickle"]):
         with pytest.raises(ValueError, match="expected some of stablehlo, onnx, safetensors"):
             export_policy(qam_run, tmp_path / "out", formats)
+    with pytest.raises(ValueError, match="the tolerance must be a number of at least 0, got nan"):
+        export_policy(qam_run, tmp_path / "out", tolerance=float("nan"))
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r'needs onnx: pip install "qam_jax\[export\]"'):
         export_policy(qam_run, tmp_path / "out", ["onnx"])

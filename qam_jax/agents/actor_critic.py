@@ -40,7 +40,8 @@ def make_actor_critic(
     """Agent that learns critics by a value learning and everything else by one loss of its own.
 
     Args:
-      config, critic: of the algorithm.
+      config: of the algorithm.
+      critic: the ensemble.
       init_actor: `(key, observation [O], action [D]) -> params` of all other networks. It may
         replace the usual critic, by one of other inputs, and networks of the value learning.
       actor_loss: gradients are taken in `params`; `state.params` holds the same numbers fixed.
@@ -60,11 +61,9 @@ def make_actor_critic(
         action_shape = base.chunk_shape(config, example_action)
         action = jnp.zeros(action_shape).reshape(-1)
         key, critic_key, actor_key = jax.random.split(key, 3)
-        params = {
-            "critic": critic.init(critic_key, example_observation, action)["params"],
-            **learning.init(jax.random.fold_in(critic_key, 1), example_observation),
-            **init_actor(actor_key, example_observation, action),
-        }
+        params = {"critic": critic.init(critic_key, example_observation, action)["params"]}
+        params |= learning.init(jax.random.fold_in(critic_key, 1), example_observation)
+        params |= init_actor(actor_key, example_observation, action)
         names = target_names + learning.target_names
         return base.init_state(optimizer, params, names, key, action_shape)
 

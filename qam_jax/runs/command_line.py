@@ -107,7 +107,7 @@ def run_main(
         except (flags.Error, UnicodeDecodeError) as error:  # of a --flagfile that is no text
             sys.exit(f"Error: {error} {hint}")
         except SystemExit:  # by --help, which absl ends as if it were a mistake
-            if "config" in flags.FLAGS:
+            if "config" in flags.FLAGS and "--helpxml" not in given:
                 _print_fields(flags.FLAGS["config"].value)
             sys.exit(0)
 

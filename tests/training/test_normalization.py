@@ -67,7 +67,7 @@ def test_experience_is_normalized_like_the_data(whole, expected):
 def test_a_run_continues_bit_for_bit(whole, settings, small_config, expected, monkeypatch):
     parts = dataclasses.replace(settings, group="parts", online_steps=4)
     train(parts, small_config())
-    monkeypatch.setattr("qam_jax.training.train.fit_normalization", None)  # the checkpoint has it
+    monkeypatch.setattr("qam_jax.training.inputs.fit_normalization", None)  # the checkpoint has it
     result = train(dataclasses.replace(parts, online_steps=8), small_config())
     jax.tree.map(np.testing.assert_array_equal, result.state, whole.state)
     _assert_equal(result.normalization, expected)

@@ -59,17 +59,16 @@ def _read(
     there = _child(_child(data, names[0], source), "obs", source)
     vectors = sorted(key for key in there if _is_vector(there[key]))
     keys = demonstrations.choose_keys(choice.obs_keys or vectors, vectors, source)
-    demos = {
-        name: _read_demo(_child(data, name, source), keys, choice.success or "reward", source)
-        for name in names
-    }
+    demos = {name: _read_demo(_child(data, name, source), keys, choice, source) for name in names}
     joined = demonstrations.join_rows(demos, source)
     return joined, demonstrations.describe(source, joined, keys, there)
 
 
-def _read_demo(demo: Any, keys: list[str], rule: str, source: str) -> dict[str, np.ndarray]:
+def _read_demo(
+    demo: Any, keys: list[str], choice: demonstrations.Choice, source: str
+) -> dict[str, np.ndarray]:
     """Fields of one demonstration."""
-    source += f", {demo.name}"
+    source, rule = f"{source}, {demo.name}", choice.success or "reward"
     actions = _array(demo, "actions", source)
     num_rows = len(actions)
     columns = {"actions": actions, "terminals": np.eye(1, num_rows, num_rows - 1)[0]}
@@ -80,7 +79,7 @@ def _read_demo(demo: Any, keys: list[str], rule: str, source: str) -> dict[str, 
     if rule == "reward" or "rewards" in demo:
         columns["rewards"] = _array(demo, "rewards", source)
     marks = None if rule in demonstrations.RULES else _array(demo, rule, source)
-    return demonstrations.to_fields(columns, rule, marks, source)
+    return demonstrations.to_fields(columns, rule, marks, source, choice.any_actions)
 
 
 def _is_vector(item: Any) -> bool:

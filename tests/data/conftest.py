@@ -1,4 +1,9 @@
-"""Folders of small files, as `Shards` reads them."""
+"""Folders of small files, as `Shards` reads them, and a short training run on given data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +64,24 @@ def _folder(tmp_path, write, fast_disk):
         write(folder / f"{name}.npz", 100 * index, rows)
     write(folder / "a-val.npz", 1000)
     return folder
+
+
+@pytest.fixture(name="train_on")
+def _train_on(tmp_path):
+    """Trains from the command line, without an environment; returns what it printed, and config."""
+
+    def train_on(*flags):
+        script = Path(__file__).parents[2] / "experiments" / "train_offline.py"
+        sizes = [
+            f"--save_dir={tmp_path}", "--run_id=short", "--env_name=", "--offline_steps=100",
+            "--log_interval=50", "--eval_interval=100", "--save_interval=100",
+            "--config.actor_hidden_dims=(8,)", "--config.critic_hidden_dims=(8,)",
+            "--config.batch_size=8", "--config.horizon_length=2",
+        ]  # fmt: skip
+        command = [sys.executable, str(script), *flags, *sizes]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        config = next(tmp_path.glob("default/*/short/config.json")).read_text()
+        return result.stdout, json.loads(config)
+
+    return train_on

@@ -4,9 +4,7 @@ LeRobot itself needs torch. Its `io_utils.py` was read for how features become c
 """
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -309,18 +307,10 @@ def test_other_versions_and_tasks_that_cannot_be_read_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_from_the_command_line(tmp_path):
+def test_training_from_the_command_line(tmp_path, train_on):
     folder = _write(tmp_path / "cube", _frames())
-    arguments = [
-        f"--dataset=lerobot:{folder}", "--env_name=", "--success=last", "--demos=lift the cube",
-        f"--save_dir={tmp_path}", "--run_id=cube", "--offline_steps=100", "--log_interval=50",
-        "--eval_interval=100", "--save_interval=100", "--config.actor_hidden_dims=(8,)",
-        "--config.critic_hidden_dims=(8,)", "--config.batch_size=8", "--config.horizon_length=2",
-    ]  # fmt: skip
-    script = Path(__file__).parents[2] / "experiments" / "train_offline.py"
-    command = [sys.executable, str(script), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert "2 episodes, 2 of them with a success; observations: observation.st" in result.stdout
-    config = json.loads(next(tmp_path.glob("default/*/cube/config.json")).read_text())
+    printed, config = train_on(
+        f"--dataset=lerobot:{folder}", "--success=last", "--demos=lift the cube"
+    )
+    assert "2 episodes, 2 of them with a success; observations: observation.st" in printed
     assert (config["success"], config["demos"]) == ("last", "lift the cube")

@@ -3,10 +3,7 @@
 robomimic itself needs torch. Its `dataset_states_to_obs.py` was read for what `dones` hold.
 """
 
-import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,18 +237,21 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_training_from_the_command_line(tmp_path):
+def test_training_from_the_command_line(tmp_path, train_on):
     path = _write(tmp_path / "low_dim.hdf5", _demos())
-    arguments = [
-        f"--dataset=robomimic:{path}", "--env_name=", "--obs_keys=object,eef_pos", "--demos=train",
-        f"--save_dir={tmp_path}", "--run_id=lift", "--offline_steps=100", "--log_interval=50",
-        "--eval_interval=100", "--save_interval=100", "--config.actor_hidden_dims=(8,)",
-        "--config.critic_hidden_dims=(8,)", "--config.batch_size=8", "--config.horizon_length=2",
-    ]  # fmt: skip
-    script = Path(__file__).parents[2] / "experiments" / "train_offline.py"
-    command = [sys.executable, str(script), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert "2 of them with a success; observations: object, eef_pos (left out" in result.stdout
-    config = json.loads(next(tmp_path.glob("default/*/lift/config.json")).read_text())
+    printed, config = train_on(
+        f"--dataset=robomimic:{path}", "--obs_keys=object,eef_pos", "--demos=train"
+    )
+    assert "2 of them with a success; observations: object, eef_pos (left out" in printed
     assert (config["obs_keys"], config["demos"]) == ("object,eef_pos", "train")
+
+
+def test_actions_that_will_be_normalised_may_have_any_range(tmp_path):
+    demos = _demos()
+    for demo in demos.values():
+        demo["actions"] = 40 * demo["actions"]
+    path = _write(tmp_path / "low_dim.hdf5", demos)
+    with pytest.raises(ValueError, match="give --normalize_actions"):
+        _load(path)
+    loaded = _load(path, any_actions=True)
+    assert abs(np.asarray(loaded.dataset.actions)).max() > 1

@@ -6,7 +6,7 @@ recent versions of JAX; small stand-ins take their place in this process.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -184,7 +184,7 @@ def run_paper(case: Case, start: Callable[[], None] = lambda: None) -> Outcome:
     for observation in case.batches[0].observations[:2]:
         start()
         actions.append(agent.sample_actions(observation, rng=agent.rng).reshape(-1))
-    windows = [_as_windows(batch) for batch in case.batches]
+    windows = [as_windows(batch) for batch in case.batches]
     start()
     loss = agent.total_loss(windows[0], agent.network.params, rng=agent.rng)[0]
     if method.agent == "dcgql":  # it raises losses to the power v, which adds 1 where v = 0
@@ -230,13 +230,17 @@ def paper_windows(columns: dict[str, np.ndarray], rows: np.ndarray) -> Batch:
     )
 
 
+def translate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config, by the paper's names too."""
+    fields = {name: value for name, value in config.items() if name != "agent_name"}
+    return fields | {_FIELDS[name]: fields[name] for name in _FIELDS if name in fields}
+
+
 def _make_agent(method: Method, case: Case) -> tuple[Any, Any]:
     """The paper's agent with the parameters of a case, and its config."""
     module = importlib.import_module(f"agents.{method.agent}")
     config = module.get_config()
-    fields = {**get_config(case.name), **SIZES, **case.changes}
-    del fields["agent_name"]
-    fields |= {_FIELDS[name]: fields[name] for name in _FIELDS if name in fields}
+    fields = translate({**get_config(case.name), **SIZES, **case.changes})
     fields |= _CONSTANTS.get(case.name, {})
     config.update({name: value for name, value in fields.items() if name in config})
     (agent_class,) = (
@@ -271,7 +275,7 @@ def _select(method: Method, params: Any, own: Iterable[str], prefix: str = "") -
     return {name: params[f"modules_{prefix}{name}"] for name in names}
 
 
-def _as_windows(batch: Batch) -> dict[str, jax.Array]:
+def as_windows(batch: Batch) -> dict[str, jax.Array]:
     """Our windows in the paper's layout, of which it reads the last row alone."""
     return {
         "observations": batch.observations,

@@ -252,10 +252,10 @@ def _load_export(path: Path, step: int | str, seed: int) -> Policy:
         raise FileNotFoundError(
             f"the export in {folder} is of step {metadata['step']}, not {step}: export that step."
         )
-    return Policy(_LOADERS[file.suffix](file, metadata, seed), metadata)
+    return Policy(_LOADERS[file.suffix](file, seed), metadata)
 
 
-def _load_stablehlo(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn:
+def _load_stablehlo(file: Path, seed: int) -> DecideFn:
     try:
         program = export.deserialize(bytearray(file.read_bytes()))
     except Exception as error:  # whichever the bytes lead to
@@ -270,7 +270,7 @@ def _load_stablehlo(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn
     return lambda *decision: np.asarray(decide(*decision))
 
 
-def _load_onnx(file: Path, metadata: dict[str, Any], seed: int) -> DecideFn:
+def _load_onnx(file: Path, seed: int) -> DecideFn:
     try:
         import onnxruntime
     except ImportError as error:

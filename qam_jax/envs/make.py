@@ -285,8 +285,8 @@ def _make_rendering(
         env = make_env(env_name, env_module, normalization, render_mode="rgb_array")
         env.reset(seed=0)
         frame = env.unwrapped.render()
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"environment {env_name!r} cannot be filmed: {error}.") from error
+    except Exception as error:  # whatever an environment raises that cannot render
+        raise ValueError(f"environment {env_name!r} cannot be filmed: {explain(error)}.") from error
     if not (isinstance(frame, np.ndarray) and frame.ndim == 3):
         raise ValueError(
             f"environment {env_name!r} cannot be filmed: with render_mode='rgb_array' its render() "

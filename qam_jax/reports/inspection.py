@@ -77,12 +77,10 @@ def inspection_figures(
     moving = (observations - seen.mean)[:, ~seen.constant] / seen.std[~seen.constant]
     scaled = np.full(observations.shape, np.nan)
     scaled[:, ~seen.constant] = moving
-    points, titles = (
-        observations[:, :2],
-        ["x", "y"] if plane else ["observation 0", "observation 1"],
-    )
-    if not plane and observations.shape[1] != 2:
-        points, titles = project(moving)
+    points, titles = project(moving)
+    if plane or observations.shape[1] == 2:
+        points = observations[:, :2]
+        titles = ["x", "y"] if plane else ["observation 0", "observation 1"]
     columns = [
         partial(_draw_dimensions, values=actions, span=(-1, 1), label="action"),
         partial(_draw_dimensions, values=scaled, span=(-3, 3), label="standardised observation"),

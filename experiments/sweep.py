@@ -86,15 +86,13 @@ def _sweep(study, extra_flags: list[str]) -> None:
     if _DRY_RUN.value:
         print(*(shlex.join(job.command) for job in left), sep="\n")
     _print_size(study, jobs)
-    print(_totals(State, (state for state, _ in states.values())))
+    print(_totals(State, states))
     _list_errors("Failed before:", states, State.FAILED)
     damaged = _list_errors("Failed, and left alone until mended or removed:", states, State.DAMAGED)
     _print_hours(jobs, left, speeds)
     if _DRY_RUN.value:
         return
-    if left:
-        _execute(left, executor)
-    if damaged:
+    if (left and _execute(left, executor)) or damaged:
         sys.exit(1)
 
 
@@ -107,9 +105,9 @@ def _choose_study():
             chosen[name] = parse_numbers(flag.value)
         except ValueError as error:
             raise ValueError(f"--{name}: {error}") from error
-    changes = {"preset": _PRESET.value, "group": _GROUP.value or None}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    grid = dict(_parse_grid(text) for text in _GRID.value)
+    changes = {"group": _GROUP.value} if _GROUP.value else {}
+    changes |= {} if _PRESET.value is None else {"preset": _PRESET.value}
+    grid = dict(map(_parse_grid, _GRID.value))
     if _STUDY.value:
         for flag, given in (("--envs", _ENVS.value), ("--grid", grid)):
             if given:
@@ -153,19 +151,21 @@ def _print_hours(jobs, left, given) -> None:
 
     speeds = {**measure_speeds(jobs), **given}
     total, unknown = hours(left, speeds)
-    cost = ""
+    words = f"To do: {_count(len(left), 'job')}"
     if len(unknown) < len({job.method for job in left}):
         cost = f"{total:,.1f} GPU-hours" if total >= 1 else f"{60 * total:.2g} GPU-minutes"
-        cost = f", {cost} of updates"
+        words += f", {cost} of updates"
     known = (f"{method or 'others'} {speed:.4g}" for method, speed in sorted(speeds.items()))
-    rates = f" (updates/s: {', '.join(known)})" if speeds else ""
-    print(f"To do: {_count(len(left), 'job')}{cost}{rates}.")
+    print(f"{words} (updates/s: {', '.join(known)})." if speeds else f"{words}.")
     if unknown:
         print(f"Speed not known of {', '.join(unknown)}: give --updates_per_second for the hours.")
 
 
-def _execute(jobs, executor) -> None:
-    """Writes the commands of the jobs, submits them, or executes them here."""
+def _execute(jobs, executor) -> bool:
+    """Writes the commands of the jobs, submits them, or executes them here.
+
+    Tells whether any has failed.
+    """
     from qam_jax.files import atomic_write, user_path
     from qam_jax.sweeps.slurm import submit
 
@@ -174,23 +174,20 @@ def _execute(jobs, executor) -> None:
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{shlex.join(job.command)}\n" for job in jobs))
         print(f"Wrote {_count(len(jobs), 'command')}, one a line, to {path}.")
-        return
-    failed = False
+        return False
     if executor:
         numbers = submit(jobs, executor)
         print(f"Submitted {_count(len(numbers), 'job')}, {numbers[0]} to {numbers[-1]}.")
-    else:
-        failed = _run_here(jobs)
+    failed = not executor and _run_here(jobs)
     print(f"Logs: {jobs[0].task.log.parent.parent}")
-    if failed:
-        sys.exit(1)
+    return failed
 
 
 def _run_here(jobs) -> bool:
     """Executes the jobs; tells whether any has failed."""
     from qam_jax.memory import check_processes
+    from qam_jax.runs.lock import FAILED, FINISHED, STOPPED
     from qam_jax.sweeps.local import run_local
-    from qam_jax.sweeps.worker import Outcome
     from qam_jax.training.launch import check_data_folder
 
     for job in jobs:
@@ -198,8 +195,8 @@ def _run_here(jobs) -> bool:
     parallel = _PARALLEL.value or len(_GPUS.value) or 1
     check_processes(f"--parallel={parallel}", min(parallel, len(jobs)), num_bytes=5 * 10**8)
     outcomes = run_local(jobs, parallel=parallel, gpus=_GPUS.value)
-    print(_totals(Outcome, (outcome for outcome, _ in outcomes.values())))
-    return _list_errors("Failed:", outcomes, Outcome.FAILED)
+    print(_totals((FINISHED, STOPPED, FAILED), outcomes))
+    return _list_errors("Failed:", outcomes, FAILED)
 
 
 def _make_executor(group: str):
@@ -218,7 +215,7 @@ def _make_executor(group: str):
 
 def _list_errors(title, results, wanted) -> bool:
     """Lists the errors of the jobs whose state or outcome is `wanted`; tells whether any is."""
-    lines = [f"  {name}: {error}" for name, (state, error) in results.items() if state is wanted]
+    lines = [f"  {name}: {error}" for name, (state, error) in results.items() if state == wanted]
     if len(lines) > _SHOWN:
         lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
     if lines:
@@ -226,9 +223,9 @@ def _list_errors(title, results, wanted) -> bool:
     return bool(lines)
 
 
-def _totals(kind, members) -> str:
-    counts = Counter(members)
-    return ", ".join(f"{counts[member]} {member.value}" for member in kind if counts[member])
+def _totals(kinds, results) -> str:
+    counts = Counter(kind for kind, _ in results.values())
+    return ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
 
 
 def _count(number: int, noun: str) -> str:

@@ -43,8 +43,7 @@ def hours(jobs: Sequence[Job], speeds: Mapping[str, float]) -> tuple[float, list
     Online updates count as offline ones. The speeds are those of `parse_speeds`.
     """
     known = {job.method: speeds.get(job.method, speeds.get("")) for job in jobs}
-    rates = ((updates_left(job), known[job.method]) for job in jobs)
-    seconds = sum(updates / speed for updates, speed in rates if speed)
+    seconds = sum(updates_left(job) / speed for job in jobs if (speed := known[job.method]))
     return seconds / 3600, sorted(method for method, speed in known.items() if not speed)
 
 

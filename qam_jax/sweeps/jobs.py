@@ -1,5 +1,6 @@
 """Jobs: the commands of a study's runs, their folders and their states."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -33,7 +34,7 @@ _SWEEP_FLAGS = {
 }  # fmt: skip
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """State of a job, read from its folder."""
 
     NEW = "not started"
@@ -56,7 +57,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The folder of the first run."""
+        """Folder of the first run."""
         return self.folders[0]
 
     @property
@@ -67,43 +68,36 @@ class Job:
     @property
     def task(self) -> Task:
         """The command with its log and record, which are in `logs` of the group's folder."""
-        path = str(self.folder.parent.parent / "logs" / self.name)
-        return Task(self.command, Path(f"{path}.log"), Path(f"{path}.json"))
+        logs = self.folder.parent.parent / "logs"
+        return Task(self.command, logs / f"{self.name}.log", logs / f"{self.name}.json")
 
 
 def make_jobs(
     study: Study,
-    script: Path,
+    script: Path,  # train_offline.py, beside its `configs`
     save_dir: str,
-    extra_flags: Sequence[str] = (),
-    seeds_per_run: int = 1,
+    extra_flags: Sequence[str] = (),  # of all runs, as `--name=value`; they win over the study's
+    seeds_per_run: int = 1,  # largest number of consecutive seeds in one job
 ) -> list[Job]:
     """Makes the jobs of a study, and checks each as `train_offline.py` would.
 
     The first seed of all runs comes first. A config field among the flags for all runs is left out
     for methods without it, if another method of the study has it.
 
-    Args:
-      study: the study.
-      script: path of `train_offline.py`, beside its `configs`.
-      save_dir: of all runs.
-      extra_flags: of all runs, as `--name=value`; they win over the study's.
-      seeds_per_run: largest number of consecutive seeds in one job.
-
-    Raises:
-      ValueError: if a run is invalid; names the run and the error.
+    Raises ValueError, which names the run and the error, if a run is invalid.
     """
     extra = dict(map(_split_flag, extra_flags))
     _check_names(study, extra)
-    everywhere = {"group": study.group, "save_dir": save_dir}
-    if study.preset:
-        everywhere["preset"] = study.preset
+    common = {"group": study.group, "save_dir": save_dir}
+    common |= {"preset": study.preset} if study.preset else {}
+    fields = set().union(*map(agents.get_config, study.methods))
     jobs: list[Job] = []
     for env_name, variant, method in itertools.product(
         study.env_names, study.variants, study.methods
     ):
-        fitting = _fitting_flags(method, study, {**study.flags, **extra})
-        options = {"env_name": env_name, **everywhere, **fitting, **variant.flags}
+        others = {f"config.{field}" for field in fields - set(agents.get_config(method))}
+        given = {name: v for name, v in {**study.flags, **extra}.items() if name not in others}
+        options = {"env_name": env_name, **common, **given, **variant.flags}
         try:
             options |= _scaled_fields(method, options, variant)
             resolved = resolve(method, _format_flags(options))
@@ -124,20 +118,21 @@ def read_state(job: Job, queued: Collection[str] = ()) -> tuple[State, str]:
     SLURM's queue holds the jobs of the names in `queued`. Raises ValueError, naming the
     differences, if the job's folder holds a run of another config.
     """
+    settings, config, _ = job.resolved
     try:
-        settings, config, _ = job.resolved
         for index, folder in enumerate(job.folders):
             check_folder(folder, settings.of_seed(index), config)
     except (DamagedError, OSError) as error:
         return State.DAMAGED, str(error)
-    if last_step(job) >= job.resolved.settings.total_steps:
+    if last_step(job) >= settings.total_steps:
         return State.FINISHED, ""
     if any(is_held(folder / LOCK) for folder in job.folders):
         return State.RUNNING, ""
     if job.name in queued:
         return State.QUEUED, ""
-    if recorded := _recorded_error(job.task.record):
-        return State.FAILED, recorded
+    with contextlib.suppress(DamagedError, OSError, LookupError, TypeError):  # no such record
+        if recorded := read_json(job.task.record)["error"]:
+            return State.FAILED, recorded
     begun = any(folder.exists() for folder in job.folders)
     return (State.UNFINISHED if begun else State.NEW), ""
 
@@ -150,17 +145,13 @@ def last_step(job: Job) -> int:
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Reads a run's file of metrics; no rows if the file is missing or damaged."""
-    try:
+    with contextlib.suppress(DamagedError, OSError):
         return read_csv(path)
-    except (DamagedError, OSError):
-        return []
+    return []
 
 
 def resolve(method: str, options: Sequence[str]) -> Resolved:
-    """Resolves `train_offline.py --config=<method> <options>`.
-
-    Raises ValueError if `train_offline.py` would refuse the options.
-    """
+    """Resolves `train_offline.py --config=<method> <options>`. Raises ValueError if it refuses."""
     values = flags.FlagValues()
     define_flags(RunSettings, values)
     arguments = ["train_offline.py", *options]
@@ -177,14 +168,6 @@ def resolve(method: str, options: Sequence[str]) -> Resolved:
     return resolved
 
 
-def _recorded_error(path: Path) -> str:
-    """The error of the last execution; empty without one, and where no record can be read."""
-    try:
-        return read_json(path)["error"]
-    except (DamagedError, OSError, LookupError, TypeError):
-        return ""
-
-
 def _make_job(
     method: str,
     run_name: str,
@@ -199,19 +182,15 @@ def _make_job(
         own = {"seed": seeds[0], "num_seeds": len(seeds), "run_id": run_name}
     settings = dataclasses.replace(resolved.settings, **own)
     check_settings(settings)
-    each = (settings.of_seed(index) for index in range(len(seeds)))
-    folders = tuple(folder_of(alone, resolved.config) for alone in each)
-    config = f"--config={_config_file(method, script)}"
-    command = (sys.executable, str(script), config, *_format_flags({**options, **own}))
+    places = range(len(seeds))
+    folders = tuple(folder_of(settings.of_seed(place), resolved.config) for place in places)
+    config = script.parent / "configs" / f"{method}.py"
+    if method not in agents.algorithm_names():  # a module of your own is its own config file
+        config = Path(inspect.getfile(importlib.import_module(method)))
+    given = _format_flags({"config": config, **options, **own})
+    command = (sys.executable, str(script), *given)
     name = "/".join(folders[0].parts[-2:]) + (f"-{seeds[-1]}" if len(seeds) > 1 else "")
     return Job(name, command, resolved._replace(settings=settings), folders)
-
-
-def _config_file(method: str, script: Path) -> Path:
-    """The file for `--config`; a module of your own is its own config file."""
-    if method in agents.algorithm_names():
-        return script.parent / "configs" / f"{method}.py"
-    return Path(inspect.getfile(importlib.import_module(method)))
 
 
 def _group_consecutive(seeds: Sequence[int], most: int) -> list[list[int]]:
@@ -231,23 +210,14 @@ def _check_env(env_name: str, env_module: str) -> None:
     make_env(env_name, env_module).close()
 
 
-def _fitting_flags(method: str, study: Study, options: dict[str, Any]) -> dict[str, Any]:
-    """The flags without config fields that only other methods of the study have."""
-    everything = set().union(*map(agents.get_config, study.methods))
-    others = {f"config.{field}" for field in everything - set(agents.get_config(method))}
-    return {name: value for name, value in options.items() if name not in others}
-
-
 def _scaled_fields(method: str, options: dict[str, Any], variant: Variant) -> dict[str, Any]:
     """The flags of the config fields that a variant multiplies."""
     config = resolve(method, _format_flags(options)).config if variant.scale else {}
-    fields = {}
-    for flag, factor in variant.scale.items():
-        field = flag.removeprefix("config.")
-        if field == flag or not isinstance(config.get(field), int | float):
+    values = {f"config.{field}": value for field, value in config.items()}
+    for flag in variant.scale:
+        if not isinstance(values.get(flag), int | float):
             raise ValueError(f"scale: {flag!r} is no number of the config of {method!r}.")
-        fields[flag] = float(f"{config[field] * factor:.12g}")
-    return fields
+    return {flag: float(f"{values[flag] * by:.12g}") for flag, by in variant.scale.items()}
 
 
 def _format_flags(options: dict[str, Any]) -> list[str]:

@@ -2,18 +2,17 @@
 
 import contextlib
 import logging
-import math
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from qam_jax.runs.metrics import score
+from qam_jax.reports.folders import read_evaluations
 from qam_jax.runs.stopping import Stopped, stop_signals
 from qam_jax.sweeps.jobs import Job, last_step, read_rows
-from qam_jax.sweeps.worker import Outcome, end_task, start_task
+from qam_jax.sweeps.worker import end_task, start_task
 
 _logger = logging.getLogger(__name__)
 
@@ -30,19 +29,19 @@ class _Running(NamedTuple):
 
 def run_local(
     jobs: Sequence[Job], *, parallel: int = 1, gpus: Sequence[str] = ()
-) -> dict[str, tuple[Outcome, str]]:
+) -> dict[str, tuple[str, str]]:
     """Executes jobs in their order, `parallel` at a time; returns outcome and error by job's name.
 
     A terminal shows a bar for all and one for each running job. The jobs take turns on the `gpus`
     of these numbers; each sees all GPUs if none is given.
 
-    Raises:
-      OSError: if a job's log or record cannot be written.
-      Stopped: if a signal asked to stop. Running jobs have been asked too, and have ended.
+    Raises OSError if a job's log or record cannot be written, and Stopped if a signal asked to
+    stop: running jobs have been asked too, and have ended.
     """
     waiting, asked, viewed = list(jobs), False, 0.0
     running: dict[int, _Running] = {}  # by the number of the slot
-    outcomes: dict[str, tuple[Outcome, str]] = {}
+    outcomes: dict[str, tuple[str, str]] = {}
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if parallel > len(gpus) else {}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
         all_bar = tqdm(total=len(jobs), desc="runs", unit="run", position=0, disable=None)
@@ -55,14 +54,18 @@ def run_local(
                 waiting, asked = [], True
             for slot in range(parallel):
                 if waiting and slot not in running:
-                    environment = _gpu_variables(slot, gpus, shared=parallel > len(gpus))
-                    running[slot] = _start(waiting.pop(0), slot, environment)
+                    own = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)], **shared} if gpus else {}
+                    running[slot] = _start(waiting.pop(0), slot, own)
             for slot, (job, process, bar, started) in list(running.items()):
-                status = process.poll()
-                if status is not None:
+                if (status := process.poll()) is not None:
                     del running[slot]
                     bar.close()
-                    outcomes[job.name] = _finish(job, status, time.monotonic() - started)
+                    outcome, error = outcomes[job.name] = end_task(job.task, status)
+                    minutes, result = (time.monotonic() - started) / 60, error or _score(job)
+                    _logger.info(
+                        "%-9s %s after %.1f min: %s",
+                        outcome, job.name, minutes, result or "see the log",
+                    )  # fmt: skip
                     all_bar.update()
             if time.monotonic() - viewed > _VIEW_SECONDS:
                 _show(running)
@@ -73,27 +76,14 @@ def run_local(
     return outcomes
 
 
-def _gpu_variables(slot: int, gpus: Sequence[str], *, shared: bool) -> dict[str, str]:
-    if not gpus:
-        return {}
-    preallocate = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if shared else {}
-    return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)], **preallocate}
-
-
 def _start(job: Job, slot: int, environment: dict[str, str]) -> _Running:
     process = start_task(job.task, environment)
     _logger.info("started   %s", job.name)
-    total, done = job.resolved.settings.total_steps, last_step(job)
-    options: dict[str, Any] = {"position": slot + 1, "leave": False, "disable": None}
-    bar = tqdm(total=total, initial=done, desc=job.name, unit="step", **options)
+    bar = tqdm(
+        total=job.resolved.settings.total_steps, initial=last_step(job), desc=job.name, unit="step",
+        position=slot + 1, leave=False, disable=None,
+    )  # fmt: skip
     return _Running(job, process, bar, time.monotonic())
-
-
-def _finish(job: Job, status: int, seconds: float) -> tuple[Outcome, str]:
-    outcome, error = end_task(job.task, status)
-    result = error or _score(job) or "see the log"
-    _logger.info("%-9s %s after %.1f min: %s", outcome.value, job.name, seconds / 60, result)
-    return outcome, error
 
 
 def _terminate(running: dict[int, _Running]) -> None:
@@ -112,8 +102,8 @@ def _show(running: dict[int, _Running]) -> None:
 
 def _score(job: Job) -> str:
     """The last evaluation of a run, in words."""
-    rows = read_rows(job.folder / "eval.csv")
-    if not rows:
-        return ""
-    reports = not math.isnan(rows[-1].get("success", math.nan))
-    return f"success {score(rows[-1]):.0%}" if reports else f"return {score(rows[-1]):.1f}"
+    with contextlib.suppress(ValueError, OSError):  # it is damaged, say
+        _, scores, unit = read_evaluations(job.folder)
+        if scores:
+            return f"success {scores[-1]:.0f}%" if unit == "%" else f"return {scores[-1]:.1f}"
+    return ""

@@ -34,10 +34,8 @@ def make_executor(
     The folder, on a shared file system, gets the scripts and submitit's own logs. The parameters
     are submitit's for SLURM, such as partition; they win over `DEFAULTS`.
 
-    Raises:
-      ImportError: if submitit is not installed.
-      OSError: if the folder cannot be written to.
-      ValueError: if this machine has no SLURM, or submitit does not know a parameter.
+    Raises ImportError without submitit, OSError if the folder cannot be written to, and ValueError
+    if this machine has no SLURM, or submitit does not know a parameter.
     """
     missing = [program for program in ("sbatch", "srun", "squeue") if not shutil.which(program)]
     if missing:
@@ -75,10 +73,7 @@ def queued_jobs(folder: Path) -> set[str]:
 def submit(
     jobs: Sequence[Job], executor: "submitit.Executor", array_length: int = _ARRAY_LENGTH
 ) -> list[str]:
-    """Submits jobs in arrays of `array_length` at most, and returns SLURM's numbers of them.
-
-    The numbers are recorded, so that no job is submitted twice.
-    """
+    """Submits jobs in arrays; records their numbers, so that none is submitted twice."""
     folder, numbers = Path(executor.folder), dict[str, str]()
     for start in range(0, len(jobs), array_length):
         part = jobs[start : start + array_length]

@@ -23,60 +23,35 @@ _MOST_SEEDS = 10**5  # of a study
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A change to the runs of a study.
+    """A change to the runs of a study."""
 
-    Attributes:
-      name: part of the names of its runs; empty for unchanged runs.
-      flags: flags of `train_offline.py`, without dashes, with their values.
-      scale: config fields as flags, with the factors that multiply their values.
-    """
-
-    name: str = ""
-    flags: dict[str, Any] = dataclasses.field(default_factory=dict)
-    scale: dict[str, float] = dataclasses.field(default_factory=dict)
+    name: str = ""  # part of the names of its runs; empty for unchanged runs
+    flags: dict[str, Any] = dataclasses.field(default_factory=dict)  # of train_offline.py
+    scale: dict[str, float] = dataclasses.field(default_factory=dict)  # factors of fields' values
 
 
 @dataclasses.dataclass(kw_only=True)
 class Study:
     """A run for every combination of method, environment, seed and variant.
 
-    The arguments are the fields of a study's file.
-
-    Args:
-      name: name of the study.
-      methods: algorithms of this package or modules of your own; `all` means those of the preset,
-        or without one all of this package.
-      seeds: a list, or a number of seeds from 0.
-      env_names: full names of environments.
-      domains: further environments, such as `cube-double-play`: all `tasks` of each.
-      tasks: numbers from 1 to 5.
-      description: one sentence.
-      group: folder of the runs; by default the study's name.
-      preset: preset of all runs.
-      flags: flags of all runs, with their values.
-      grid: flags with lists of values; each combination is a variant.
-      variants: tables with `name`, `flags` and `scale`; each is combined with the grid.
-
-    Raises:
-      ValueError: if a field has a wrong type or value.
+    The arguments are the fields of a study's file. Raises ValueError if one has a wrong type or
+    value.
     """
 
     name: str
-    methods: Sequence[str] = ()
-    seeds: Sequence[int] = ()
-    env_names: Sequence[str] = ()
-    domains: InitVar[Sequence[str]] = ()
-    tasks: InitVar[Sequence[int]] = (1, 2, 3, 4, 5)
-    description: str = ""
-    group: str = ""
-    preset: str = ""
-    flags: dict[str, Any] = dataclasses.field(default_factory=dict)
-    grid: InitVar[dict[str, Any] | None] = None
-    variants: Sequence[Any] = (Variant(),)
+    methods: Sequence[str] = ()  # of this package or your own modules; "all": all of the preset
+    seeds: Sequence[int] = ()  # or a number of seeds from 0
+    env_names: Sequence[str] = ()  # full names
+    domains: InitVar[Sequence[str]] = ()  # more environments, such as cube-double-play
+    tasks: InitVar[Sequence[int]] = (1, 2, 3, 4, 5)  # of the domains
+    description: str = ""  # one sentence
+    group: str = ""  # folder of the runs; by default the study's name
+    preset: str = ""  # of all runs
+    flags: dict[str, Any] = dataclasses.field(default_factory=dict)  # of all runs
+    grid: InitVar[dict[str, Any] | None] = None  # values of flags; each combination is a variant
+    variants: Sequence[Any] = (Variant(),)  # tables of fields; each is combined with the grid
 
-    def __post_init__(
-        self, domains: Sequence[str], tasks: Sequence[int], grid: dict[str, Any] | None
-    ) -> None:
+    def __post_init__(self, domains: Any, tasks: Any, grid: Any) -> None:
         if self.methods == "all":
             self.methods = paper_methods() if self.preset else algorithm_names()
         if type(self.seeds) is int:
@@ -85,17 +60,22 @@ class Study:
             self.seeds = range(self.seeds)
         self.methods = _checked("methods", self.methods, str)
         self.seeds = _checked("seeds", self.seeds, int)
-        names = (*_checked("env_names", self.env_names, str), *_domain_envs(domains, tasks))
+        tasks = _checked("tasks", tasks, int)
+        if not set(tasks) <= {1, 2, 3, 4, 5}:
+            raise ValueError(f"tasks are numbers from 1 to 5, got {list(tasks)}.")
+        places = itertools.product(_checked("domains", domains, str), tasks)
+        names = [f"{domain}-singletask-task{task}-v0" for domain, task in places]
+        names = [*_checked("env_names", self.env_names, str), *names]
         self.env_names = tuple(dict.fromkeys(names))
         self.group = self.group or self.name
         self.flags = _flatten("flags", self.flags)
         self.variants = _combine(self.variants, _flatten("grid", grid or {}))
         for method in self.methods:
             get_config(method)  # raises ValueError for an unknown method
-        for field in ("methods", "env_names", "seeds"):
-            if not getattr(self, field):
-                label = "domains or env_names" if field == "env_names" else field
-                raise ValueError(f"no {label}: there would be no run.")
+        given = {"methods": self.methods, "domains or env_names": names, "seeds": self.seeds}
+        for field, values in given.items():
+            if not values:
+                raise ValueError(f"no {field}: there would be no run.")
 
 
 def study_names() -> list[str]:
@@ -109,11 +89,10 @@ def load_study(name: str) -> Study:
         return parse_study(name, _named_text(name))
     path = user_path(name)
     try:
-        text = path.read_text()
+        return parse_study(path.stem, path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ValueError(f"cannot read the study {name!r}: {reason}.") from error
-    return parse_study(path.stem, text)
 
 
 def parse_study(name: str, text: str) -> Study:
@@ -182,14 +161,6 @@ def flag_text(value: Any) -> str:
     return str(value)
 
 
-def _domain_envs(domains: Sequence[str], tasks: Sequence[int]) -> list[str]:
-    tasks = _checked("tasks", tasks, int)
-    if not set(tasks) <= {1, 2, 3, 4, 5}:
-        raise ValueError(f"tasks are numbers from 1 to 5, got {list(tasks)}.")
-    names = _checked("domains", domains, str)
-    return [f"{domain}-singletask-task{task}-v0" for domain in names for task in tasks]
-
-
 def _named_text(name: str) -> str:
     if name not in study_names():
         raise ValueError(
@@ -220,7 +191,8 @@ def _combine(tables: Iterable[Any], grid: dict[str, Any]) -> tuple[Variant, ...]
     for flag, values in grid.items():
         if not isinstance(values, list | tuple) or not values:
             raise ValueError(f"grid: {flag} must have a list of values, got {values!r}.")
-    variants = []
+    variants = {}
+    names = []
     for table, values in itertools.product(tables, itertools.product(*grid.values())):
         try:
             base = table if isinstance(table, Variant) else Variant(**table)
@@ -230,13 +202,12 @@ def _combine(tables: Iterable[Any], grid: dict[str, Any]) -> tuple[Variant, ...]
             ) from error
         chosen = dict(zip(grid, values, strict=True))
         parts = [f"{flag.rpartition('.')[2]}={_short(value)}" for flag, value in chosen.items()]
-        name = "-".join(filter(None, [base.name, *parts]))
+        names.append("-".join(filter(None, [base.name, *parts])))
         flags = {**_flatten("flags", base.flags), **chosen}
-        variants.append(Variant(name, flags, _flatten("scale", base.scale)))
-    names = [variant.name for variant in variants]
-    if len(set(names)) < len(names):
+        variants[names[-1]] = Variant(names[-1], flags, _flatten("scale", base.scale))
+    if len(variants) < len(names):
         raise ValueError(f"the names of variants must differ, got {names}.")
-    return tuple(variants)
+    return tuple(variants.values())
 
 
 def _short(value: Any) -> str:
@@ -250,12 +221,10 @@ def _select(
     flag: str, values: Sequence[Any], wanted: Sequence[Any], key: Callable[[Any], Any] = str
 ) -> tuple[Any, ...]:
     """The values whose `key` matches one of the patterns or numbers; all, without any."""
-    names = {value: str(key(value)) for value in values}
-    chosen = set() if wanted else set(values)
+    names = [str(key(value)) for value in values]
     for want in wanted:
-        found = {value for value in values if fnmatchcase(names[value], str(want))}
-        if not found:
-            there = ", ".join(dict.fromkeys(names.values()))
+        if not any(fnmatchcase(name, str(want)) for name in names):
+            there = ", ".join(dict.fromkeys(names))
             raise ValueError(f"--{flag}: the study has no {want!r}; it has {there}.")
-        chosen |= found
-    return tuple(value for value in values if value in chosen)
+    matches = [not wanted or any(fnmatchcase(name, str(w)) for w in wanted) for name in names]
+    return tuple(itertools.compress(values, matches))

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import enum
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qam_jax.files import ensure_writable_dir, write_json
+from qam_jax.runs.lock import FAILED, FINISHED, STOPPED
 from qam_jax.runs.stopping import EXIT_CODE
 
 if TYPE_CHECKING:
@@ -31,14 +31,6 @@ class Task(NamedTuple):
     command: tuple[str, ...]
     log: Path
     record: Path
-
-
-class Outcome(enum.Enum):
-    """How a command ended."""
-
-    FINISHED = "finished"
-    STOPPED = "stopped"  # by a signal; the same command continues it
-    FAILED = "failed"
 
 
 def start_task(
@@ -65,22 +57,21 @@ def start_task(
         )
 
 
-def end_task(task: Task, status: int) -> tuple[Outcome, str]:
+def end_task(task: Task, status: int) -> tuple[str, str]:
     """Records how a command ended, and returns the outcome, with the error of a failure.
 
+    The outcome is `finished`, `stopped` (by a signal: the same command continues it) or `failed`.
     The exit status is negative for a signal. Raises OSError, which names the record, if the record
     cannot be written.
     """
-    outcome, error = Outcome.FAILED, ""
-    if status == 0:
-        outcome = Outcome.FINISHED
-    elif status in _STOPPED:
-        outcome = Outcome.STOPPED
+    outcome, error = FAILED, ""
+    if status == 0 or status in _STOPPED:
+        outcome = STOPPED if status else FINISHED
     elif status < 0:
         error = f"killed by {signal.Signals(-status).name}"
     else:
         error = last_error(task.log) or f"ended with status {status}, without a word"
-    record_task(task, outcome=outcome.value, status=status, error=error)
+    record_task(task, outcome=outcome, status=status, error=error)
     return outcome, error
 
 
@@ -127,17 +118,15 @@ class RunTask:
     def __call__(self, task: Task) -> None:
         """Executes the command to its end.
 
-        Raises:
-          RuntimeError: if the command failed, with the last line of its error.
-          SystemExit: with status 75 if the command was stopped.
+        Raises RuntimeError with its error if it failed, and SystemExit (75) if it was stopped.
         """
         process = self._start(task)
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
         outcome, error = end_task(task, process.returncode)
-        if outcome is Outcome.FAILED:
+        if outcome == FAILED:
             raise RuntimeError(error)
-        if outcome is Outcome.STOPPED:
+        if outcome == STOPPED:
             sys.exit(EXIT_CODE)
 
     def checkpoint(self, task: Task) -> "submitit.helpers.DelayedSubmission":
@@ -149,7 +138,7 @@ class RunTask:
             with contextlib.suppress(ChildProcessError):  # it has been waited for already
                 # This interrupts `poll`, whose lock `wait` would wait for.
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        record_task(task, outcome=Outcome.STOPPED.value, error="")
+        record_task(task, outcome=STOPPED, error="")
         return DelayedSubmission(RunTask(), task)
 
     def _start(self, task: Task) -> subprocess.Popen:

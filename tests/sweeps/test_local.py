@@ -5,10 +5,11 @@ import threading
 
 import pytest
 
+from qam_jax.runs.lock import FAILED, FINISHED, STOPPED
 from qam_jax.runs.stopping import Stopped
 from qam_jax.sweeps.jobs import State, read_state
 from qam_jax.sweeps.local import run_local
-from qam_jax.sweeps.worker import Outcome, last_error
+from qam_jax.sweeps.worker import last_error
 
 _FINISH = "mkdir -p $folder/checkpoints/20"
 
@@ -24,9 +25,9 @@ def test_outcomes_logs_and_states(make_shell_jobs, caplog):
     caplog.set_level("INFO", "qam_jax")
     outcomes = run_local(jobs, parallel=2)
     expected = [
-        (Outcome.FINISHED, ""), (Outcome.FAILED, "no disk"), (Outcome.STOPPED, ""),
-        (Outcome.FAILED, "killed by SIGKILL"),
-        (Outcome.FAILED, "ended with status 3, without a word"),
+        (FINISHED, ""), (FAILED, "no disk"), (STOPPED, ""),
+        (FAILED, "killed by SIGKILL"),
+        (FAILED, "ended with status 3, without a word"),
     ]  # fmt: skip
     assert [outcomes[job.name] for job in jobs] == expected
     assert "some words\n" in jobs[0].task.log.read_text()
@@ -42,7 +43,7 @@ def test_a_job_that_succeeds_at_last_has_no_error(make_shell_jobs):
     (job,) = make_shell_jobs(f"test -e $folder && {_FINISH} && exit; mkdir -p $folder; exit 1")
     run_local([job])
     assert read_state(job)[0] is State.FAILED
-    assert run_local([job])[job.name] == (Outcome.FINISHED, "")
+    assert run_local([job])[job.name] == (FINISHED, "")
     assert job.task.log.read_text().count("$ bash") == 2
 
 

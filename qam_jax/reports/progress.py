@@ -1,6 +1,7 @@
 """Progress of runs, read from their folders alone, and its view in the terminal."""
 
 import datetime
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,26 +23,29 @@ from qam_jax.runs.metrics import read_csv
 _PATIENCE = 3.0
 _MIN_PATIENCE = 300.0  # seconds; an evaluation may take longer than many updates
 
-STATES = {
+STATES = {  # of a run, in the order of the table, with their colours
     "running": "green", "silent": "yellow", "failed": "red", "stopped": "yellow", "done": "dim",
     "damaged": "red",
 }  # fmt: skip
-"""States of a run, in the order of the table, and their colours."""
 
+_STAGES = {"cloning": "bc_steps", "offline": "offline_steps", "online": "online_steps"}
 _WIDE = 120  # characters for all columns
-_COLUMNS = ("run", "state", "progress", "step", "stage", "speed/s", "last score", "left", "ends")
-_LEFT = ("run", "state", "progress", "stage")  # columns whose text is left-aligned
-_ONLY_WIDE = ("step", "stage", "speed/s", "ends")
+_COLUMNS: dict[str, tuple[Any, bool]] = {  # alignment, and whether a narrow terminal has it
+    "run": ("left", True), "state": ("left", True), "progress": ("left", True),
+    "step": ("right", False), "stage": ("left", False), "speed/s": ("right", False),
+    "last score": ("right", True), "left": ("right", True), "ends": ("right", False),
+}  # fmt: skip
 
 
 class Progress(NamedTuple):
-    """Progress of a run. Numbers are nan where they are unknown."""
+    """Progress of a run. Numbers are nan where they are unknown.
+
+    A `silent` run has written nothing for long: it hangs, evaluates, or was killed elsewhere.
+    """
 
     folder: Path
     name: str  # method, task and seed; the folder's name if these cannot be read
-    state: str
-    """One of `STATES`. A `silent` run has written nothing for long: it hangs, evaluates, or was
-    killed on another machine."""
+    state: str  # one of `STATES`
     step: int = 0  # of the last row of metrics
     end: int = 0  # last step of the run
     stage: str = ""  # `cloning`, `offline` or `online`; empty before the first row
@@ -70,24 +74,18 @@ def read_progress(folder: Path, now: float) -> Progress:
 
 
 def progress_view(
-    runs: Sequence[Progress],
-    notes: Sequence[str],
-    now: float,
-    *,
-    width: int,
-    show_done: bool,
+    runs: Sequence[Progress], notes: Sequence[str], now: float, *, width: int, show_done: bool
 ) -> Group:
     """Table of runs, the running ones first, below the notes and a line that sums the runs up.
 
     A narrow terminal gets fewer columns. `now` is in seconds since the epoch.
     """
     table = Table(pad_edge=False)
-    kept = [name for name in _COLUMNS if width >= _WIDE or name not in _ONLY_WIDE]
+    kept = [name for name, (_, narrow) in _COLUMNS.items() if narrow or width >= _WIDE]
     for name in kept:
         wraps = name in ("run", "state")
-        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=not wraps)
-    names = Counter(run.name for run in runs)
-    order = list(STATES)
+        table.add_column(name, justify=_COLUMNS[name][0], no_wrap=not wraps)
+    names, order = Counter(run.name for run in runs), list(STATES)
     for run in sorted(runs, key=lambda run: (order.index(run.state), run.name)):
         if names[run.name] > 1:
             run = run._replace(name=f"{run.name} ({run.folder.name})")
@@ -96,10 +94,10 @@ def progress_view(
             table.add_row(*(cells.get(name) for name in kept))
     counts = Counter(run.state for run in runs)
     summary = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    text = f"{summary or 'no runs'}; {finish_line(runs, now)}."
     wrong = [f"{run.name}: {run.note}" for run in runs if run.state in ("failed", "damaged")]
     lines = [Text(f"Note: {note}", style="yellow") for note in [*notes, *wrong]]
-    return Group(*lines, Text(text), *([table] if table.rows else []))
+    lines.append(Text(f"{summary or 'no runs'}; {finish_line(runs, now)}."))
+    return Group(*lines, *([table] if table.rows else []))
 
 
 def finish_line(runs: Iterable[Progress], now: float) -> str:
@@ -107,7 +105,7 @@ def finish_line(runs: Iterable[Progress], now: float) -> str:
     times = [run.remaining for run in runs if run.state == "running"]
     if not times:
         return "nothing is running"
-    if any(math.isnan(seconds) for seconds in times):
+    if any(map(math.isnan, times)):
         return "the end is not known yet: a run has not written two rows"
     moment = datetime.datetime.fromtimestamp(now + max(times)).astimezone()
     return f"the last of them ends in {duration(max(times))}, {moment:%a %d %b %H:%M}"
@@ -135,9 +133,9 @@ def _read(folder: Path, now: float, age: float) -> Progress:
         return Progress(folder, folder.name, "damaged", age=age, note="no config.json")
     config, path = read_json(folder / "config.json"), folder / "metadata.json"
     metadata = read_json(path) if path.exists() else {}
-    ends = {"cloning": config["bc_steps"]}
-    ends["offline"] = ends["cloning"] + config["offline_steps"]
-    ends["online"] = end = ends["offline"] + config["online_steps"]
+    lengths = {stage: config[name] for stage, name in _STAGES.items()}
+    ends = dict(zip(lengths, itertools.accumulate(lengths.values()), strict=True))
+    end = ends["online"]
     method = metadata.get("method") or method_name(config["agent"])
     name = " ".join(dict.fromkeys([method, *task_label(config["env_name"])]))
     rows = read_csv(folder / "train.csv")
@@ -148,20 +146,20 @@ def _read(folder: Path, now: float, age: float) -> Progress:
         score = f"{value} at {_short(steps[-1])}"
     step = max([int(rows[-1]["step"]) if rows else 0, *steps[-1:]])
     stage = next((stage for stage in ends if step < ends[stage]), "online")
-    start = max((end for end in ends.values() if end < ends[stage]), default=0)
-    speed = _speed(rows[-1]) if rows else math.nan
-    rate = _overall_rate(folder, metadata.get("starts", []), step, now - age, start)
-    rate = speed if math.isnan(rate) else rate
+    # Rows of the online stage have another column than those before.
+    speeds = [value for key, value in (rows or [{}])[-1].items() if key.endswith("s_per_second")]
+    speed = next((value for value in reversed(speeds) if not math.isnan(value)), math.nan)
     pause = config["log_interval"] / speed if speed > 0 else 0.0
     if status != RUNNING and (step >= end or status == FINISHED):
         state = "done"
     elif status in (STOPPED, FAILED):
         state = status
-    elif age > max(_MIN_PATIENCE, _PATIENCE * pause):
-        state = "silent"
     else:
-        state = "running"
-    remaining = math.nan
+        state = "silent" if age > max(_MIN_PATIENCE, _PATIENCE * pause) else "running"
+    begin, written, remaining = ends[stage] - lengths[stage], now - age, math.nan
+    moments = _known_moments(folder, metadata.get("starts", []))
+    moments = [(at, when) for at, when in moments if begin <= at < step and when < written]
+    rate = (step - moments[0][0]) / (written - moments[0][1]) if moments else speed
     if state == "running" and rate > 0:
         remaining = max(0.0, (end - step) / rate - age)
     return Progress(
@@ -171,31 +169,16 @@ def _read(folder: Path, now: float, age: float) -> Progress:
     )  # fmt: skip
 
 
-def _speed(row: Mapping[str, float]) -> float:
-    """Steps per second of a row; online and offline rows have different columns."""
-    speeds = [value for name, value in row.items() if name.endswith("s_per_second")]
-    return next((speed for speed in reversed(speeds) if not math.isnan(speed)), math.nan)
-
-
-def _overall_rate(
-    folder: Path, starts: Sequence[Mapping[str, Any]], step: int, written: float, stage_start: int
-) -> float:
-    """Steps per second with evaluations, since a moment of this stage whose step is known.
-
-    Such moments are the start of a run that was never continued, and the checkpoints that are kept.
-    """
+def _known_moments(folder: Path, starts: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Steps whose time is known: a run's only start, and the checkpoints since the last start."""
     if not starts:
-        return math.nan
+        return []
     started = datetime.datetime.fromisoformat(starts[-1]["time"]).timestamp()
-    moments = [(0, started)] if len(starts) == 1 and stage_start == 0 else []
+    moments = [(0, started)] if len(starts) == 1 else []
     for entry in folder.glob("checkpoints/*"):
         if entry.name.isdigit() and entry.stat().st_mtime > started:
             moments.append((int(entry.name), entry.stat().st_mtime))
-    moments = [(at, when) for at, when in moments if stage_start <= at < step and when < written]
-    if not moments:
-        return math.nan
-    at, when = min(moments)
-    return (step - at) / (written - when)
+    return sorted(moments)
 
 
 def _last_written(folder: Path) -> float:

@@ -25,6 +25,7 @@ STUDENT = "Student's t-test"
 PREDICTION = "95% prediction interval"
 FISHER = "Fisher's exact test over episodes"
 UNTESTED = "not tested: one run each"
+NO_SPREAD = "not tested: no spread over runs"
 
 
 class Sample(NamedTuple):
@@ -93,14 +94,8 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Statistic with its 95% percentile interval from a stratified bootstrap.
 
-    The runs of each task of each sample are resampled separately, with replacement.
-
-    Args:
-      statistic: function of one `Scores` for each sample.
-      *samples: scores of one or more methods; of each task [n], or [n, ...] if the statistic
-        takes more dimensions.
-      replicates: number of resamples.
-      seed: seed of the resampling.
+    The runs of each task of each sample are resampled separately, with replacement. The statistic
+    takes the scores of each sample: of each task [n], or [n, ...] if it takes more dimensions.
 
     Returns:
       The statistic and both ends of the interval, each in the statistic's shape. The ends are nan
@@ -143,50 +138,40 @@ def compare_samples(ours: Sample, theirs: Sample) -> TestResult:
     """
     difference, (n, m) = ours.mean - theirs.mean, (ours.num_runs, theirs.num_runs)
     several = [sample for sample in (ours, theirs) if sample.num_runs > 1]
+    low = high = nan = math.nan
     if not several:
-        return TestResult(difference, math.nan, math.nan, "untested", UNTESTED, math.nan)
+        return TestResult(difference, nan, nan, "untested", UNTESTED, nan)
     if not any(sample.std > 0 for sample in several):
-        return _fisher(ours, theirs, difference)
-    if len(several) == 1:
-        test, freedom = PREDICTION, several[0].num_runs - 1.0
-        variance = several[0].std ** 2 * (1 + 1 / several[0].num_runs)
-    elif min(n, m) >= _ENOUGH:
-        parts = ours.std**2 / n, theirs.std**2 / m
-        test, variance = WELCH, sum(parts)
-        freedom = variance**2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
+        if not (ours.episodes and theirs.episodes):
+            standing = "within" if difference == 0 else "untested"
+            return TestResult(difference, nan, nan, standing, NO_SPREAD, nan)
+        totals = np.array([sample.num_runs * sample.episodes for sample in (ours, theirs)])
+        successes = np.round(np.array([ours.mean, theirs.mean]) / 100 * totals)
+        table = np.stack([successes, totals - successes], axis=1).astype(int)
+        test, p_value = FISHER, float(stats.fisher_exact(table).pvalue)
     else:
-        test, freedom = STUDENT, n + m - 2.0
-        pooled = (ours.std**2 * (n - 1) + theirs.std**2 * (m - 1)) / freedom
-        variance = pooled * (1 / n + 1 / m)
-    error = math.sqrt(variance)  # standard error of the difference
-    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
-    margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
-    low, high = difference - margin, difference + margin
-    return TestResult(difference, low, high, _standing(p_value, difference), test, p_value)
+        if len(several) == 1:
+            test, freedom = PREDICTION, several[0].num_runs - 1.0
+            variance = several[0].std ** 2 * (1 + 1 / several[0].num_runs)
+        elif min(n, m) >= _ENOUGH:
+            parts = ours.std**2 / n, theirs.std**2 / m
+            test, variance = WELCH, sum(parts)
+            freedom = variance**2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
+        else:
+            test, freedom = STUDENT, n + m - 2.0
+            pooled = (ours.std**2 * (n - 1) + theirs.std**2 * (m - 1)) / freedom
+            variance = pooled * (1 / n + 1 / m)
+        error = math.sqrt(variance)  # standard error of the difference
+        p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
+        margin = float(stats.t.ppf(1 - _LEVEL / 2, freedom)) * error
+        low, high = difference - margin, difference + margin
+    standing = "within" if p_value >= _LEVEL else "above" if difference > 0 else "below"
+    return TestResult(difference, low, high, standing, test, p_value)
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for their number (Benjamini and Hochberg); nan where untested."""
     values = np.array(p_values, float)
     known = ~np.isnan(values)
-    if known.any():
-        values[known] = stats.false_discovery_control(values[known])
+    values[known] = stats.false_discovery_control(values[known])
     return values.tolist()
-
-
-def _fisher(ours: Sample, theirs: Sample, difference: float) -> TestResult:
-    nan = math.nan
-    if not (ours.episodes and theirs.episodes):
-        standing = "within" if difference == 0 else "untested"
-        return TestResult(difference, nan, nan, standing, "not tested: no spread over runs", nan)
-    totals = np.array([sample.num_runs * sample.episodes for sample in (ours, theirs)])
-    successes = np.round(np.array([ours.mean, theirs.mean]) / 100 * totals)
-    table = np.stack([successes, totals - successes], axis=1).astype(int)
-    p_value = float(stats.fisher_exact(table).pvalue)
-    return TestResult(difference, nan, nan, _standing(p_value, difference), FISHER, p_value)
-
-
-def _standing(p_value: float, difference: float) -> str:
-    if p_value >= _LEVEL:
-        return "within"
-    return "above" if difference > 0 else "below"

@@ -5,9 +5,8 @@ All tables are data frames. A statistic `x` with an interval has columns `x`, `x
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +22,12 @@ OVERALL = "overall"
 _CURVE_REPLICATES = 1000
 _THRESHOLDS = np.linspace(0, 100, 101)
 _LISTS = {"seeds": "seed", "scores": "score", "configs": "config", "metadata": "metadata"}
-_PROBABILITY = ["probability", "probability_low", "probability_high"]
 _TASK = ["env_name", "domain", "task", "method", "stage", "step", "unit"]
 _BY_VALUE = ["setting", "value", "env_name", "domain", "task", "method", "stage", "unit"]
 
 
 def stage_scores(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
-    """Evaluations at step `at`, or else at the ends of stages.
-
-    Each has its `stage`: `step <N>`, or `offline` and `online`.
-    """
+    """Evaluations at the ends of a `stage`, `offline` or `online`, or at a step (`step <at>`)."""
     step, border, end = runs["step"], runs["border"], runs["end"]
     if at is not None:
         found = runs[step == at].assign(stage=f"step {at:,}")
@@ -52,9 +47,8 @@ def task_results(runs: pd.DataFrame, at: int | None = None) -> pd.DataFrame:
 def mean_results(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean of the scores of each group of runs, with its interval over seeds.
 
-    Returns:
-      A row for each group: the columns `by`, `mean` with its interval, `num_seeds`, and as tuples
-      in the order of seeds `seeds`, `scores`, `configs` and `metadata` of the runs.
+    A row has the columns `by`, `mean` with its interval, `num_seeds`, and as tuples in the order of
+    seeds `seeds`, `scores`, `configs` and `metadata` of the runs.
     """
     rows = []
     for key, group in runs.groupby(list(by), sort=False):
@@ -84,16 +78,15 @@ def aggregates(results: pd.DataFrame, reference: str | None) -> pd.DataFrame:
         for method, tasks in methods.items():
             scores = list(tasks.values())
             sizes = [len(task) for task in scores]
-            others = methods.get(reference, {}) if reference and method != reference else {}
-            rows.append(
-                {"domain": domain, "method": method, "stage": stage, "unit": unit}
-                | estimate("mean", statistics.mean_score, scores)
-                | estimate("iqm", statistics.interquartile_mean, scores)
-                | {"reference": reference}
-                | _improvement("probability_of_improvement", tasks, others)
-                | {"num_tasks": len(tasks), "of_tasks": group["env_name"].nunique()}
-                | {"min_seeds": min(sizes), "max_seeds": max(sizes)}
-            )
+            others = methods.get(reference or "", {}) if method != reference else {}
+            rows.append({
+                "domain": domain, "method": method, "stage": stage, "unit": unit,
+                **estimate("mean", statistics.mean_score, scores),
+                **estimate("iqm", statistics.interquartile_mean, scores), "reference": reference,
+                **_improvement("probability_of_improvement", tasks, others),
+                "num_tasks": len(tasks), "of_tasks": group["env_name"].nunique(),
+                "min_seeds": min(sizes), "max_seeds": max(sizes),
+            })  # fmt: skip
     return pd.DataFrame(rows, columns=None if rows else ["domain", "method", "stage", "unit"])
 
 
@@ -112,7 +105,8 @@ def improvements(results: pd.DataFrame) -> pd.DataFrame:
             swapped = dict(zip(found, (1 - value, 1 - high, 1 - low), strict=True))
             rows.append({"stage": stage, "method": method, "other": other} | found)
             rows.append({"stage": stage, "method": other, "other": method} | swapped)
-    table = pd.DataFrame(rows, columns=["stage", "method", "other", *_PROBABILITY])
+    names = "stage method other probability probability_low probability_high".split()
+    table = pd.DataFrame(rows, columns=names)
     return table.dropna(subset="probability", ignore_index=True)
 
 
@@ -123,14 +117,14 @@ def learning_curves(runs: pd.DataFrame) -> pd.DataFrame:
     neither ends early nor jumps; see `curve_notes`. There is a row for each `method` and `step`,
     with `score` and its interval over seeds.
     """
+    curves = {}
     runs = runs[~_lagging(runs)]
-    parts = []
     for method in ordered_methods(runs["method"]):
         table = _shared_evaluations(runs[runs["method"] == method])
-        tasks = [task.to_numpy() for _, task in table.groupby("env_name")]
         if table.size:
-            parts.append(_curve(method, table.columns, _mean_curve, tasks))
-    return pd.concat(parts) if parts else pd.DataFrame(columns=["method", "step", "score"])
+            tasks = [task.to_numpy() for _, task in table.groupby("env_name")]
+            curves[method] = table.columns, tasks
+    return _curves(curves, lambda tasks: np.mean([task.mean(axis=-2) for task in tasks], axis=0))
 
 
 def curve_notes(runs: pd.DataFrame) -> list[str]:
@@ -139,17 +133,17 @@ def curve_notes(runs: pd.DataFrame) -> list[str]:
     runs = runs[runs["step"] > 0]
     runs = runs.assign(late=_lagging(runs)).sort_values("method", key=sort_key, kind="stable")
     for (method, env_name), group in runs.groupby(["method", "env_name"], sort=False):
-        behind, kept = group[group["late"]], group[~group["late"]]
+        behind, kept, where = group[group["late"]], group[~group["late"]], f"{method} on {env_name}"
         if len(behind):
             notes.append(
-                f"{method} on {env_name}: {seeds_words(behind['seed'])} not yet evaluated at step "
+                f"{where}: {seeds_words(behind['seed'])} not yet evaluated at step "
                 f"{latest(kept)['step'].min():,}, as the others are; left out of the learning "
                 "curves."
             )
         if not _shared_evaluations(kept).size:
             notes.append(
-                f"{method} on {env_name}: its runs were not evaluated at the same steps; "
-                "there is no learning curve."
+                f"{where}: its runs were not evaluated at the same steps; there is no learning "
+                "curve."
             )
     return notes
 
@@ -157,15 +151,11 @@ def curve_notes(runs: pd.DataFrame) -> list[str]:
 def performance_profiles(results: pd.DataFrame) -> pd.DataFrame:
     """Fraction of each method's runs above each success rate, over the tasks of one stage.
 
-    The columns are those of `learning_curves`: `step` is the success rate in percent, `score` the
-    fraction.
+    The columns are those of `learning_curves`: `score` is the fraction, `step` the rate in percent.
     """
-    profile = partial(statistics.performance_profile, thresholds=_THRESHOLDS)
-    parts = [
-        _curve(method, _THRESHOLDS, profile, list(tasks.values()))
-        for method, tasks in _scores_by_method(results[results["unit"] == "%"]).items()
-    ]
-    return pd.concat(parts) if parts else pd.DataFrame(columns=["method", "step", "score"])
+    methods = _scores_by_method(results[results["unit"] == "%"])
+    curves = {method: (_THRESHOLDS, list(tasks.values())) for method, tasks in methods.items()}
+    return _curves(curves, partial(statistics.performance_profile, thresholds=_THRESHOLDS))
 
 
 def online_borders(runs: pd.DataFrame) -> list[int]:
@@ -193,21 +183,34 @@ def sensitivity(
     A method has a line where its runs have several values of the setting, named as its flag. Runs
     that differ in other settings too have a line for each configuration of the other settings.
 
-    Returns:
-      The table of `mean_results` by setting, value, task, method, stage and unit, and notes on what
-      it leaves out and why.
+    Returns the table of `mean_results` by setting, value, task, method, stage and unit, and notes
+    on what it leaves out and why.
     """
     prefix, none = f"--sensitivity={setting}:", pd.DataFrame()
-    settings = runs["config"].map(_by_flag)
+    settings = runs["config"].map(
+        lambda config: config | {f"config.{name}": v for name, v in config["agent"].items()}
+    )
     values = settings.map(lambda each: each.get(setting))
     if values.isna().all():
-        hint = _hint(setting, itertools.chain(*settings))
+        known = {name.removeprefix("config."): name for name in itertools.chain(*settings)}
+        near = difflib.get_close_matches(setting.removeprefix("config."), known, n=1)
+        hint = f" Did you mean {known[near[0]]}?" if near else ""
         return none, [f"{prefix} no run has such a setting.{hint}"]
     for folder, value in zip(runs["folder"], values, strict=True):
-        if isinstance(value, bool | str | list):
+        if isinstance(value, bool | str | list | dict):
             return none, [f"{prefix} it is no number, but {setting_words(value)}, in {folder}."]
     runs = runs.assign(setting=setting, value=values.astype(float)).dropna(subset="value")
-    labels, notes = _labels(latest(runs), setting)
+    notes: list[str] = []
+    labels: dict[Any, str] = {}
+    names = [method_name({"agent_name": run["agent"]["agent_name"]}) for run in runs["config"]]
+    for _, group in latest(runs.assign(method=names)).groupby(["env_name", "method"], sort=False):
+        identity = identities(group["config"], without=setting.removeprefix("config."))
+        group = group.assign(identity=identity)
+        several = group.groupby("identity")["value"].transform("nunique") > 1
+        if several.any():
+            group, lines = tell_apart(group[several])
+            labels |= dict(zip(group["folder"], group["method"], strict=True))
+            notes += lines
     if not labels:
         shown = ", ".join(f"{value:g}" for value in sorted(runs["value"].unique()))
         return none, [f"{prefix} no method has runs of several values on one task (found {shown})."]
@@ -237,16 +240,14 @@ def _improvement(
     return estimate(name, statistics.probability_of_improvement, *zip(*pairs, strict=True))
 
 
-def _curve(method: str, steps: Any, statistic: Any, tasks: list[np.ndarray]) -> pd.DataFrame:
-    """Curve of a statistic, as a table with its interval."""
-    score, low, high = statistics.bootstrap(statistic, tasks, replicates=_CURVE_REPLICATES)
-    columns = {"score": score, "score_low": low, "score_high": high}
-    return pd.DataFrame({"method": method, "step": steps, **columns})
-
-
-def _mean_curve(tasks: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over tasks [..., n, S] of the mean over runs, [..., S]."""
-    return np.mean([task.mean(axis=-2) for task in tasks], axis=0)
+def _curves(methods: Mapping[str, tuple], statistic: Any) -> pd.DataFrame:
+    """Curves of a statistic, from the steps and the scores on each task of each method."""
+    parts = []
+    for method, (steps, tasks) in methods.items():
+        score, low, high = statistics.bootstrap(statistic, tasks, replicates=_CURVE_REPLICATES)
+        columns = {"step": steps, "score": score, "score_low": low, "score_high": high}
+        parts.append(pd.DataFrame({"method": method, **columns}))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["method", "step", "score"])
 
 
 def _shared_evaluations(runs: pd.DataFrame) -> pd.DataFrame:
@@ -262,32 +263,3 @@ def _lagging(runs: pd.DataFrame) -> pd.Series:
         "quantile", 0.5, interpolation="higher"
     )
     return runs["folder"].isin(last.loc[last["step"] < usual, "folder"])
-
-
-def _by_flag(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run's config.json by the names of their flags."""
-    agent = {f"config.{name}": value for name, value in config["agent"].items()}
-    return {name: value for name, value in config.items() if name != "agent"} | agent
-
-
-def _hint(setting: str, known: Iterable[str]) -> str:
-    """Known setting of nearly this name, as a question; empty if there is none."""
-    full = {name.removeprefix("config."): name for name in known}
-    near = difflib.get_close_matches(setting.removeprefix("config."), full, n=1)
-    return f" Did you mean {full[near[0]]}?" if near else ""
-
-
-def _labels(last: pd.DataFrame, setting: str) -> tuple[dict[Path, str], list[str]]:
-    """Label of the line of each run, by folder, where the setting has several values; and notes."""
-    names = [method_name({"agent_name": run["agent"]["agent_name"]}) for run in last["config"]]
-    labels: dict[Path, str] = {}
-    notes: list[str] = []
-    for _, group in last.assign(method=names).groupby(["env_name", "method"], sort=False):
-        identity = identities(group["config"], without=setting.removeprefix("config."))
-        group = group.assign(identity=identity)
-        several = group.groupby("identity")["value"].transform("nunique") > 1
-        if several.any():
-            group, lines = tell_apart(group[several])
-            labels |= dict(zip(group["folder"], group["method"], strict=True))
-            notes += lines
-    return labels, notes

@@ -18,13 +18,6 @@ from qam_jax.reports.published import published_results
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings, names_with_role
 
-# Settings of the sensitivity study, one at a time, by the method's label in its table.
-_VARIANTS = {
-    "QAM-E-NOCLIP": ("clip_grad_norm", 0),
-    "QAM-E (K=2)": ("num_qs", 2),
-    **{f"QAM-E (T={steps})": ("flow_steps", steps) for steps in (1, 3, 20, 30)},
-}
-
 
 def paper_differences(
     config: Mapping[str, Any], metadata: Mapping[str, Any], stage: str = "online"
@@ -35,8 +28,7 @@ def paper_differences(
     `offline` leaves out the settings of fine-tuning.
     """
     paper = dict(paper_settings(variant_name(config["agent"]), config["env_name"]))
-    variant = sensitivity_variant(config)
-    if variant:
+    if variant := sensitivity_variant(config):
         paper |= dict([_variant_settings(paper)[variant]])
     return _differences(config, metadata, paper, stage)
 
@@ -44,15 +36,10 @@ def paper_differences(
 def protocol_differences(
     config: Mapping[str, Any], metadata: Mapping[str, Any], protocol: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Where the data, updates, reward or chunks of a run are not those of published figures.
+    """Differences of a run's data, updates, reward or chunks from those of published figures.
 
-    Args:
-      config: config.json of the run.
-      metadata: metadata.json of the run.
-      protocol: of the figures, see `published.other_figures`.
-
-    Returns:
-      As `paper_differences`.
+    They are in words, as those of `paper_differences`; the `protocol` is a row of
+    `published.other_figures`.
     """
     expected = _run_defaults() | {
         "ogbench_dataset_dir": "shards" if protocol["data"] == "100M" else "",
@@ -63,26 +50,6 @@ def protocol_differences(
     if protocol["horizon_length"] > 1:
         expected["action_chunking"] = True
     return _differences(config, metadata, expected, "offline", whose="figures")
-
-
-def _differences(
-    config: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    paper: dict[str, Any],
-    stage: str,
-    whose: str = "paper",
-) -> dict[str, str]:
-    """Settings of a run at one stage that are not those of `paper`, in words that say `whose`."""
-    large = bool(paper.pop("ogbench_dataset_dir", ""))
-    flat = {**config, **config["agent"]}
-    texts = {
-        name: f"{name} = {setting_words(flat[name])} ({whose}: {setting_words(expected)})"
-        for name, expected in paper.items()
-        if name in flat and not _same(flat[name], expected)
-    }
-    texts |= _data_differences(config, metadata, large, whose)
-    left_out = names_with_role("online") | {"online_steps"} if stage == "offline" else set()
-    return {name: text for name, text in texts.items() if name not in left_out}
 
 
 @functools.cache
@@ -97,21 +64,15 @@ def paper_settings(agent_name: str, env_name: str) -> Mapping[str, Any]:
     # A variant is told by one of these fields; the other fields are at 0.
     agent = dict.fromkeys(variant_fields(agent_name), 0.0) | get_config(agent_name).to_dict()
     agent.pop("agent_name")
-    run = _run_defaults()
     try:
         settings, fields = presets.paper(agent_name, env_name)
     except ValueError:
-        return agent | run
+        return agent | _run_defaults()
     agent |= fields
     if agent["horizon_length"] == 1:
         agent.pop("action_chunking")  # makes no difference to chunks of one action
     settings.pop("eval_interval")
-    return agent | run | settings
-
-
-def _run_defaults() -> dict[str, Any]:
-    counted = names_with_role("result", "schedule", "online") - {"env_name"}
-    return {f.name: f.default for f in dataclasses.fields(RunSettings) if f.name in counted}
+    return agent | _run_defaults() | settings
 
 
 def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
@@ -121,44 +82,63 @@ def sensitivity_variant(config: Mapping[str, Any]) -> str | None:
         return None
     paper = paper_settings(variant_name(agent), config["env_name"])
     variants = _variant_settings(paper)
-    names = {name for name, _ in variants.values()}
-    changed = {name for name in names if not _same(agent.get(name, paper[name]), paper[name])}
-    for label, (name, value) in variants.items():
-        if changed == {name} and _same(agent[name], value):
+    ours = {name: agent.get(name, paper[name]) for name, _ in variants.values()}
+    for label, changed in variants.items():
+        expected = {**paper, **dict([changed])}
+        if all(_same(value, expected[name]) for name, value in ours.items()):
             return label
     return None
 
 
+def _differences(
+    config: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    expected: dict[str, Any],
+    stage: str,
+    whose: str = "paper",
+) -> dict[str, str]:
+    """Settings of a run at one stage that are not as `expected`, in words that say `whose`."""
+    large = bool(expected.pop("ogbench_dataset_dir", ""))
+    flat = {**config, **config["agent"]}
+    texts = {
+        name: f"{name} = {setting_words(flat[name])} ({whose}: {setting_words(value)})"
+        for name, value in expected.items()
+        if name in flat and not _same(flat[name], value)
+    }
+    source = metadata.get("dataset_source") or ""
+    if simulated := re.search(r"\(simulated: (\d+ episodes)", source):
+        texts["dataset_source"] = f"data simulated here ({simulated[1]}), not OGBench's file"
+    if bool(config.get("ogbench_dataset_dir")) != large:
+        texts["ogbench_dataset_dir"] = (
+            f"one file of data ({whose}: 100 files of a million transitions)"
+            if large
+            else f"a folder of files ({whose}: one file of data)"
+        )
+    if config.get("run"):
+        texts["run"] = "started from another run's checkpoint"
+    left_out = names_with_role("online") | {"online_steps"} if stage == "offline" else set()
+    return {name: text for name, text in texts.items() if name not in left_out}
+
+
+def _run_defaults() -> dict[str, Any]:
+    counted = names_with_role("result", "schedule", "online") - {"env_name"}
+    return {f.name: f.default for f in dataclasses.fields(RunSettings) if f.name in counted}
+
+
 def _variant_settings(paper: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Changed setting and its value of each variant of the sensitivity study, by label."""
-    scaled = {f"QAM-E ({x}x tau)": ("inv_temp", x * paper["inv_temp"]) for x in (0.1, 0.3, 3, 10)}
-    return _VARIANTS | scaled
+    return {
+        "QAM-E-NOCLIP": ("clip_grad_norm", 0),
+        "QAM-E (K=2)": ("num_qs", 2),
+        **{f"QAM-E (T={steps})": ("flow_steps", steps) for steps in (1, 3, 20, 30)},
+        **{f"QAM-E ({x}x tau)": ("inv_temp", x * paper["inv_temp"]) for x in (0.1, 0.3, 3, 10)},
+    }
 
 
 @functools.cache
 def _sensitivity_domains() -> frozenset[str]:
     names = published_results("sensitivity")["env_name"]
     return frozenset(task_label(name)[0] for name in names)
-
-
-def _data_differences(
-    config: Mapping[str, Any], metadata: Mapping[str, Any], large: bool, whose: str
-) -> dict[str, str]:
-    """Differences of the data; `large` says whether the others train on a folder of files."""
-    texts = {}
-    shards = bool(config.get("ogbench_dataset_dir"))
-    source = metadata.get("dataset_source") or ""
-    if simulated := re.search(r"\(simulated: (\d+ episodes)", source):
-        texts["dataset_source"] = f"data simulated here ({simulated[1]}), not OGBench's file"
-    if large and not shards:
-        texts["ogbench_dataset_dir"] = (
-            f"one file of data ({whose}: 100 files of a million transitions)"
-        )
-    elif shards and not large:
-        texts["ogbench_dataset_dir"] = f"a folder of files ({whose}: one file of data)"
-    if config.get("run"):
-        texts["run"] = "started from another run's checkpoint"
-    return texts
 
 
 def _same(value: Any, other: Any) -> bool:

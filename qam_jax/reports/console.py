@@ -8,10 +8,9 @@ _WIDTH = 140  # where the output is no terminal
 
 
 def make_console() -> Console:
-    """Makes a console that is wide enough for tables where the output is no terminal.
+    """Console that is wide enough for tables, also where the output is no terminal.
 
-    It raises BrokenPipeError where nobody reads what it prints, see
-    `qam_jax.runs.command_line.until_closed`.
+    It raises BrokenPipeError where nobody reads it, see `runs.command_line.until_closed`.
     """
     return _Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 

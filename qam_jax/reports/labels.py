@@ -1,5 +1,6 @@
 """Labels of methods, tasks, settings and numbers in a report."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,9 +18,7 @@ def method_name(agent_config: Mapping[str, Any]) -> str:
 def task_label(env_name: str) -> tuple[str, str]:
     """Domain and task: `cube-double-play` and `task 2`, or twice the name outside OGBench."""
     task = find_task(env_name)
-    if task is None:
-        return env_name, env_name
-    return task.domain, f"task {task.actual_number or 'default'}"
+    return (task.domain, f"task {task.actual_number or 'default'}") if task else (env_name,) * 2
 
 
 def full_env_name(env_name: str) -> str:
@@ -46,13 +45,9 @@ def seeds_words(seeds: Iterable[int]) -> str:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Whole numbers in short: `0–3, 5`."""
-    parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)
+    steps = itertools.groupby(enumerate(sorted(set(numbers))), lambda pair: pair[1] - pair[0])
+    parts = [[number for _, number in group] for _, group in steps]
+    return ", ".join(f"{a}–{b[-1]}" if b else str(a) for a, *b in parts)
 
 
 def number(value: float, digits: int = 1) -> str:

@@ -69,7 +69,7 @@ def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> 
     online begins at the step `border`, if it does.
     """
     rows = pd.DataFrame(read_csv(folder / "eval.csv"))
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, (axes,) = _panels(1, (6, 3.6))
     if rows["success"].isna().all():
         axes.plot(rows["step"], rows["return"], "o-", color=_COLOR, label="mean return")
         axes.set(ylabel="return")
@@ -81,9 +81,8 @@ def plot_learning_curve(folder: Path, title: str, border: int | None = None) -> 
         axes.set(ylabel="success rate (%)", ylim=(-3, 103))
     if border is not None:
         axes.axvline(border, color="0.4", linestyle="--", linewidth=1, label="fine-tuning begins")
-    axes.set_xlabel("updates" if border is None else "offline updates, then environment steps")
-    axes.set_title(title)
-    axes.set_xlim(left=0)
+    words = "updates" if border is None else "offline updates, then environment steps"
+    axes.set(xlabel=words, title=title, xlim=(0, None))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False)
@@ -98,10 +97,8 @@ def plot_training(folder: Path, title: str) -> list[Path]:
     panels = {kind: columns for kind, columns in panels.items() if not columns.empty}
     if not panels:
         return []
-    figure, all_axes = plt.subplots(
-        1, len(panels), figsize=(6 * len(panels), 3.6), layout="constrained", squeeze=False
-    )
-    for axes, (kind, columns) in zip(all_axes[0], panels.items(), strict=True):
+    figure, all_axes = _panels(len(panels), (6 * len(panels), 3.6))
+    for axes, (kind, columns) in zip(all_axes, panels.items(), strict=True):
         for name in columns:
             axes.plot(rows["step"], columns[name], label=name)
         axes.set(xlabel="steps", ylabel=kind, title=title)
@@ -118,10 +115,8 @@ def plot_maze_paths(env: Any, episodes: Mapping[str, Sequence[Episode]], path: P
     left, bottom = np.subtract(env.ij_to_xy((0, 0)), env._maze_unit / 2)
     right, top = np.add(env.ij_to_xy((rows - 1, columns - 1)), env._maze_unit / 2)
     size = (4.6 * len(episodes), 4.6 * rows / columns + 0.6)
-    figure, panels = plt.subplots(
-        1, len(episodes), figsize=size, layout="constrained", squeeze=False
-    )
-    for axes, (name, runs) in zip(panels[0], episodes.items(), strict=True):
+    figure, panels = _panels(len(episodes), size)
+    for axes, (name, runs) in zip(panels, episodes.items(), strict=True):
         extent = (left, right, bottom, top)
         axes.imshow(env.maze_map, cmap="Greys", vmin=0, vmax=2, origin="lower", extent=extent)
         for episode in runs:
@@ -132,6 +127,11 @@ def plot_maze_paths(env: Any, episodes: Mapping[str, Sequence[Episode]], path: P
         reached = sum(bool(episode.success) for episode in runs)
         axes.set(xticks=[], yticks=[], title=f"{name}: {reached} of {len(runs)} reach the goal")
     return _save(figure, path)
+
+
+def _panels(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
+    return figure, axes[0]
 
 
 def _save(figure: Any, path: Path) -> Path:

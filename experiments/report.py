@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
 
 def _expected_runs(study: str):
     """All runs of a published or named study, or of a study's .toml file."""
-    from qam_jax.reports.missing import expected_runs, published_runs
+    from qam_jax.reports.collect import expected_runs, published_runs
     from qam_jax.reports.published import STUDIES
     from qam_jax.sweeps.studies import load_study
 

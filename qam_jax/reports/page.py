@@ -6,11 +6,10 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from qam_jax.reports.collect import latest
+from qam_jax.reports.collect import describe_missing, latest
 from qam_jax.reports.comparisons import STANDINGS, comparison_view
 from qam_jax.reports.figures import inline_svg, report_figures, report_lines
 from qam_jax.reports.labels import estimate_words, number
-from qam_jax.reports.missing import describe_missing
 from qam_jax.reports.other_papers import other_papers_view
 from qam_jax.reports.published import ordered_methods
 from qam_jax.reports.summary import Report

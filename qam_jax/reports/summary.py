@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from qam_jax.files import atomic_write, user_path
-from qam_jax.reports.collect import collect, latest
+from qam_jax.reports.collect import collect, latest, missing_runs
 from qam_jax.reports.comparisons import GroupComparison, compare_groups, compare_with_published
-from qam_jax.reports.missing import missing_runs
 from qam_jax.reports.other_papers import beside_other_papers, source_notes
 from qam_jax.reports.published import ordered_methods
 from qam_jax.reports.results import (

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qam_jax.reports.collect import describe_missing
 from qam_jax.reports.comparisons import STANDINGS, GroupComparison, comparison_view
 from qam_jax.reports.labels import estimate_words, number
-from qam_jax.reports.missing import describe_missing
 from qam_jax.reports.other_papers import other_papers_view
 from qam_jax.reports.results import OVERALL
 from qam_jax.reports.summary import Report

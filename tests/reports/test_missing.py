@@ -1,7 +1,6 @@
 import pytest
 
-from qam_jax.reports.collect import collect
-from qam_jax.reports.missing import describe_missing, expected_runs, missing_runs
+from qam_jax.reports.collect import collect, describe_missing, expected_runs, missing_runs
 from qam_jax.sweeps.studies import load_study
 
 _TASK = "cube-double-play-singletask-task2-v0"

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from qam_jax.reports.collect import collect
-from qam_jax.reports.missing import describe_missing, missing_runs, published_runs
+from qam_jax.reports.collect import collect, describe_missing, missing_runs, published_runs
 from qam_jax.reports.results import (
     OVERALL,
     aggregates,

@@ -1,46 +1,50 @@
-"""Comparisons of results, task by task: with the paper's figures, or with another group of runs.
+"""Comparisons of results, task by task: with figures of papers, or with another group of runs.
 
-A comparison is a table with a row for each result that both sides have. Its columns:
+A comparison with the paper's figures, or with other runs, is a table with a row for each result
+that both sides have. Its columns:
 
 - `env_name`, `domain`, `task`, `method`, `other` (the other side's method), `stage` and `unit`;
 - `mean`, `std` and `num_runs` of these runs, and `other_mean` and so on of the other side;
 - `difference` of the means, with its interval;
 - `standing`, `test` and `p_value`, see `statistics.TestResult`, and `adjusted_p_value`;
-- `differences`: settings of these runs that are not the other side's, in words;
+- `differences`: settings of these runs that are not the other side's, in words, and their `letter`;
 - `run_scores`: the scores of these runs.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from qam_jax.reports import statistics
+from qam_jax.reports import published, statistics
 from qam_jax.reports.collect import configuration
-from qam_jax.reports.labels import setting_words
-from qam_jax.reports.paper_settings import paper_differences
-from qam_jax.reports.published import base_method, ordered_methods, published_result, sort_key
+from qam_jax.reports.labels import setting_words, task_label
+from qam_jax.reports.paper_settings import paper_differences, protocol_differences
+from qam_jax.reports.published import ordered_methods
 from qam_jax.reports.results import task_results
 from qam_jax.reports.statistics import FISHER, PREDICTION, STUDENT, WELCH, Sample
 
 _PAPER_EPISODES = 50
+_TASKS = 5  # of a domain
 _TESTS = {WELCH: "Welch", STUDENT: "Student", PREDICTION: "prediction", FISHER: "Fisher"}
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-STANDINGS = {"within": "●", "above": "▲", "below": "▼", "untested": "○"}
-"""Standings of a result, and their marks."""
+STANDINGS = {"within": "●", "above": "▲", "below": "▼", "untested": "○"}  # with their marks
 
 
 class GroupComparison(NamedTuple):
-    """Comparison of two groups of runs."""
+    """Comparison of two groups of runs.
+
+    `improvements` has the probability that a run of the first group is better than a run of the
+    second, for each `stage`, `method` and `other` with success rates of both on some task.
+    """
 
     name: str  # of the first group
     other: str  # name of the second group
     table: pd.DataFrame  # the comparison, see above
     improvements: pd.DataFrame
-    """Probability that a run of the first group is better than a run of the second: a row for each
-    `stage`, `method` and `other` with success rates of both on some task."""
     notes: list[str]  # what could not be compared
 
 
@@ -48,18 +52,12 @@ def compare_with_published(results: pd.DataFrame) -> pd.DataFrame:
     """Compares each result (of `task_results`) that the paper has too with the paper's result."""
     rows = []
     for result in results[results["unit"] == "%"].itertuples():
-        paper = published_result(result.env_name, result.method) or published_result(
-            result.env_name, base_method(result.method)
-        )
+        paper = published.published_result(result.env_name, result.method)
         mean, std = (getattr(paper, f"{result.stage}_{name}", np.nan) for name in ("mean", "std"))
-        if paper is not None and not np.isnan(mean):
+        if not np.isnan(mean):
             theirs = Sample(mean, std, paper.num_seeds, _PAPER_EPISODES)
-            texts = [
-                text
-                for run in zip(result.configs, result.metadata, strict=True)
-                for text in paper_differences(*run, result.stage).values()
-            ]
-            rows.append(_row(result, theirs, paper.method, dict.fromkeys(texts)))
+            differences = _texts([result], partial(paper_differences, stage=result.stage))
+            rows.append(_row(result, theirs, paper.method, differences))
     return _table(rows)
 
 
@@ -72,13 +70,19 @@ def compare_groups(
     single method, all methods of the first group are compared with it. Results are compared at step
     `at`, or else at the ends of the stages.
     """
-    pairs, notes = _pairs(runs, others, name, other)
-    ours, theirs = task_results(runs, at), task_results(others, at)
-    ours["partner"] = [pairs.get(method, "") for method in ours["method"]]
-    theirs["partner"] = theirs["method"]
+    methods, theirs = ordered_methods(runs["method"]), ordered_methods(others["method"])
+    pairs, notes = {method: method for method in methods if method in theirs}, []
+    if not pairs and len(theirs) == 1:
+        pairs = dict.fromkeys(methods, theirs[0])
+    else:
+        alone = [f"{method} (only in {name})" for method in methods if method not in pairs]
+        alone += [f"{method} (only in {other})" for method in theirs if method not in pairs]
+        notes += [f"Not compared: {', '.join(alone)}."] if alone else []
     by = ["env_name", "partner", "stage", "unit"]
-    theirs = theirs.drop_duplicates(by, keep="last")
-    both = ours.merge(theirs, on=by, suffixes=("", "_theirs"))
+    ours, there = task_results(runs, at), task_results(others, at)
+    ours["partner"] = [pairs.get(method, "") for method in ours["method"]]
+    there = there.assign(partner=there["method"]).drop_duplicates(by, keep="last")
+    both = ours.merge(there, on=by, suffixes=("", "_theirs"))
     rows = [
         _row(
             result,
@@ -92,27 +96,23 @@ def compare_groups(
         notes.append(f"{name} and {other} share no task with results of both yet.")
     chances = []
     rated = both[both["unit"] == "%"].groupby(["stage", "method", "partner"], sort=False)
-    for (stage, method, partner), tasks in rated:
+    for key, tasks in rated:
         sides = ([np.array(task) for task in tasks[side]] for side in ("scores", "scores_theirs"))
         chance = statistics.estimate("probability", statistics.probability_of_improvement, *sides)
-        chances.append({"stage": stage, "method": method, "other": partner} | chance)
+        chances.append(dict(zip(("stage", "method", "other"), key, strict=True)) | chance)
     return GroupComparison(name, other, _table(rows), pd.DataFrame(chances), notes)
 
 
 def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
-    """Contents of a comparison with at least one row, for its reader.
+    """Contents of a comparison for its reader; empty if there is none.
 
-    Returns:
-      `domains`: rows by domain, each with its `letter` and `short_test`; `letters`: a letter for
-      each set of settings that differ; `counts` of rows by standing; `summary`: the same counts by
-      method and domain; and numbers for the sentence above the table.
+    They are rows by domain, each with its `short_test`; `letters`, see `letters_of`; `counts` of
+    rows by standing, and by method and domain (`summary`); and numbers for a sentence on them.
     """
-    letters = difference_letters(table)
-    table = table.sort_values(["env_name", "method", "stage"], key=sort_key)
-    table = table.assign(
-        letter=[letters.get(texts, "") for texts in table["differences"]],
-        short_test=table["test"].map(_TESTS).fillna("none"),
-    )
+    if table.empty:
+        return {}
+    table = table.sort_values(["env_name", "method", "stage"], key=published.sort_key)
+    table = table.assign(short_test=table["test"].map(_TESTS).fillna("none"))
     summary = pd.crosstab([table["method"], table["domain"]], table["standing"])
     counts = summary.reindex(columns=list(STANDINGS), fill_value=0)
     tested = len(table) - int(counts["untested"].sum())
@@ -127,47 +127,101 @@ def comparison_view(table: pd.DataFrame) -> dict[str, Any]:
         "tested": tested,
         "by_chance": 0.05 * tested,
         "adjusted": int((table["adjusted_p_value"] < 0.05).sum()),
-        "same_settings": int((table["letter"] == "").sum()),
-        "letters": {letter: texts for texts, letter in letters.items()},
+        "letters": letters_of(table),
+        "same_settings": (table["letter"] == "").sum(),
     }
 
 
-def difference_letters(table: pd.DataFrame) -> dict[tuple[str, ...], str]:
-    """A letter for each set of settings that differ in a table, by its `differences`."""
-    different = [texts for texts in table["differences"].unique() if texts]
-    return {texts: _LETTERS[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
+def beside_other_papers(results: pd.DataFrame) -> pd.DataFrame:
+    """Offline results (of `task_results`) beside the figures of other papers.
+
+    The table has a row for each method of these runs on each task that a source has figures of.
+    Where a source has figures of a domain, the row is over the domain's five tasks. Its columns:
+
+    - `source` and `protocol` of the figures, the protocol in words;
+    - `env_name`, the task or the domain, with its `label`;
+    - `figures`: mean, standard deviation and number of seeds of each published method, in words;
+    - `method`, `mean` and `num_runs` of these runs;
+    - `differences`: why this result cannot be held against the figures, with their `letter`.
+    """
+    offline = results[(results["stage"] == "offline") & (results["unit"] == "%")]
+    rows, by_place = [], published.other_figures().groupby(["source", "env_name"], sort=False)
+    for (source, env_name), figures in by_place:
+        protocol, (domain, task) = figures.to_dict("records")[0], task_label(env_name)
+        length = protocol["horizon_length"]
+        chunks = f"chunks of {length} actions" if length > 1 else "single actions"
+        place = {
+            "source": source,
+            "protocol": f"{source}: {protocol['data']} transitions, {protocol['reward']} rewards, "
+            f"{chunks}, {protocol['offline_steps']:,} updates",
+            "env_name": env_name,
+            "label": " ".join(dict.fromkeys([domain, task])),
+            "figures": tuple(
+                f"{figure.method} {figure.mean:g}"
+                f"{'' if pd.isna(figure.std) else f' ± {figure.std:g}'} ({figure.num_seeds})"
+                for figure in figures.itertuples()
+            ),
+        }
+        here = offline[(offline["env_name"] == env_name) | (offline["domain"] == env_name)]
+        for method, tasks in here.groupby("method", sort=False):
+            texts = _texts(tasks.itertuples(), partial(protocol_differences, protocol=protocol))
+            if domain == task and len(tasks) < _TASKS:
+                texts += (f"{len(tasks)} of the domain's {_TASKS} tasks",)
+            ours = {"mean": tasks["mean"].mean(), "num_runs": tasks["num_seeds"].min()}
+            rows.append({**place, "method": method, **ours, "differences": texts})
+    return _table(sorted(rows, key=lambda row: row["protocol"]))
 
 
-def _pairs(
-    runs: pd.DataFrame, others: pd.DataFrame, name: str, other: str
-) -> tuple[dict[str, str], list[str]]:
-    """Method of the second group for each method of the first, and a note on the others."""
-    ours, theirs = ordered_methods(runs["method"]), ordered_methods(others["method"])
-    shared = [method for method in ours if method in theirs]
-    if not shared and len(theirs) == 1:
-        return dict.fromkeys(ours, theirs[0]), []
-    sides = ((name, ours), (other, theirs))
-    alone = [f"{m} (only in {side})" for side, methods in sides for m in methods if m not in shared]
-    notes = [f"Not compared: {', '.join(alone)}."] if alone else []
-    return dict(zip(shared, shared, strict=True)), notes
+def other_papers_view(table: pd.DataFrame) -> dict[str, Any]:
+    """Rows beside other papers by protocol, letters, and the sources; empty without any row."""
+    if table.empty:
+        return {}
+    return {
+        "protocols": {
+            protocol: {name: group.to_dict("records") for name, group in rows.groupby("label")}
+            for protocol, rows in table.groupby("protocol", sort=False)
+        },
+        "letters": letters_of(table),
+        "sources": {name: published.sources()[name] for name in table["source"].unique()},
+    }
 
 
-def _row(result: Any, theirs: Sample, other: str, differences: Iterable[str]) -> dict[str, Any]:
-    """Row of a comparison, without its adjusted p-value."""
+def source_notes(runs: pd.DataFrame) -> list[str]:
+    """Notes on methods and value learnings of these runs whose source has no figures by task."""
+    sources = published.sources()
+    used = {published.base_method(method) for method in runs["method"]}
+    used |= {config["agent"].get("value_learning", "").upper() for config in runs["config"]}
+    names = sorted(used & sources.keys() - {"QAM", *published.other_figures()["source"]})
+    return [f"{name} (arXiv {sources[name]['arxiv']}): {sources[name]['note']}" for name in names]
+
+
+def letters_of(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Settings that differ in a table, in words, by their letter."""
+    pairs = {*zip(table["letter"], table["differences"], strict=True)} - {("", ())}
+    return dict(sorted(pairs, key=lambda pair: (len(pair[0]), pair)))
+
+
+def _row(result: Any, theirs: Sample, other: str, differences: tuple[str, ...]) -> dict[str, Any]:
+    """Row of a comparison, without its adjusted p-value and its letter."""
     ours = _sample(result.scores, result.configs, result.unit)
-    test = statistics.compare_samples(ours, theirs)
     return {
         "env_name": result.env_name, "domain": result.domain, "task": result.task,
         "method": result.method, "other": other, "stage": result.stage, "unit": result.unit,
-        **ours._asdict(), **{f"other_{name}": value for name, value in theirs._asdict().items()},
-        **test._asdict(), "adjusted_p_value": np.nan, "differences": tuple(differences),
-        "run_scores": result.scores,
+        **ours._asdict(),
+        **{f"other_{name}": value for name, value in theirs._asdict().items()},
+        **statistics.compare_samples(ours, theirs)._asdict(), "adjusted_p_value": np.nan,
+        "differences": differences, "run_scores": result.scores,
     }  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of a table, with a `letter` for each set of `differences`, and adjusted p-values."""
     table = pd.DataFrame(rows)
-    return table.assign(adjusted_p_value=statistics.adjusted(table["p_value"])) if rows else table
+    if "p_value" in table:
+        table["adjusted_p_value"] = statistics.adjusted(table["p_value"])
+    different = dict.fromkeys(row["differences"] for row in rows if row["differences"])
+    letters = {texts: ascii_uppercase[i % 26] * (i // 26 + 1) for i, texts in enumerate(different)}
+    return table.assign(letter=[letters.get(row["differences"], "") for row in rows])
 
 
 def _sample(scores: tuple, configs: tuple, unit: str) -> Sample:
@@ -176,11 +230,22 @@ def _sample(scores: tuple, configs: tuple, unit: str) -> Sample:
     return statistics.summarize_runs(scores, episodes if unit == "%" else 0)
 
 
-def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _texts(results: Iterable[Any], differences: Callable[..., dict[str, str]]) -> tuple[str, ...]:
+    """Differences of all runs of some results, by their config and metadata, each once."""
+    texts = [
+        text
+        for result in results
+        for run in zip(result.configs, result.metadata, strict=True)
+        for text in differences(*run).values()
+    ]
+    return tuple(dict.fromkeys(texts))
+
+
+def _setting_differences(config: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
     ours, theirs = configuration(config), configuration(other)
-    return [
+    return tuple(
         f"{name} = {setting_words(json.loads(ours[name]))} "
         f"(there: {setting_words(json.loads(theirs[name]))})"
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name] != theirs[name]
-    ]
+    )

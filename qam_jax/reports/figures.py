@@ -22,10 +22,8 @@ from qam_jax.reports.summary import Report
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-Panel = Callable[[Any], None]
-"""Function that draws on the axes that it is given."""
-Lines = Mapping[str, Mapping[str, Any]]
-"""Colour and line style of each method, as matplotlib takes them."""
+Panel = Callable[[Any], None]  # draws on the axes that it is given
+Lines = Mapping[str, Mapping[str, Any]]  # matplotlib's colour and line style of each method
 
 _COLORS = "#2f6fdb #d9541e #14946a #b58900 #9b59c4 #d1407f #1697b7 #7a7f87 #8c6d46 #6b8e23".split()
 _DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))
@@ -93,8 +91,9 @@ def report_figures(report: Report) -> dict[str, Figure]:
             partial(_draw_sensitivity, table=group, line_of=line_of)
             for _, group in table.groupby(["env_name", "stage", "unit"], sort=False)
         ]
-        legend = ordered_methods(table["method"])
-        figures[f"sensitivity_{setting}"] = Figure(panels, legend, columns)
+        figures[f"sensitivity_{setting}"] = Figure(
+            panels, ordered_methods(table["method"]), columns
+        )
     return {name: figure for name, figure in figures.items() if figure.panels}
 
 
@@ -115,6 +114,14 @@ def draw_figures(figures: Mapping[str, Figure], line_of: Lines, folder: Path) ->
                     drawn.savefig(temporary, dpi=150, metadata=metadata)
             plt.close(drawn)
     return files
+
+
+def inline_figures(figures: Mapping[str, Figure]) -> dict[str, list[str]]:
+    """Panels of figures as `inline_svg`, by the name of the figure."""
+    return {
+        name: [inline_svg(each, f"f{i}-{j}", figure.size) for j, each in enumerate(figure.panels)]
+        for i, (name, figure) in enumerate(figures.items())
+    }
 
 
 def inline_svg(panel: Panel, name: str, size: tuple[float, float] = (3.5, 2.7)) -> str:
@@ -182,13 +189,12 @@ def _draw_curves(axes: Any, runs: pd.DataFrame, line_of: Lines, title: str, unit
         axes.axvline(border, color=_INK, linestyle=(0, (3, 3)), linewidth=0.9, alpha=0.7)
     if len(borders) == 1:
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        style = {"fontsize": 7.5, "alpha": 0.8, "annotation_clip": False}
-        axes.annotate("offline ", (borders[0], 1), (-2, 2), ha="right", **place, **style)
-        axes.annotate(" online", (borders[0], 1), (2, 2), ha="left", **place, **style)
+        style = {"fontsize": 7.5, "alpha": 0.8, "annotation_clip": False, **place}
+        axes.annotate("offline ", (borders[0], 1), (-2, 2), ha="right", **style)
+        axes.annotate(" online", (borders[0], 1), (2, 2), ha="left", **style)
     _set_score_axis(axes, unit)
     axes.set_title(title, pad=14 if borders else 6)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("updates, then environment steps" if borders else "updates")
+    axes.set(xlim=(0, None), xlabel="updates, then environment steps" if borders else "updates")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
 
@@ -209,8 +215,8 @@ def _draw_intervals(axes: Any, rows: pd.DataFrame, line_of: Lines, name: str, ti
         bar = {"linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
         axes.plot(ends, [place, place], color=color, **bar)
         axes.plot([value], [place], "|", color=color, markersize=13, markeredgewidth=2.2)
-    axes.set(title=title, ylim=(len(rows) - 0.5, -0.5), xlabel="success rate (%)")
-    axes.set_xlim(*_range(estimates))
+    axes.set(title=title, xlabel="success rate (%)")
+    axes.set(xlim=_range(estimates), ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows.itertuples()])
     axes.grid(color="#808080", alpha=0.2, axis="x")
 
@@ -220,13 +226,12 @@ def _draw_sensitivity(axes: Any, table: pd.DataFrame, line_of: Lines) -> None:
 
     The axis is logarithmic if the values, all above 0, span more than a factor of 10.
     """
-    first = table.iloc[0]
+    first, values = table.iloc[0], sorted(table["value"].unique())
     for method, points in table.groupby("method", sort=False):
         line = {"marker": "o", "markersize": 3.5, **line_of[method]}
         axes.plot(points["value"], points["mean"], **line)
         bars = points["value"], points["mean_low"], points["mean_high"]
         axes.vlines(*bars, color=line["color"], linewidth=4, alpha=0.35)
-    values = sorted(table["value"].unique())
     if values[0] > 0 and values[-1] > 10 * values[0]:
         axes.set_xscale("log")
     places = np.log(values) if axes.get_xscale() == "log" else np.array(values)

@@ -1,6 +1,5 @@
 """What a dataset holds, as a page and in the terminal; numbers are `qam_jax.data.inspection`'s."""
 
-import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.markup import escape
 
 from qam_jax.data.inspection import Dimensions, Inspection, transitions, verdict
 from qam_jax.files import atomic_write
-from qam_jax.reports.figures import Figure, draw_figures, inline_svg
+from qam_jax.reports.figures import Figure, draw_figures, inline_figures
 from qam_jax.reports.page import page_template
 from qam_jax.types import TransitionDataset
 
@@ -25,19 +24,17 @@ _COLOR, _DONE_COLOR = "#2f6fdb", "#d9541e"
 
 def facts(data: Inspection) -> dict[str, str]:
     """Numbers in words, by what they are of."""
-    windows, distinct = data.windows, len(data.rewards)
-    done = int(data.completed.sum())
-    few = ", ".join(
-        f"{value:g} ({share:.2%})"
-        for value, share in zip(data.rewards, data.reward_shares, strict=True)
-    )
-    low, high = data.rewards[0], data.rewards[-1]
+    windows, done = data.windows, int(data.completed.sum())
+    rewards = f"{len(data.rewards):,} values from {data.rewards[0]:g} to {data.rewards[-1]:g}"
+    if len(data.rewards) <= 5:
+        shares = zip(data.rewards, data.reward_shares, strict=True)
+        rewards = ", ".join(f"{value:g} ({share:.2%})" for value, share in shares)
     return {
         "episodes": f"{len(data.lengths):,}, of {_span(data.lengths)} transitions",
         "transitions": f"{data.lengths.sum():,}",
         "episodes that complete the task": f"{done:,} ({done / len(data.lengths):.0%})",
         "returns": _span(data.returns),
-        "rewards": few if distinct <= 5 else f"{distinct:,} values from {low:g} to {high:g}",
+        "rewards": rewards,
         "actions within 1% of -1 or 1": f"{data.at_limits.mean():.1%}",
         "actions that are clipped": f"{data.clipped.mean():.1%}",
         f"windows of {windows.horizon_length} rows cut by their episode's end": (
@@ -52,9 +49,8 @@ def facts(data: Inspection) -> dict[str, str]:
 
 def dimension_tables(data: Inspection) -> dict[str, pd.DataFrame]:
     """A row of words for each dimension, of the observations and of the actions."""
-    acted = _dimensions(data.actions)
-    for name, shares in (("within 1% of ±1", data.at_limits), ("clipped", data.clipped)):
-        acted[name] = [f"{share:.1%}" for share in shares]
+    shares = {"within 1% of ±1": data.at_limits, "clipped": data.clipped}
+    acted = _dimensions(data.actions).assign(**pd.DataFrame(shares).map("{:.1%}".format))
     return {"observations": _dimensions(data.observations), "actions": acted}
 
 
@@ -112,30 +108,15 @@ def is_plane(env: gymnasium.Env | None) -> bool:
     return place is not None and np.allclose(observation[:2], place, atol=1e-5)
 
 
-def write_page(
-    data: Inspection,
-    figures: dict[str, Figure],
-    folder: Path,
-    *,
-    title: str,
-    source: str,
-    command: str,
-) -> Path:
-    """Writes inspection.html and the figures (PNG, SVG) into a folder; returns the page."""
+def write_page(data: Inspection, figures: dict[str, Figure], folder: Path, **words: str) -> Path:
+    """Writes inspection.html and the figures (PNG, SVG) into a folder; returns the page.
+
+    The words are the page's `title`, the `source` of the data, and the `command` that made it.
+    """
     draw_figures(figures, {}, folder / "figures")
-    page = page_template("inspection").render(
-        title=title,
-        source=source,
-        command=command,
-        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        verdict=verdict(data),
-        facts=facts(data),
-        tables=dimension_tables(data),
-        pictures={
-            name: [inline_svg(panel, f"{name}-{i}", each.size) for i, panel in enumerate(each[0])]
-            for name, each in figures.items()
-        },
-    )
+    contents = {"verdict": verdict(data), "facts": facts(data), "tables": dimension_tables(data)}
+    pictures = inline_figures(figures)
+    page = page_template("inspection").render(words, **contents, pictures=pictures)
     with atomic_write(folder / "inspection.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return folder / "inspection.html"
@@ -159,12 +140,9 @@ def _span(values: np.ndarray) -> str:
 
 def _dimensions(values: Dimensions) -> pd.DataFrame:
     numbers = {"least": values.low, "largest": values.high, "mean": values.mean, "std": values.std}
+    notes = [f"the same as {same}" if same != i else "" for i, same in enumerate(values.same_as)]
     table = pd.DataFrame(numbers).map("{:.4g}".format)
-    table["note"] = [
-        f"the same as {same}" if same != i else "" for i, same in enumerate(values.same_as)
-    ]
-    table.loc[values.constant, "note"] = "constant"
-    return table
+    return table.assign(note=np.where(values.constant, "constant", notes))
 
 
 def _draw_histogram(axes: Any, values: np.ndarray, title: str) -> None:

@@ -7,10 +7,9 @@ import jinja2
 import pandas as pd
 
 from qam_jax.reports.collect import describe_missing, latest
-from qam_jax.reports.comparisons import STANDINGS, comparison_view
-from qam_jax.reports.figures import inline_svg, report_figures, report_lines
+from qam_jax.reports.comparisons import STANDINGS, comparison_view, other_papers_view
+from qam_jax.reports.figures import inline_figures, report_figures, report_lines
 from qam_jax.reports.labels import estimate_words, number
-from qam_jax.reports.other_papers import other_papers_view
 from qam_jax.reports.published import ordered_methods
 from qam_jax.reports.summary import Report
 
@@ -20,31 +19,33 @@ _LIBRARIES = ("jax", "ogbench", "mujoco")  # whose versions the page names
 def render_page(report: Report, title: str, command: str = "") -> str:
     """Renders a report under a title, with the command that made it if one is given."""
     figures = report_figures(report)
-    compared = report.comparison.table if report.comparison else pd.DataFrame()
+    results = report.results.sort_values("stage", kind="stable")
     return page_template("report").render(
         title=title,
         command=command,
-        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         report=report,
         last=latest(report.runs),
         standings=STANDINGS,
         words=estimate_words,
         line_of=report_lines(report),
         figures=figures,
-        pictures={
-            name: [inline_svg(each, f"f{i}-{j}", figure.size) for j, each in enumerate(figure[0])]
-            for i, (name, figure) in enumerate(figures.items())
-        },
+        pictures=inline_figures(figures),
         overall=_grid(report.overall, "stage"),
         matrices=_grids(report.improvements, "stage", "other"),
-        domains=[_domain(report, name) for name in sorted(report.runs["domain"].unique())],
+        domains={
+            domain: (
+                _grid(report.aggregates[report.aggregates["domain"] == domain], "stage"),
+                _grids(results[results["domain"] == domain], "stage", "task"),
+            )
+            for domain in sorted(report.runs["domain"].unique())
+        },
         sensitivities={
             setting: _grids(table, ["domain", "task", "stage"], "value")
             for setting, table in report.sensitivity.items()
         },
-        published=comparison_view(report.published) if len(report.published) else None,
-        other_papers=other_papers_view(report.other_papers) if len(report.other_papers) else None,
-        comparison=comparison_view(compared) if len(compared) else None,
+        published=comparison_view(report.published),
+        other_papers=other_papers_view(report.other_papers),
+        comparison=comparison_view(report.comparison.table) if report.comparison else {},
         missing=describe_missing(report.missing),
         provenance=_provenance(report),
     )
@@ -53,13 +54,12 @@ def render_page(report: Report, title: str, command: str = "") -> str:
 def page_template(name: str) -> jinja2.Template:
     """Template of a page, `<name>.html.j2`."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qam_jax.reports", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+        loader=jinja2.PackageLoader("qam_jax.reports", "."), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["number"] = number
+    now = datetime.datetime.now().astimezone()
+    environment.globals["made"] = now.strftime("%d %B %Y, %H:%M %Z")
     return environment.get_template(f"{name}.html.j2")
 
 
@@ -79,32 +79,24 @@ def _grids(rows: pd.DataFrame, by: str | list[str], column: str) -> dict[Any, di
     return {key: _grid(group, column) for key, group in rows.groupby(by, sort=False)}
 
 
-def _domain(report: Report, domain: str) -> dict[str, Any]:
-    results = report.results[report.results["domain"] == domain]
-    returns = (results["unit"] == "return").any()
-    return {
-        "name": domain,
-        "unit": "mean return" if returns else "success rate (%)",
-        "table": _grid(report.aggregates[report.aggregates["domain"] == domain], "stage"),
-        "stages": _grids(results.sort_values("stage", kind="stable"), "stage", "task"),
-    }
-
-
 def _provenance(report: Report) -> dict[str, str]:
     """Origin of the runs: folders, code, machines, libraries and data."""
     metadata = list(latest(report.runs)["metadata"])
     starts = [each["starts"][-1] for each in metadata if each.get("starts")]
-    versions = [start.get("versions", {}) for start in starts]
-    libraries = [(name, each.get(name)) for each in versions for name in _LIBRARIES]
-    changes = {True: " with local changes", False: ""}
     found: dict[str, Any] = {
         "Folders": report.folders,
         "Code": [
-            (start.get("git_revision") or "unknown")[:12] + changes[bool(start.get("git_changes"))]
+            (start.get("git_revision") or "unknown")[:12]
+            + (" with local changes" if start.get("git_changes") else "")
             for start in starts
         ],
         "Devices": [start.get("device") for start in starts],
-        "Libraries": [f"{name} {version}" for name, version in libraries if version],
+        "Libraries": [
+            f"{name} {version}"
+            for start in starts
+            for name, version in start.get("versions", {}).items()
+            if name in _LIBRARIES and version
+        ],
         "Data": [each.get("dataset_source") for each in metadata],
     }
     return {name: "; ".join(sorted(set(filter(None, texts)))) for name, texts in found.items()}

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from qam_jax.data.tasks import find_task
+from qam_jax.reports.comparisons import other_papers_view
 from qam_jax.reports.labels import task_label
-from qam_jax.reports.other_papers import other_papers_view
 from qam_jax.reports.page import render_page
 from qam_jax.reports.published import STUDIES, other_figures, published_results, sources
 from qam_jax.reports.summary import make_report

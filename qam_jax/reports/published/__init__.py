@@ -18,10 +18,7 @@ def published_results(study: str) -> pd.DataFrame:
 
     Columns: `study`, `env_name`, `method`, `num_seeds`, and for both stages `offline_mean`,
     `offline_std`, `online_mean`, `online_std`; nan where the method lacks the stage; and the
-    protocol, see `other_figures`.
-
-    Raises:
-      ValueError: if there is no such study.
+    protocol, see `other_figures`. Raises ValueError if there is no such study.
     """
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}.")
@@ -45,14 +42,10 @@ def sources() -> dict[str, dict[str, str]]:
     return _read("sources.csv").set_index("source").to_dict("index")
 
 
-def published_result(env_name: str, method: str) -> Any | None:
-    """Row of `published_results` for a method on a task; None if the paper has no such result.
-
-    Args:
-      env_name: full name of the task.
-      method: label of the method.
-    """
-    return _by_task_and_method().get((env_name, method))
+def published_result(env_name: str, method: str) -> Any:
+    """Row of `published_results` for a label, or else its method, on a task; None if absent."""
+    rows = _by_task_and_method()
+    return rows.get((env_name, method)) or rows.get((env_name, base_method(method)))
 
 
 @functools.cache
@@ -85,11 +78,9 @@ def sort_key(column: pd.Series) -> pd.Series:
 
 def _with_protocol(figures: pd.DataFrame) -> pd.DataFrame:
     """Figures with the columns of their source's protocol in their domain."""
-    domains = figures["env_name"].map(lambda name: task_label(name)[0])
-    protocols = _read("protocols.csv")
-    both = figures.assign(domain=domains).merge(
-        protocols, "left", on=["source", "domain"], validate="many_to_one"
-    )
+    figures = figures.assign(domain=[task_label(name)[0] for name in figures["env_name"]])
+    by = ["source", "domain"]
+    both = figures.merge(_read("protocols.csv"), "left", on=by, validate="many_to_one")
     return both.drop(columns="domain")
 
 

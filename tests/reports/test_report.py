@@ -85,6 +85,7 @@ def test_the_page_says_it_all_and_needs_no_network(page):
     raw, page = page, _Page(page)
     assert page.says("A <study> & more")
     assert page.says("Over all 2 tasks")
+    assert page.says("1–2, then 2")  # QAM's seeds on a task, offline and online
     assert page.says("Against the published figures")
     assert page.says("None of 4 use the paper's settings.")
     assert page.says("offline_steps = 1,000 (paper: 1,000,000)")

@@ -37,7 +37,7 @@ from qam_jax.data.dataset import sample_windows
 from qam_jax.files import read_json, write_json
 from qam_jax.runs.command_line import plain_errors, run_main, start_logging
 from qam_jax.training.devices import Layout
-from qam_jax.training.update import UpdateBlock, empty_sums, metric_names
+from qam_jax.training.update import empty_sums, make_block, metric_names
 from qam_jax.types import Array, Batch, TransitionDataset
 
 _OBSERVATION, _ACTION = 28, 5
@@ -283,8 +283,8 @@ def _lower_block(
     keys = _place(mesh, len(layout.seeds), jax.random.PRNGKey(0))
     dataset = jax.eval_shape(partial(make_synthetic, _OBSERVATION, _ACTION, _ROWS))
     everywhere = _place(mesh, 1, (dataset, jnp.int32(0)))
-    block = UpdateBlock(agent, keys, layout.map(sample, in_axes=(None, 0)), layout)
-    return block._block.lower(state, sums, keys, *everywhere)
+    block = make_block(agent, layout.map(sample, in_axes=(None, 0)), layout)
+    return block.lower(state, sums, keys, *everywhere)
 
 
 def _place(mesh: Mesh, num_seeds: int, tree: Any, *axes: str) -> Any:

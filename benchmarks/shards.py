@@ -11,7 +11,9 @@ import argparse
 import runpy
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import jax
@@ -22,7 +24,7 @@ from qam_jax.data.dataset import sample_windows
 from qam_jax.data.shards import Shards
 from qam_jax.envs import make_env
 from qam_jax.training.devices import Layout
-from qam_jax.training.update import MetricSums, UpdateBlock, empty_sums, metric_names
+from qam_jax.training.update import MetricSums, empty_sums, make_block, metric_names
 
 _ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
 _DATASET = "pointmaze-medium-navigate-v0"
@@ -101,7 +103,7 @@ def _time_reading(folder: Path, env: gymnasium.Env, interval: int) -> None:
 
 def _start(
     folder: Path, env: gymnasium.Env, interval: int
-) -> tuple[UpdateBlock, AgentState, MetricSums]:
+) -> tuple[Callable[..., Any], AgentState, MetricSums]:
     """A small QAM, its update compiled."""
     config = runpy.run_path(str(_CONFIG))["get_config"]()
     agent: Agent = make_agent(config)
@@ -112,16 +114,16 @@ def _start(
     def sample(data, key):
         return sample_windows(data, key, config.batch_size, config.horizon_length, config.discount)
 
-    block = UpdateBlock(agent, jax.random.PRNGKey(1), sample, Layout([0]))
+    block = make_block(agent, sample, Layout([0]))
     sums = empty_sums(metric_names(agent, state, config, dataset.observations.shape[1]))
-    state, sums = jax.block_until_ready(block(state, sums, dataset, [1]))
+    state, sums = jax.block_until_ready(block(state, sums, jax.random.PRNGKey(1), dataset, 1))
     source.close()
     return block, state, sums
 
 
 def _train(
     source: Shards,
-    block: UpdateBlock,
+    block: Callable[..., Any],
     state: AgentState,
     sums: MetricSums,
     interval: int,
@@ -136,7 +138,9 @@ def _train(
             waited = source.stall_seconds - waited
             print(f"swap {source.num_swaps:3d}: waited {1e3 * waited:6.1f} ms, {_memory()}")
         start = time.perf_counter()
-        state, sums = jax.block_until_ready(block(state, sums, dataset, [interval]))
+        state, sums = jax.block_until_ready(
+            block(state, sums, jax.random.PRNGKey(1), dataset, interval)
+        )
         seconds += time.perf_counter() - start
     return count * interval / seconds, state, sums
 

@@ -18,9 +18,9 @@ from qam_jax.data.normalization import Normalization
 from qam_jax.runs.saved import init_state
 from qam_jax.runs.settings import RunSettings
 from qam_jax.training.devices import Layout
-from qam_jax.training.offline import OfflineStage
 from qam_jax.training.run import Plan, Run
-from qam_jax.training.update import UpdateBlock, empty_sums, metric_names
+from qam_jax.training.stage import Stage
+from qam_jax.training.update import empty_sums, make_block, metric_names
 from qam_jax.types import Batch, TransitionDataset
 
 _SIZES = {  # changes of the config, observation, action
@@ -84,11 +84,8 @@ def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[
     dims = 28, 5
     plan = Plan(settings, agent, config, source, dims, Normalization.identity(*dims), None)
     run = Run(plan, settings, Path(), None)
-    run.stage = "offline"
-    stage = OfflineStage(plan, [run], layout)
-    block = UpdateBlock(
+    block = make_block(
         agent,
-        key,
         lambda data, key: sample_windows(
             data, key, config.batch_size, config.horizon_length, config.discount
         ),
@@ -96,16 +93,17 @@ def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[
     )
     state = init_state(agent, jax.random.PRNGKey(0), 28, 5)
     sums = partial(empty_sums, metric_names(agent, state, config, 28))
-    carry = {"stage": [state, sums()]}
-    carry["block"] = [jax.tree.map(jnp.copy, state), sums()]
+    carry = [jax.tree.map(jnp.copy, state), sums()]
+    run.stage, run.state, run.sums = "offline", state, sums()
+    stage = Stage(plan, [run], layout)
 
     def run_stage():
         end = run.step + count
         while run.step < end:
-            carry["stage"] = list(stage.advance(*carry["stage"], [end]))
+            stage.advance([end])
 
     def run_block():
-        carry["block"] = list(jax.block_until_ready(block(*carry["block"], dataset, [count])))
+        carry[:] = jax.block_until_ready(block(*carry, key, dataset, np.int32(count)))
 
     times = interleave({"stage": run_stage, "block": run_block}, repeats)
     per_update = {name: 1e3 * spent.wall / count for name, spent in times.items()}

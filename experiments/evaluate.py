@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         from qam_jax.runs.saved import change_policy, load_run
         from qam_jax.runs.settings import RunSettings
         from qam_jax.training.devices import keep_programs
-        from qam_jax.training.evaluation import Evaluator, describe, film_episodes
+        from qam_jax.training.evaluation import Evaluator, describe
 
         check_processes(f"--envs={_ENVS.value}", min(_ENVS.value, _EPISODES.value))
         keep_programs(RunSettings.compilation_cache_dir)
@@ -78,19 +78,10 @@ def main(argv: list[str]) -> None:
             for change, agent in zip(changes, agents, strict=True):
                 episodes = evaluator.evaluate(agent, run.state)
                 print(f"  {_label(*change)}{describe(episodes)}", flush=True)
-        if _VIDEO_EPISODES.value:
-            videos = film_episodes(
-                agents[0],
-                run.state,
-                env_name,
-                folder / "videos",
-                num_episodes=_VIDEO_EPISODES.value,
-                seed=seed,
-                env_module=env_module,
-                env_timeout=_ENV_TIMEOUT.value,
-                normalization=run.normalization,
-            )
-            print("Films:", *videos, sep="\n  ")
+            if _VIDEO_EPISODES.value:
+                folder /= "videos"
+                films = evaluator.film(agents[0], run.state, folder, _VIDEO_EPISODES.value)
+                print("Films:", *films, sep="\n  ")
 
 
 def _changes() -> list[tuple[float | None, int | None]]:

@@ -101,7 +101,7 @@ def test_processes_beyond_the_machine_are_refused(caplog):
 
 def test_updates_are_refused_before_they_start(gpu):
     from qam_jax.training.devices import Layout
-    from qam_jax.training.update import UpdateBlock, empty_sums
+    from qam_jax.training.update import compile_block, empty_sums, make_block
 
     @dataclasses.dataclass
     class State:
@@ -114,7 +114,7 @@ def test_updates_are_refused_before_they_start(gpu):
         return State(state.step + 1), {"loss": (big @ big).sum()}
 
     agent = Agent(init=None, update=update, sample_actions=None)
-    layout = Layout([0])
-    block = UpdateBlock(agent, jax.random.PRNGKey(0), lambda data, key: data, layout)
+    block = make_block(agent, lambda data, key: data, Layout([0]))
+    arguments = State(jnp.int32(0)), empty_sums(["loss"]), jax.random.PRNGKey(0), jnp.ones(100), 1
     with pytest.raises(MemoryError, match=r"updates need .* are free. Lower --config.batch_size"):
-        block(State(jnp.int32(0)), empty_sums(["loss"]), jnp.ones(100), [1])
+        compile_block(block, *arguments)

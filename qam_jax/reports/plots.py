@@ -1,5 +1,7 @@
 """Pictures of a run: its learning curve, and the paths that it takes through a maze."""
 
+import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from qam_jax.envs import make_env
 from qam_jax.files import atomic_write
 from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.settings import RunSettings
-from qam_jax.training.evaluation import Episode, describe, film_episodes
+from qam_jax.training.evaluation import Episode, describe, make_evaluator
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,11 +32,10 @@ def show_result(result: Any, settings: RunSettings, agent_name: str) -> None:
         print(f"{prefix}{policy}: {describe(runs)}")
     pictures = plot_run(result.folder, settings, episodes)
     if settings.video_episodes:
-        pictures += film_episodes(
-            result.agent, result.state, settings.env_name, result.folder / "videos",
-            num_episodes=settings.video_episodes, seed=result.seed, env_module=settings.env_module,
-            env_timeout=settings.env_timeout, normalization=result.normalization,
-        )  # fmt: skip
+        own = dataclasses.replace(settings, seed=result.seed)
+        with contextlib.closing(make_evaluator(own, result.normalization)) as evaluator:
+            folder = result.folder / "videos"
+            pictures += evaluator.film(result.agent, result.state, folder, settings.video_episodes)
     print(f"{prefix}Run: {result.folder}")
     if pictures:
         print("Pictures:", *pictures, sep="\n  ")

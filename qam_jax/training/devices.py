@@ -46,25 +46,20 @@ class Layout:
     def __init__(self, seeds: Sequence[int], num_devices: int = 1, batch_size: int = 0):
         self.seeds, self._alone = list(seeds), len(seeds) == 1
         self._mesh = _make_mesh(len(seeds), num_devices, batch_size)
-        self._stacked = PartitionSpec() if self._alone else PartitionSpec(_SEED)
-        # A process can only read arrays that it holds completely.
-        self.sharding = self._everywhere = None  # where programs leave trees; None: they choose
-        if processes.several() and self._mesh is not None:
-            self.sharding = NamedSharding(self._mesh, self._stacked)
+        # Of stacked trees, and of trees that each device holds; None for one device.
+        self.sharding = self._everywhere = None
+        if self._mesh is not None:
+            stacked = PartitionSpec() if self._alone else PartitionSpec(_SEED)
+            self.sharding = NamedSharding(self._mesh, stacked)
             self._everywhere = NamedSharding(self._mesh, PartitionSpec())
         self._pick = jax.jit(
             lambda tree, index: jax.tree.map(lambda x: x[index], tree),
             out_shardings=self._everywhere,
         )
 
-    @property
-    def on_mesh(self) -> bool:
-        """Whether programs run on several devices."""
-        return self._mesh is not None
-
     def join(self, trees: Sequence[_T]) -> _T:
         """Stacks the trees of the runs, and places them on the devices."""
-        return self._place(self.stack(trees), self._stacked)
+        return _place(self.stack(trees), self.sharding)
 
     def stack(self, trees: Sequence[_T]) -> _T:
         """Stacks the trees of the runs, inside a program."""
@@ -75,8 +70,8 @@ class Layout:
         return tree if self._alone else self._pick(tree, index)
 
     def local(self, tree: _T) -> _T:
-        """Returns a picked or shared tree as arrays of this process alone."""
-        if not processes.several():
+        """Returns a picked or shared tree as arrays of one device of this process."""
+        if self._mesh is None:
             return tree
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
@@ -89,7 +84,7 @@ class Layout:
 
     def share(self, tree: _T) -> _T:
         """Places a tree on all devices."""
-        return self._place(tree, PartitionSpec())
+        return _place(tree, self._everywhere)
 
     def map(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         """Maps a function of one run's arguments over stacked arguments."""
@@ -103,16 +98,6 @@ class Layout:
             return batch
         spec = PartitionSpec(_DATA) if self._alone else PartitionSpec(_SEED, _DATA)
         return jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, spec))
-
-    def _place(self, tree: _T, spec: PartitionSpec) -> _T:
-        """Places a tree, also without a mesh: JAX compiles a program anew for arrays that are not
-        bound to a device, as restored arrays are."""
-        if self._mesh is None:
-            return jax.device_put(tree, jax.local_devices()[0])
-        sharding = NamedSharding(self._mesh, spec)
-        if processes.several():
-            return jax.tree.map(lambda x: _place_own_part(x, sharding), tree)
-        return jax.device_put(tree, sharding)
 
 
 def keep_programs(folder: str | os.PathLike) -> None:
@@ -150,11 +135,18 @@ def _put(tree: _T, index: int, value: _T) -> _T:
     return jax.tree.map(lambda x, new: x.at[index].set(new), tree, value)
 
 
-def _place_own_part(x: Any, sharding: NamedSharding) -> jax.Array:
-    """Makes an array on the devices of all processes; each process places its own part."""
-    x = np.asarray(x)
-    x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+def _place(tree: _T, sharding: NamedSharding | None) -> _T:
+    """Places a tree, also on one device: JAX compiles a program anew for arrays that are not bound
+    to a device, as restored arrays are."""
+    if sharding is None:
+        return jax.device_put(tree, jax.local_devices()[0])
+
+    def place(x: Any) -> jax.Array:  # of which each process places its own part
+        x = np.asarray(x)
+        x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, tree)
 
 
 def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,12 +31,12 @@ from qam_jax.envs import (
     make_film_env,
 )
 from qam_jax.files import num_usable_cpus
+from qam_jax.runs.settings import RunSettings
+from qam_jax.runs.stopping import Stopped
 from qam_jax.types import Array
 
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """`(observations [n, O], episodes [n], chunks [n]) -> action chunks [n, H, A]`."""
-
-_MAX_FILM_CRASHES = 3
 
 
 class RunKeys(NamedTuple):
@@ -231,7 +232,7 @@ class Evaluator:
     on_wait: Callable[[], None] = lambda: None  # may raise to end an evaluation, see `EnvPool`
 
     def __post_init__(self) -> None:
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self.thread = concurrent.futures.ThreadPoolExecutor(1)  # for evaluations beside training
         self._busy, self._closed = threading.Lock(), threading.Event()
         self._envs: EnvPool | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
@@ -241,7 +242,7 @@ class Evaluator:
 
         Raises EnvFailure if the environment cannot be made, or at its first crash.
         """
-        with contextlib.closing(self._make_envs(len(chunk), 1)) as envs:
+        with contextlib.closing(self.make_envs(len(chunk))) as envs:
             try:
                 envs.reset([0], np.ones(1, bool))
                 envs.step(chunk[None])
@@ -252,6 +253,14 @@ class Evaluator:
                     "(observation, info), and step(action) returns (observation, reward, "
                     "terminated, truncated, info)."
                 ) from None
+
+    def check_films(self) -> None:
+        """Renders one frame. Raises as `film`."""
+        with contextlib.closing(self.make_envs(1, film_folder=Path())) as envs:
+            try:
+                envs.reset([0], np.ones(1, bool))
+            except EnvsRestarted as reason:
+                raise EnvFailure(f"no film can be made of {self.env_name!r}: {reason}.") from None
 
     def evaluate(self, agent: Agent, state: AgentState, seed: int | None = None) -> list[Episode]:
         """Runs the episodes of a seed with the agent's policy.
@@ -265,12 +274,35 @@ class Evaluator:
             policy = self._bind_policies[agent](state, split_seed(seed).evaluation)
             if self._envs is None:
                 count = min(self.num_envs or 2 * num_usable_cpus(), self.num_episodes)
-                self._envs = self._make_envs(state.action_shape[0], count)
+                self._envs = self.make_envs(state.action_shape[0], count)
             return run_episodes(policy, self._envs, self.num_episodes, seed)
 
-    def _make_envs(self, horizon_length: int, count: int) -> EnvPool:
+    def film(self, agent: Agent, state: AgentState, folder: Path, num_episodes: int) -> list[Path]:
+        """Films the first episodes of an evaluation; returns the films' paths.
+
+        Raises:
+          OSError: if this machine cannot render; says what to install.
+          EnvFailure: if the environment cannot be filmed, or crashes again and again.
+        """
+        with contextlib.closing(self.make_envs(state.action_shape[0], 1, folder)) as envs:
+            policy = make_policy(agent)(state, split_seed(self.seed).evaluation)
+            run_episodes(policy, envs, num_episodes, self.seed, "filming")
+        return [folder / f"episode_{episode_seed(self.seed, e)}.mp4" for e in range(num_episodes)]
+
+    def make_envs(
+        self, horizon_length: int, count: int = 1, film_folder: Path | None = None
+    ) -> EnvPool:
+        """Starts environments for chunks of actions; with a folder they film their episodes."""
+        make: Callable[..., gymnasium.Env] = partial(make_env, self.env_name)
+        if film_folder is not None:
+            make = partial(make_film_env, self.env_name, film_folder)
+            try:  # read by MuJoCo when the environment's process starts
+                os.environ["MUJOCO_GL"] = find_render_backend()
+            except OSError:
+                if is_ogbench(self.env_name):
+                    raise  # others may do without MuJoCo
         return EnvPool(
-            partial(make_env, self.env_name, self.env_module, self.normalization),
+            partial(make, self.env_module, self.normalization),
             horizon_length,
             count,
             max_crashes=self.max_crashes,
@@ -278,73 +310,31 @@ class Evaluator:
             on_wait=self._on_wait,
         )
 
-    def start(
-        self, agent: Agent, state: AgentState, seed: int | None = None
-    ) -> concurrent.futures.Future[list[Episode]]:
-        """Calls `evaluate` in a thread, after the evaluations that were started before."""
-        return self._thread.submit(self.evaluate, agent, state, seed)
-
     def _on_wait(self) -> None:
         if self._closed.is_set():
-            raise concurrent.futures.CancelledError
+            raise Stopped("close")  # in the thread, if an evaluation is at work
         self.on_wait()
 
     def close(self) -> None:
         """Ends the environments' processes and the evaluations in them."""
         self._closed.set()
-        self._thread.shutdown(cancel_futures=True)
+        self.thread.shutdown(cancel_futures=True)
         if self._envs is not None:
             self._envs.close()
 
 
-def check_films(env_name: str, env_module: str = "", env_timeout: float = 60.0) -> None:
-    """Renders one frame of an environment. Raises as `film_episodes`."""
-    with contextlib.closing(_film_pool(env_name, Path(), env_module, 1, env_timeout)) as envs:
-        try:
-            envs.reset([0], np.ones(1, bool))
-        except EnvsRestarted as reason:
-            raise EnvFailure(f"no film can be made of {env_name!r}: {reason}.") from None
-
-
-def film_episodes(
-    agent: Agent,
-    state: AgentState,
-    env_name: str,
-    folder: Path,
-    *,
-    num_episodes: int,
-    seed: int,
-    env_module: str = "",
-    env_timeout: float = 60.0,
-    normalization: Normalization | None = None,
-) -> list[Path]:
-    """Films the first episodes of an evaluation with the same seed; returns the films' paths.
-
-    Raises:
-      OSError: if this machine cannot render; says what to install.
-      EnvFailure: if the environment cannot be filmed, or crashes again and again.
-    """
-    horizon_length = state.action_shape[0]
-    envs = _film_pool(env_name, folder, env_module, horizon_length, env_timeout, normalization)
-    with contextlib.closing(envs):
-        policy = make_policy(agent)(state, split_seed(seed).evaluation)
-        run_episodes(policy, envs, num_episodes, seed, "filming")
-    return [folder / f"episode_{episode_seed(seed, e)}.mp4" for e in range(num_episodes)]
-
-
-def _film_pool(
-    env_name: str,
-    folder: Path,
-    env_module: str,
-    horizon_length: int,
-    env_timeout: float,
-    normalization: Normalization | None = None,
-) -> EnvPool:
-    try:  # read by MuJoCo when the environment's process starts
-        os.environ["MUJOCO_GL"] = find_render_backend()
-    except OSError:
-        if is_ogbench(env_name):
-            raise  # others may do without MuJoCo
-    env_fn = partial(make_film_env, env_name, folder, env_module, normalization)
-    crashes = _MAX_FILM_CRASHES
-    return EnvPool(env_fn, horizon_length, 1, max_crashes=crashes, timeout=env_timeout)
+def make_evaluator(
+    settings: RunSettings, normalization: Normalization, on_wait: Callable[[], None] = lambda: None
+) -> Evaluator:
+    """Makes the evaluator of a run; its processes start when they are needed."""
+    return Evaluator(
+        settings.env_name,
+        env_module=settings.env_module,
+        num_episodes=settings.eval_episodes,
+        num_envs=settings.eval_envs,
+        seed=settings.seed,
+        max_crashes=settings.max_env_crashes,
+        env_timeout=settings.env_timeout,
+        on_wait=on_wait,
+        normalization=normalization,
+    )

@@ -18,8 +18,6 @@ from qam_jax.memory import check_processes
 from qam_jax.runs import processes
 from qam_jax.runs.saved import newest_normalization
 from qam_jax.runs.settings import RunSettings
-from qam_jax.runs.stopping import StopRequest
-from qam_jax.training.evaluation import Evaluator, check_films
 from qam_jax.training.run import Plan, Run
 from qam_jax.types import TransitionDataset
 
@@ -71,23 +69,6 @@ def find_normalization(
     return fit_normalization(dataset, settings.normalize_observations, settings.normalize_actions)
 
 
-def make_evaluator(
-    settings: RunSettings, normalization: Normalization, stop: StopRequest
-) -> Evaluator:
-    """Makes the evaluator of the settings; its processes start when they are needed."""
-    return Evaluator(
-        settings.env_name,
-        env_module=settings.env_module,
-        num_episodes=settings.eval_episodes,
-        num_envs=settings.eval_envs,
-        seed=settings.seed,
-        max_crashes=settings.max_env_crashes,
-        env_timeout=settings.env_timeout,
-        on_wait=stop.check,
-        normalization=normalization,
-    )
-
-
 def check_environment(plan: Plan, run: Run) -> None:
     """Raises EnvFailure, or OSError, if the environment does not run or cannot be filmed."""
     settings, evaluator = plan.settings, plan.evaluator
@@ -96,8 +77,7 @@ def check_environment(plan: Plan, run: Run) -> None:
     chunk = np.zeros(run.state.action_shape, np.float32)  # the policy is compiled when it is due
     processes.from_first(lambda: evaluator.check(chunk))
     if settings.video_episodes:
-        names = settings.env_name, settings.env_module
-        processes.from_first(lambda: check_films(*names, settings.env_timeout))
+        processes.from_first(evaluator.check_films)
 
 
 def check_env_processes(settings: RunSettings) -> None:

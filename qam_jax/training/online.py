@@ -3,22 +3,20 @@
 import concurrent.futures
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from qam_jax.agents import AgentState
-from qam_jax.agents.values import num_consecutive
 from qam_jax.data.replay import ReplayBuffer, sample_mixed, sample_split
 from qam_jax.runs import processes
 from qam_jax.training.collector import Experience, random_policy
 from qam_jax.training.devices import Layout
 from qam_jax.training.evaluation import Policy, make_policy
-from qam_jax.training.loop import Stage
 from qam_jax.training.run import Plan, Run
-from qam_jax.training.update import MetricSums, UpdateBlock, check_finite
+from qam_jax.training.stage import Stage
+from qam_jax.training.update import check_finite, check_finite_run
 from qam_jax.types import Array, Batch, TransitionDataset
 
 _FIRST_ROUNDS = 5  # with updates, from which the rest is estimated; programs are compiled in some
@@ -35,48 +33,31 @@ class OnlineStage(Stage):
 
     def __init__(self, plan: Plan, runs: Sequence[Run], layout: Layout):
         super().__init__(plan, runs, layout)
-        self._settings, config = plan.settings, self.config
-        self._round_length = self._settings.num_envs * runs[0].state.action_shape[0]  # at most
         for run in runs:
             run.replay.buffer = layout.share(run.replay.buffer)
-        # The choice of the run is part of the program, so that only its policy is copied. With
-        # several processes it is not, since only one of them acts.
-        choose = (lambda state, _: state) if processes.several() else layout.pick
-        sample_actions = self.agent.explore or self.agent.sample_actions
-        self._act: Callable[[Any, Array], Policy] = make_policy(
-            self.agent._replace(
-                sample_actions=lambda chosen, *rest: sample_actions(choose(*chosen), *rest)
-            )
-        )
+        explore = self.agent.explore or self.agent.sample_actions
+        self._act = make_policy(self.agent._replace(sample_actions=explore))
         self._before: dict[Run, dict[str, Any]] = {}  # episodes before the round in progress
         self._speeds: list[float] = []  # steps of a run per second, in the first rounds
         self._threads = concurrent.futures.ThreadPoolExecutor(len(runs))
-        ratio = self._settings.offline_share
-        sample_from = sample_mixed if ratio is None else partial(sample_split, offline_ratio=ratio)
-
-        def sample(data: list[tuple[TransitionDataset, ReplayBuffer]], keys: Array) -> Batch:
-            sizes = config.batch_size, config.horizon_length, config.discount
-            consecutive = num_consecutive(config)
-            batches = [
-                sample_from(*own, layout.pick(keys, i), *sizes, consecutive)
-                for i, own in enumerate(data)
-            ]
-            return layout.stack(batches)
-
-        keys = layout.join([run.batch_key for run in runs])
-        self.block = UpdateBlock(self.agent, keys, sample, layout)
 
     def data(self) -> list[tuple[TransitionDataset, ReplayBuffer]]:
         """Returns the dataset and the experience of each run."""
         return [(self.dataset(run.step), run.replay.buffer) for run in self.runs]
 
-    def advance(
-        self, state: AgentState, sums: MetricSums, limits: list[int]
-    ) -> tuple[AgentState, MetricSums]:
+    def sample(self, data: list[tuple[TransitionDataset, ReplayBuffer]], keys: Array) -> Batch:
+        """Draws the batches of all runs, inside the program."""
+        ratio, layout = self.plan.settings.offline_share, self.layout
+        sample = sample_mixed if ratio is None else partial(sample_split, offline_ratio=ratio)
+        return layout.stack(
+            [sample(*own, layout.pick(keys, i), *self._windows) for i, own in enumerate(data)]
+        )
+
+    def advance(self, limits: list[int]) -> None:
         """Acts for one round in the runs that have not come to their limits, and updates them."""
         started, before = time.perf_counter(), [run.step for run in self.runs]
         going = [index for index, step in enumerate(before) if step < limits[index]]
-        policies = [self._policy(index, state, sums) for index in going]
+        policies = [self._policy(index) for index in going]
         acting = [self.runs[index] for index in going]
         map_runs = self._threads.map if len(acting) > 1 else map  # a single run needs no thread
         self._before = {run: self._episodes(run) for run in self.runs}
@@ -87,11 +68,10 @@ class OnlineStage(Stage):
         after = [run.step for run in self.runs]
         counts = [self._num_updates(*steps) for steps in zip(before, after, strict=True)]
         if any(counts):
-            state, sums = self.block(state, sums, self.data(), counts)
+            self.update(counts)
             self._estimate((sum(after) - sum(before)) / len(going), time.perf_counter() - started)
         if any(after[index] >= limits[index] for index in going):  # before anything is logged
-            check_finite(sums, state.params, self.layout)
-        return state, sums
+            check_finite(self.sums, self.state.params, self.layout)
 
     def _estimate(self, num_steps: float, seconds: float) -> None:
         """Estimates the rest of the stage by the first rounds, given the steps of one."""
@@ -102,31 +82,31 @@ class OnlineStage(Stage):
                 self.log_estimate(left, statistics.median(self._speeds))
 
     def _store(self, run: Run, experience: Experience) -> None:
-        run.replay.add(experience.transitions, experience.episodes, self._round_length)
+        longest_round = self.plan.settings.num_envs * self.state.action_shape[0]
+        run.replay.add(experience.transitions, experience.episodes, longest_round)
         run.step += len(experience.episodes)
         for _, episode in sorted(experience.finished.items()):
             row = {"return": episode.episode_return, "length": episode.length}
             run.write("env", run.step, {**row, "success": episode.success})
 
     def _num_updates(self, before: int, after: int) -> int:
-        waiting = self.start + self._settings.start_training
-        return min(after - before, max(0, after - waiting)) * self._settings.utd_ratio
+        settings = self.plan.settings
+        waiting = self.start + settings.start_training
+        return min(after - before, max(0, after - waiting)) * settings.utd_ratio
 
-    def _policy(self, index: int, state: AgentState, sums: MetricSums) -> Policy:
-        run = self.runs[index]
-        untrained = self.start == 0 and not self._settings.run
-        if untrained and run.step < self._settings.start_training:
-            return random_policy(run.settings.seed, state.action_shape)
-        layout: Layout | None = self.layout
-        if layout and processes.several():  # the state of this run alone, in the process that acts
-            state, sums = layout.local(layout.pick((state, sums), index))
-            layout = None
-        policy = self._act((state, index), run.keys.experience)
+    def _policy(self, index: int) -> Policy:
+        run, settings, layout = self.runs[index], self.plan.settings, self.layout
+        untrained = self.start == 0 and not settings.run
+        if untrained and run.step < settings.start_training:
+            return random_policy(run.settings.seed, self.state.action_shape)
+        # Of several processes only the one that acts calls the policy.
+        state, sums = layout.local(layout.pick((self.state, self.sums), index))
+        policy = self._act(state, run.keys.experience)
 
         def checked(*arguments: np.ndarray) -> np.ndarray:
             actions = policy(*arguments)
             if not np.isfinite(actions).all():
-                check_finite(sums, state.params, layout)
+                check_finite_run(run.settings.seed, sums, state.params)
             return actions
 
         return checked

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +17,12 @@ from qam_jax.agents.base import check_has_behavior, with_behavior
 from qam_jax.data.dataset import DataSource, prepare_dataset
 from qam_jax.data.normalization import Normalization
 from qam_jax.data.replay import Replay
-from qam_jax.envs import EnvPool, make_env
 from qam_jax.runs import processes
 from qam_jax.runs.checkpoints import Checkpoints
 from qam_jax.runs.folder import record_start
 from qam_jax.runs.metrics import MetricLog, read_csv, write_csv
 from qam_jax.runs.saved import SavedRun, check_unchanged, init_state, load_run
 from qam_jax.runs.settings import RunSettings, resolved
-from qam_jax.runs.stopping import StopRequest
 from qam_jax.training.collector import Collector
 from qam_jax.training.evaluation import Episode, Evaluator, split_seed
 from qam_jax.training.update import MetricSums, empty_sums, metric_names
@@ -48,7 +46,6 @@ class Plan:
     dims: tuple[int, int]  # (O, A)
     normalization: Normalization
     evaluator: Evaluator | None  # None without an environment
-    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     @property
     def stages(self) -> dict[str, range]:
@@ -214,14 +211,8 @@ class Run:
         episodes = self.replay.load(saved["transitions"], saved["episodes"]) if saved else {}
         if not processes.is_first():
             return
-        pool = EnvPool(
-            functools.partial(make_env, settings.env_name, settings.env_module, self.normalization),
-            chunk_length,
-            settings.num_envs,
-            max_crashes=settings.max_env_crashes,
-            timeout=settings.env_timeout,
-            on_wait=self._plan.stop.check,
-        )
+        assert self._plan.evaluator is not None
+        pool = self._plan.evaluator.make_envs(chunk_length, settings.num_envs)
         self.collector = Collector(
             pool,
             settings.seed,
@@ -272,33 +263,29 @@ class Run:
             self.log.write(kind, step, metrics)
 
     def evaluate(self, agent: Agent, state: AgentState) -> list[Episode]:
-        """Runs the evaluation's episodes, in process 0 for all; none if it fails."""
+        """Runs the evaluation's episodes, in process 0 for all.
+
+        Returns none if it fails, which is logged and counted.
+        """
         evaluator, seed = self._plan.evaluator, self.settings.seed
         assert evaluator is not None
-        return processes.from_first(
-            lambda: self.result_of(lambda: evaluator.evaluate(agent, state, seed))
-        )
 
-    def start_evaluation(self, agent: Agent, state: AgentState) -> Future[list[Episode]]:
-        """Starts an evaluation beside training, by a single process; see `result_of`."""
-        assert self._plan.evaluator is not None
-        return self._plan.evaluator.start(agent, state, self.settings.seed)
+        def attempt() -> list[Episode]:
+            try:
+                return evaluator.evaluate(agent, state, seed)
+            except Exception as error:
+                if self.settings.strict_evaluation:
+                    raise
+                self.failed_evaluations += 1
+                _logger.debug("Details of the evaluation's error:", exc_info=True)
+                _logger.warning(
+                    "The evaluation of step %d failed; %d so far did. The run goes on without it "
+                    "(--strict_evaluation stops it). The reason: %s",
+                    self.owed or self.step, self.failed_evaluations, error,
+                )  # fmt: skip
+                return []
 
-    def result_of(self, evaluation: Callable[[], list[Episode]]) -> list[Episode]:
-        """Returns the episodes of an evaluation; none if it fails, which is logged and counted."""
-        try:
-            return evaluation()
-        except Exception as error:
-            if self.settings.strict_evaluation:
-                raise
-            self.failed_evaluations += 1
-            _logger.debug("Details of the evaluation's error:", exc_info=True)
-            _logger.warning(
-                "The evaluation of step %d failed; %d so far did. The run goes on without it "
-                "(--strict_evaluation stops it). The reason: %s",
-                self.owed or self.step, self.failed_evaluations, error,
-            )  # fmt: skip
-            return []
+        return processes.from_first(attempt)
 
 
 def inherited_settings(run: str, step: str) -> dict[str, Any]:

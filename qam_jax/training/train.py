@@ -20,11 +20,11 @@ from qam_jax.runs.settings import RunSettings, check_settings, resolved
 from qam_jax.runs.stopping import StopRequest, stop_signals
 from qam_jax.training import inputs
 from qam_jax.training.devices import Layout
-from qam_jax.training.evaluation import Episode
+from qam_jax.training.evaluation import Episode, make_evaluator
 from qam_jax.training.loop import run_stage
-from qam_jax.training.offline import OfflineStage
 from qam_jax.training.online import OnlineStage
 from qam_jax.training.run import Plan, Run
+from qam_jax.training.stage import Stage
 
 _logger = logging.getLogger(__name__)
 
@@ -96,9 +96,9 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
         )
         evaluator = None
         if settings.env_name:
-            evaluator = inputs.make_evaluator(settings, normalization, stop)
+            evaluator = make_evaluator(settings, normalization, stop.check)
             stack.enter_context(closing(evaluator))
-        plan = Plan(settings, agent, agent_config, source, dims, normalization, evaluator, stop)
+        plan = Plan(settings, agent, agent_config, source, dims, normalization, evaluator)
         check_state_fits(agent, *dims, settings.num_seeds)
         runs = [
             stack.enter_context(closing(Run(plan, *parts)))
@@ -140,7 +140,7 @@ def _train(plan: Plan, runs: list[Run], stop: StopRequest) -> None:
         if len(group) < len(going):
             _logger.info("Seeds %s are behind, at step %d: the others wait.", seeds, group[0].step)
         layout = Layout(seeds, plan.settings.num_devices, plan.config.batch_size)
-        stage = (OnlineStage if name == "online" else OfflineStage)(plan, group, layout)
+        stage = (OnlineStage if name == "online" else Stage)(plan, group, layout)
         with closing(stage):
             run_stage(stage, stop, until)
         if until == end and plan.stage_at(end):

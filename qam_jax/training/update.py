@@ -1,7 +1,7 @@
 """Blocks of updates in one compiled program, and the sums of their metrics."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,62 +41,46 @@ def make_update_step(agent: Agent) -> Callable[[AgentState, Batch], tuple[AgentS
     return jax.jit(agent.update)
 
 
-class UpdateBlock:
-    """Any number of update steps in one compiled program, batches drawn inside.
+def make_block(agent: Agent, sample_fn: SampleFn, layout: Layout) -> jax.stages.Wrapped:
+    """Makes one program of any number of update steps, batches drawn inside.
 
-    The batch of an update depends on the update's number and its seed's key, among the stacked
-    `keys`, alone. So a run depends neither on the lengths of its blocks nor on the seeds that are
-    trained beside it. `sample_fn` draws the batches from the data that the block is called with.
+    The batch of an update depends on the update's number and its seed's key alone. So a run depends
+    neither on the lengths of its blocks nor on the seeds that are trained beside it.
+
+    Returns:
+      `block(state, sums, keys, data, num_updates) -> (state, sums)`, jitted: makes `num_updates`
+      updates of each seed, or [N] their numbers. It donates the stacked states and sums.
     """
+    update_step = layout.map(make_update_step(agent))
 
-    def __init__(self, agent: Agent, keys: Array, sample_fn: SampleFn, layout: Layout):
-        update_step = layout.map(make_update_step(agent))
-
-        @partial(jax.jit, donate_argnums=(0, 1), out_shardings=layout.sharding)
-        def block(
-            state: AgentState, sums: MetricSums, keys: Array, data: Any, num_updates: Array
-        ) -> tuple[AgentState, MetricSums]:
-            def body(index, carry):
-                state, sums = carry
-                batch = sample_fn(data, layout.map(jax.random.fold_in)(keys, state.step))
-                new_state, metrics = update_step(state, layout.spread(batch))
-                after = new_state, layout.map(_add)(sums, metrics, new_state.step)
-                if num_updates.ndim == 0:
-                    return after
-                return jax.tree.map(partial(_choose, index < num_updates), after, carry)
-
-            return jax.lax.fori_loop(0, jnp.max(num_updates), body, (state, sums))
-
-        self._block, self._keys = block, keys  # keys are an argument: all seeds share a program
-        self._on_mesh = layout.on_mesh
-        self._programs: dict[int, Callable[..., Any]] = {}  # by the axes of the counts
-
-    def __call__(
-        self, state: AgentState, sums: MetricSums, data: Any, num_updates: Sequence[int]
+    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=layout.sharding)
+    def block(
+        state: AgentState, sums: MetricSums, keys: Array, data: Any, num_updates: Array
     ) -> tuple[AgentState, MetricSums]:
-        """Makes a number of updates of each seed; donates the stacked states and sums.
+        def body(index, carry):
+            state, sums = carry
+            batch = sample_fn(data, layout.map(jax.random.fold_in)(keys, state.step))
+            new_state, metrics = update_step(state, layout.spread(batch))
+            after = new_state, layout.map(_add)(sums, metrics, new_state.step)
+            if num_updates.ndim == 0:
+                return after
+            return jax.tree.map(partial(_choose, index < num_updates), after, carry)
 
-        Raises MemoryError if the updates need more memory than there is.
-        """
-        equal = len(set(num_updates)) == 1
-        counts = np.asarray(num_updates[0] if equal else num_updates, np.int32)
-        arguments = state, sums, self._keys, data, counts
-        if counts.ndim not in self._programs:
-            self._programs[counts.ndim] = self._compile(arguments)
-        return self._programs[counts.ndim](*arguments)
+        return jax.lax.fori_loop(0, jnp.max(num_updates), body, (state, sums))
 
-    def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        """Compiles the block, and checks its memory; on a mesh JAX does the former by itself."""
-        if self._on_mesh:  # outputs may lie otherwise than the inputs, which takes one more program
-            return self._block
-        program = self._block.lower(*arguments).compile()
-        if stats := program.memory_analysis():
-            new = stats.output_size_in_bytes - stats.alias_size_in_bytes
-            memory.check_fits(
-                "updates", stats.temp_size_in_bytes + new, "Lower --config.batch_size, the widths "
-                "of the networks, --config.num_qs or --num_seeds.",
-            )  # fmt: skip
-        return program
+    return block
+
+
+def compile_block(block: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
+    """Compiles a block for arguments like these. Raises MemoryError if it needs too much memory."""
+    program = block.lower(*arguments).compile()
+    if stats := program.memory_analysis():
+        new = stats.output_size_in_bytes - stats.alias_size_in_bytes
+        memory.check_fits(
+            "updates", stats.temp_size_in_bytes + new, "Lower --config.batch_size, the widths "
+            "of the networks, --config.num_qs or --num_seeds.",
+        )  # fmt: skip
+    return program
 
 
 def _choose(mask: Array, new: Array, old: Array) -> Array:
@@ -165,25 +149,26 @@ def averages(sums: MetricSums) -> dict[str, float]:
     }
 
 
-def check_finite(sums: MetricSums, params: chex.ArrayTree, layout: Layout | None = None) -> None:
-    """Raises NotFiniteError if a metric or a parameter is not finite.
+def check_finite(sums: MetricSums, params: chex.ArrayTree, layout: Layout) -> None:
+    """Raises NotFiniteError, naming the seed, if a metric or a parameter of the runs is not finite.
 
-    With a layout both trees are stacked over its seeds, and the error names the seed.
+    Both trees are stacked over the seeds of the layout.
     """
-    if _all_fine(sums, params):
-        return
-    seeds = layout.seeds if layout else [0]
-    for index, seed in enumerate(seeds):
-        own = layout.local(layout.pick((sums, params), index)) if layout else (sums, params)
-        trouble = _find_not_finite(*jax.device_get(own))
-        if trouble:
-            prefix = f"seed {seed}: " if len(seeds) > 1 else ""
-            raise NotFiniteError(
-                f"{prefix}training went wrong: {trouble}, the first that was. The run stops; its "
-                "last checkpoint, if there is one, is kept. The usual causes are a learning rate "
-                "or an inverse temperature that is too high (--config.lr, --config.inv_temp), or "
-                "a clip of the gradient that is switched off (--config.clip_grad_norm)."
-            )
+    if not _all_fine(sums, params):
+        for index, seed in enumerate(layout.seeds):
+            check_finite_run(seed, *layout.local(layout.pick((sums, params), index)))
+
+
+def check_finite_run(seed: int, sums: MetricSums, params: chex.ArrayTree) -> None:
+    """Raises NotFiniteError as `check_finite`, for the trees of a single run."""
+    trouble = _find_not_finite(*jax.device_get((sums, params)))
+    if trouble:
+        raise NotFiniteError(
+            f"seed {seed}: training went wrong: {trouble}, the first that was. The run stops; its "
+            "last checkpoint, if there is one, is kept. The usual causes are a learning rate "
+            "or an inverse temperature that is too high (--config.lr, --config.inv_temp), or "
+            "a clip of the gradient that is switched off (--config.clip_grad_norm)."
+        )
 
 
 def _find_not_finite(sums: MetricSums, params: chex.ArrayTree) -> str:

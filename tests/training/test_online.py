@@ -17,7 +17,7 @@ from qam_jax.runs.metrics import read_csv
 from qam_jax.runs.saved import load_run
 from qam_jax.runs.settings import RunSettings
 from qam_jax.runs.stopping import Stopped
-from qam_jax.training import evaluation, loop
+from qam_jax.training import evaluation, stage
 from qam_jax.training.run import inherited_settings
 from qam_jax.training.train import train
 from qam_jax.training.update import NotFiniteError
@@ -76,7 +76,7 @@ def test_updates_per_step_and_random_actions_before_training(
 ):
     """From nothing: no update and uniform actions until the start, then so many for each step."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(loop, "_SHORT_SECONDS", -1)
+    monkeypatch.setattr(stage, "_SHORT_SECONDS", -1)
     alone = dataclasses.replace(
         settings, group="nothing", offline_steps=0, online_steps=24, start_training=11, utd_ratio=3,
         balanced_sampling=True,
@@ -258,7 +258,7 @@ def test_a_broken_environment_does_not_cost_a_checkpoint(
     )
     monkeypatch.syspath_prepend(tmp_path)
     make = partial(make_env, _ENV_NAME, "breaks_pendulum")
-    monkeypatch.setattr("qam_jax.training.run.make_env", lambda *_: make())
+    monkeypatch.setattr("qam_jax.training.evaluation.make_env", lambda *_: make())
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.raises(EnvFailure, match="no licence"):
         train(dataclasses.replace(started, online_steps=12), small_config())

@@ -11,10 +11,11 @@ from qam_jax.runs.saved import init_state
 from qam_jax.training.devices import Layout
 from qam_jax.training.update import (
     NotFiniteError,
-    UpdateBlock,
     averages,
     check_finite,
+    check_finite_run,
     empty_sums,
+    make_block,
     make_update_step,
     metric_names,
 )
@@ -61,12 +62,12 @@ def _parts(small_config):
 def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
     agent, start, sample, dataset = parts
     key = jax.random.PRNGKey(7)
-    block = UpdateBlock(agent, key, sample, Layout([0]))
+    block = make_block(agent, sample, Layout([0]))
 
     def run(lengths):
         state, sums = start()
         for length in lengths:
-            state, sums = block(state, sums, dataset, [length])
+            state, sums = block(state, sums, key, dataset, length)
         return state, sums
 
     whole = run([6])
@@ -83,7 +84,7 @@ def test_blocks_of_any_length_give_the_same_state_and_tally(parts):
     np.testing.assert_allclose(means["loss"], np.mean([row["loss"] for row in rows]), rtol=1e-4)
     np.testing.assert_allclose(means["q_min"], min(row["q_min"] for row in rows), rtol=1e-4)
     np.testing.assert_allclose(means["q_max"], max(row["q_max"] for row in rows), rtol=1e-4)
-    check_finite(whole[1], whole[0].params)
+    check_finite_run(0, whole[1], whole[0].params)
 
 
 @pytest.mark.slow
@@ -93,13 +94,13 @@ def test_runs_side_by_side_are_the_runs_that_they_would_be_alone(parts):
     keys = [jax.random.PRNGKey(seed) for seed in layout.seeds]
     states = [init_state(agent, key, 3, 2) for key in keys]
     _, sums = start()
-    block = UpdateBlock(agent, layout.join(keys), layout.map(sample, (None, 0)), layout)
+    block = make_block(agent, layout.map(sample, (None, 0)), layout)
     together = layout.join(states), layout.join([sums] * 3)
-    for counts in ([2, 2, 2], [1, 0, 3]):
-        together = block(*together, dataset, counts)
+    for counts in (2, jnp.array([1, 0, 3])):
+        together = block(*together, layout.join(keys), dataset, counts)
     for index, count in enumerate([3, 2, 5]):
-        alone = UpdateBlock(agent, keys[index], sample, Layout([0]))
-        expected = alone(states[index], start()[1], dataset, [count])
+        alone = make_block(agent, sample, Layout([0]))
+        expected = alone(states[index], start()[1], keys[index], dataset, count)
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
             layout.pick(together, index),
@@ -130,12 +131,12 @@ def test_the_first_metric_that_is_not_finite_is_named_with_its_update(parts):
         return state, {"bc_loss": bad, "loss": worse}
 
     exploding = agent._replace(update=explode)
-    block = UpdateBlock(exploding, jax.random.PRNGKey(0), sample, Layout([0]))
-    state, sums = block(start()[0], empty_sums(["bc_loss", "loss"]), dataset, [2])
-    check_finite(sums, state.params)
-    state, sums = block(state, sums, dataset, [4])
+    block, key = make_block(exploding, sample, Layout([0])), jax.random.PRNGKey(0)
+    state, sums = block(start()[0], empty_sums(["bc_loss", "loss"]), key, dataset, 2)
+    check_finite_run(0, sums, state.params)
+    state, sums = block(state, sums, key, dataset, 4)
     with pytest.raises(NotFiniteError, match="metric 'bc_loss' is not finite at update 3"):
-        check_finite(sums, state.params)
+        check_finite_run(0, sums, state.params)
 
 
 def test_a_parameter_that_is_not_finite_is_named(parts):
@@ -143,7 +144,7 @@ def test_a_parameter_that_is_not_finite_is_named(parts):
     kernel = state.params["flow"]["MLP_0"]["Dense_1"]["kernel"]
     state.params["flow"]["MLP_0"]["Dense_1"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
     with pytest.raises(NotFiniteError, match="parameter 'flow/MLP_0/Dense_1/kernel' is not finite"):
-        check_finite(sums, state.params)
+        check_finite_run(0, sums, state.params)
 
 
 def test_no_updates_have_no_averages():

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.runs.command_line import plain_errors, run_main, start_logging
 
@@ -40,9 +40,7 @@ _BEST_OF_N = flags.DEFINE_list(
 _VIDEO_EPISODES = flags.DEFINE_integer("video_episodes", 0, "Episodes to film.", lower_bound=0)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+def main(_: list[str]) -> None:
     start_logging()
     with plain_errors():
         changes = _changes()

@@ -5,7 +5,7 @@ Each format is checked against the checkpoint, and the largest difference is pri
 
 import os
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.runs.command_line import plain_errors, run_main, start_logging
 
@@ -24,9 +24,7 @@ _TOLERANCE = flags.DEFINE_float(
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+def main(_: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the comparison is of float32 products
     start_logging()
     with plain_errors():

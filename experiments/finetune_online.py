@@ -12,7 +12,7 @@ RLPD.
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.runs import settings
 from qam_jax.runs.command_line import plain_errors, pop_flag, run_with_config, start_logging
@@ -27,21 +27,20 @@ flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+def main(_: list[str]) -> None:
     start_logging()  # before the libraries, some of which log much
     with plain_errors():
         from qam_jax.reports.plots import show_result
         from qam_jax.runs.processes import is_first, session
-        from qam_jax.training.launch import launch, run_from_flags
+        from qam_jax.training.launch import run_from_flags
         from qam_jax.training.run import inherited_settings
+        from qam_jax.training.train import train_seeds
 
         with session(from_flags(ProcessSettings, flags.FLAGS)):
             source, step = flags.FLAGS.run, flags.FLAGS.run_step
             inherited = inherited_settings(source, step) if source else {}
             run, config = run_from_flags(flags.FLAGS, **inherited)
-            for result in launch(run, config):
+            for result in train_seeds(run, config):
                 if is_first():
                     show_result(result, run, config.agent_name)
 

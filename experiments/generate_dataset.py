@@ -4,7 +4,7 @@ Example:
   python experiments/generate_dataset.py --dataset=cube-single-play-v0
 """
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.data import generate
 from qam_jax.data.tasks import parse_task
@@ -32,9 +32,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a dataset that exist
 _LIST = flags.DEFINE_bool("list", False, "Print the names of the datasets that can be made.")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+def main(_: list[str]) -> None:
     if _LIST.value:
         print("\n".join(generate.generatable_names()))
         return

@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.runs import settings
 from qam_jax.runs.command_line import plain_errors, run_with_config, start_logging, until_closed
@@ -28,9 +28,7 @@ _ENV_MODULE = flags.DEFINE_string("env_module", "", "Module to import, which reg
 _OUT = flags.DEFINE_string("out", "inspection", "Folder for the page and the figures.")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+def main(_: list[str]) -> None:
     start_logging()
     with plain_errors(stopped="Nothing was written."):
         data = dataclasses.asdict(from_flags(DataSettings, flags.FLAGS))

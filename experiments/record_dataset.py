@@ -8,7 +8,7 @@ import contextlib
 import functools
 import re
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.data.npz import write_npz
 from qam_jax.envs import EnvPool, make_env, make_env_within
@@ -36,9 +36,7 @@ _ENV_TIMEOUT = flags.DEFINE_integer(
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+def main(_: list[str]) -> None:
     with plain_errors(stopped="Nothing was written."):
         if not _ENV_NAME.value:
             raise ValueError("of which environment? Give --env_name=<id>, such as Pendulum-v1.")

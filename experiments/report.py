@@ -91,4 +91,4 @@ def _expected_runs(study: str):
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, operands=True)

@@ -3,7 +3,7 @@
 Clients speak the protocol of openpi-client, see docs/deploy.md. Ctrl-C or SIGTERM ends it.
 """
 
-from absl import app, flags
+from absl import flags
 
 from qam_jax.runs.command_line import plain_errors, run_main, start_logging
 
@@ -16,9 +16,7 @@ _PORT = flags.DEFINE_integer("port", 8000, "Port; 0 takes a free one.", 0, 65535
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the policy's noise.", lower_bound=0)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --name=value.")
+def main(_: list[str]) -> None:
     start_logging()
     with plain_errors("All clients are disconnected."):
         import threading

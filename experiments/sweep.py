@@ -233,4 +233,4 @@ def _count(number: int, noun: str) -> str:
 
 
 if __name__ == "__main__":
-    run_main(main, hint="Flags of the runs themselves come after --.")
+    run_main(main, hint="Flags of the runs themselves come after --.", operands=True)

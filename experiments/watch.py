@@ -52,4 +52,4 @@ def _watch(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, operands=True)

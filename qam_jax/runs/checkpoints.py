@@ -280,13 +280,11 @@ class Checkpoints:
 
 def _taking_part(folder: Path, read_only: bool) -> ocp.options.MultiprocessingOptions:
     """Names the processes that a manager of checkpoints works in; a reader works in one."""
-    if processes.several() and read_only:
-        index = jax.process_index()
-        return ocp.options.MultiprocessingOptions(
-            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
-        )
+    if not read_only:
+        return ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
+    index = jax.process_index()
     return ocp.options.MultiprocessingOptions(
-        barrier_sync_key_prefix=folder.name if processes.several() else None
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
     )
 
 

@@ -95,10 +95,13 @@ def run_main(
     main: Callable[[list[str]], None],
     arguments: list[str] | None = None,
     hint: str = "--help lists the flags.",
+    *,
+    operands: bool = False,
 ) -> None:
     """Parses the flags of this process, or of `arguments`, and calls the program with the rest.
 
-    A mistake in a flag ends it with one line, and the hint.
+    A mistake in a flag ends it with one line, and the hint; so do arguments that are no flags,
+    unless the program takes `operands`.
     """
 
     def parse(given: list[str]) -> list[str]:
@@ -113,6 +116,10 @@ def run_main(
 
     def checked_main(rest: list[str]) -> None:
         try:
+            if rest[1:] and not operands:
+                raise app.UsageError(
+                    f"unexpected arguments {rest[1:]}; flags look like --name=value."
+                )
             main(rest)
         except app.UsageError as error:  # before which absl prints the whole help
             sys.exit(f"Error: {error} {hint}")

@@ -78,37 +78,21 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
       DamagedError: if the file cannot be read.
     """
     path = user_path(folder) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no {path}: give the folder of a run, "
-            "exp/<group>/<env_name>/<run id>, which holds config.json."
-        )
-    config = read_json(path)
+    config = _read(path, ": give the folder of a run, exp/<group>/<env_name>/<run id>")
     if not isinstance(config.get("agent"), dict) or "agent_name" not in config["agent"]:
         raise _damaged(path, "the settings of a run")
-    unknown_then = {field.name: field.default for field in dataclasses.fields(RunSettings)}
     try:
         agent = complete_config(config["agent"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     agent = json.loads(json.dumps(agent))  # the same values as from the file
-    return {**unknown_then, **config, "agent": agent}
+    return {**dataclasses.asdict(RunSettings()), **config, "agent": agent}
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
-    """Reads metadata.json of a run's folder.
-
-    Raises:
-      FileNotFoundError: if it is not there.
-      DamagedError: if it does not hold metadata.
-    """
+    """Reads metadata.json of a run's folder. Raises as `read_config`."""
     path = user_path(folder) / "metadata.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no {path}, which belongs to this run. Restore it from a copy, or start a "
-            "new run."
-        )
-    metadata = read_json(path)
+    metadata = _read(path, ", which belongs to this run. Restore it from a copy, or start anew")
     if not metadata.keys() >= _NEEDED or not metadata["starts"]:
         raise _damaged(path, "the metadata of a run")
     return metadata
@@ -145,6 +129,12 @@ def record_start(
     method = display_name(variant_name(agent_config))
     write_json(path, {**facts, "method": method, "starts": [*earlier["starts"], start]})
     write_json(folder / "config.json", resolved(settings, agent_config))
+
+
+def _read(path: Path, advice: str) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}{advice}.")
+    return read_json(path)
 
 
 def _damaged(path: Path, what: str) -> DamagedError:

@@ -21,7 +21,7 @@ class MetricLog:
         self, folder: Path, kept: Mapping[str, int], wandb_project: str, config: Mapping[str, Any]
     ):
         self._folder = folder
-        self._writers: dict[str, tuple[Any, csv.DictWriter]] = {}
+        self._columns: dict[str, list[str]] = {}  # of each kind of which a row was written
         for kind, step in kept.items():
             rows = read_csv(self._path(kind))
             if rows:
@@ -32,12 +32,11 @@ class MetricLog:
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row to `<kind>.csv` and to the other records."""
         metrics = {name: float(value) for name, value in metrics.items()}
-        if kind not in self._writers or metrics.keys() - set(self._writers[kind][1].fieldnames):
-            self._open(kind, ["step", *metrics])
-        file, writer = self._writers[kind]
+        if kind not in self._columns or metrics.keys() - set(self._columns[kind]):
+            self._add_columns(kind, ["step", *metrics])
         known = _known(metrics)
-        writer.writerow({"step": step, **known})
-        file.flush()
+        with open(self._path(kind), "a", newline="") as file:
+            csv.DictWriter(file, self._columns[kind]).writerow({"step": step, **known})
         for name, value in known.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         self._tensorboard.flush()
@@ -45,23 +44,15 @@ class MetricLog:
             self._wandb.log({f"{kind}/{name}": value for name, value in known.items()}, step)
 
     def close(self) -> None:
-        """Closes all files."""
-        for file, _ in self._writers.values():
-            file.close()
+        """Closes what is open."""
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _open(self, kind: str, names: Iterable[str]) -> None:
-        """Opens a file of metrics, and adds the columns that it lacks."""
-        if kind in self._writers:
-            self._writers.pop(kind)[0].close()
-        path = self._path(kind)
-        rows = read_csv(path)
-        names = list(dict.fromkeys([*(rows[0] if rows else []), *names]))
-        write_csv(path, names, rows)
-        file = open(path, "a", newline="")
-        self._writers[kind] = (file, csv.DictWriter(file, names))
+    def _add_columns(self, kind: str, names: Iterable[str]) -> None:
+        rows = read_csv(self._path(kind))
+        self._columns[kind] = list(dict.fromkeys([*(rows[0] if rows else []), *names]))
+        write_csv(self._path(kind), self._columns[kind], rows)
 
     def _path(self, kind: str) -> Path:
         return self._folder / f"{kind}.csv"

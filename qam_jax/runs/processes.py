@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_BY_HAND = ("coordinator_address", "num_processes", "process_id")
 _WEEK_MS = 7 * 24 * 3600 * 1000  # a download or an evaluation may take long; JAX notices a loss
 _RUNTIME_ERROR = re.compile("UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED")
 
@@ -41,7 +42,7 @@ def several() -> bool:
 
 def is_first() -> bool:
     """Whether this is process 0, which acts, evaluates, writes and logs."""
-    return not several() or jax.process_index() == 0
+    return jax.process_index() == 0
 
 
 def gather(value: _T) -> list[_T]:
@@ -60,19 +61,17 @@ def from_first(function: Callable[[], _T]) -> _T:
 
     The other processes wait as long as it takes, without keeping their devices busy.
 
-    Raises:
-      Exception: what the function raised. In the other processes an OSError that says so, unless it
-        is Stopped or EnvFailure, after which all of them save.
+    Raises what the function raised. The other processes raise an OSError that says so, unless it is
+    Stopped or EnvFailure, after which all of them save.
     """
     if not several():
         return function()
     result: Any = None
     error: BaseException | None = None
-    if is_first():
-        try:
-            result = function()
-        except (Exception, Stopped) as raised:
-            error = raised
+    try:
+        result = function() if is_first() else None
+    except (Exception, Stopped) as raised:
+        error = raised
     wait_for_all("first")
     known = isinstance(error, Stopped | EnvFailure | None)
     result, theirs = gather((result, error if known else OSError(f"process 0: {error}")))[0]
@@ -90,8 +89,7 @@ def wait_for_all(name: str) -> None:
 def take_turns(function: Callable[[], _T]) -> _T:
     """Calls a function in all processes; the first of each machine goes ahead, and others find its
     files there."""
-    machines = gather(platform.node())
-    leads = machines.index(platform.node()) == (jax.process_index() if several() else 0)
+    leads = gather(platform.node()).index(platform.node()) == jax.process_index()
     result: Any = function() if leads else None
     wait_for_all("turns")
     return result if leads else function()
@@ -100,17 +98,17 @@ def take_turns(function: Callable[[], _T]) -> _T:
 def check_same(label: str, mine: dict[str, Any]) -> None:
     """Raises ValueError, naming the differences, if the processes were not given the same."""
     first, *others = gather(mine)
-    for index, theirs in enumerate(others, start=1):
-        differing = [
-            f"{name} is {first[name]!r} in process 0 and {theirs[name]!r} in process {index}"
-            for name in sorted(first)
-            if first[name] != theirs[name]
-        ]
-        if differing:
-            raise ValueError(
-                f"the processes differ in their {label}: {'; '.join(differing)}. Start all with "
-                "the same command, code and data."
-            )
+    differing = [
+        f"{name} is {first[name]!r} in process 0 and {theirs[name]!r} in process {index}"
+        for index, theirs in enumerate(others, start=1)
+        for name in sorted(first)
+        if first[name] != theirs[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"the processes differ in their {label}: {'; '.join(differing)}. Start all with "
+            "the same command, code and data."
+        )
 
 
 @contextlib.contextmanager
@@ -138,7 +136,8 @@ def session(settings: ProcessSettings) -> Iterator[None]:
             jax.distributed.shutdown()
         raise
     except BaseException as error:
-        atexit.register(_exit_at_once)  # before JAX's own exit, which waits for the others
+        sys.stdout.flush()
+        atexit.register(os._exit, 1)  # before JAX's own exit, which waits for the others
         message = str(error).strip()
         if isinstance(error, ValueError | RuntimeError) and _RUNTIME_ERROR.match(message):
             raise OSError(
@@ -154,60 +153,55 @@ def session(settings: ProcessSettings) -> Iterator[None]:
 def _check(settings: ProcessSettings) -> bool:
     """Whether the settings ask for several processes. Raises ValueError if they make no sense."""
     check_ranges(settings)
-    names = ("coordinator_address", "num_processes", "process_id")
-    missing = [name for name in names if getattr(settings, name) == getattr(ProcessSettings, name)]
-    given = [name for name in names if name not in missing]
-    if given and settings.distributed:
-        raise ValueError(
-            f"--distributed detects what --{given[0]} says by hand: give one or the other."
-        )
-    if given and missing:
-        raise ValueError(
+    defaults = ProcessSettings()
+    given = [name for name in _BY_HAND if getattr(settings, name) != getattr(defaults, name)]
+    missing = [name for name in _BY_HAND if name not in given]
+    if not given:
+        return settings.distributed
+    if settings.distributed:
+        wrong = f"--distributed detects what --{given[0]} says by hand: give one or the other."
+    elif missing:
+        wrong = (
             f"--{' and --'.join(given)} without --{' and --'.join(missing)}: by hand it takes all "
             "three of them. On a TPU slice or under SLURM --distributed alone will do."
         )
-    if not given:
-        return settings.distributed
-    if settings.process_id >= settings.num_processes:
-        raise ValueError(
+    elif settings.process_id >= settings.num_processes:
+        wrong = (
             f"--process_id={settings.process_id} is none of the {settings.num_processes} of "
             f"--num_processes: number them from 0 to {settings.num_processes - 1}."
         )
-    if not re.fullmatch(r".+:\d+", settings.coordinator_address):
-        raise ValueError(
+    elif not re.fullmatch(r".+:\d+", settings.coordinator_address):
+        wrong = (
             f"--coordinator_address must be <host>:<port>, such as 10.0.0.1:1234, got "
             f"{settings.coordinator_address!r}."
         )
-    return True
+    else:
+        return True
+    raise ValueError(wrong)
 
 
 def _start(settings: ProcessSettings) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take over SIGTERM
-    timeouts: dict[str, Any] = {
-        "initialization_timeout": settings.start_timeout,
-        "heartbeat_timeout_seconds": settings.heartbeat_timeout,
-        "shutdown_timeout_seconds": settings.heartbeat_timeout,
-    }
-    if settings.distributed:
-        try:
-            jax.distributed.initialize(**timeouts)
-        except ValueError as error:
-            raise ValueError(
-                f"--distributed: JAX detects no cluster here ({error}) Start inside of one, under "
-                "SLURM by srun, or say it by hand: --coordinator_address, --num_processes and "
-                "--process_id."
-            ) from error
-        return
-    if settings.process_id > 0:
-        _reach(settings)
-    jax.distributed.initialize(
-        settings.coordinator_address,
-        settings.num_processes,
-        settings.process_id,
-        cluster_detection_method="deactivate",
-        **timeouts,
-    )
+    by_hand: dict[str, Any] = {}
+    if not settings.distributed:
+        by_hand = {name: getattr(settings, name) for name in _BY_HAND}
+        by_hand["cluster_detection_method"] = "deactivate"
+        if settings.process_id > 0:
+            _reach(settings)
+    try:
+        jax.distributed.initialize(
+            **by_hand,
+            initialization_timeout=settings.start_timeout,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout,
+            shutdown_timeout_seconds=settings.heartbeat_timeout,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed: JAX detects no cluster here ({error}) Start inside of one, under "
+            "SLURM by srun, or say it by hand: --coordinator_address, --num_processes and "
+            "--process_id."
+        ) from error
 
 
 def _reach(settings: ProcessSettings) -> None:
@@ -227,9 +221,3 @@ def _reach(settings: ProcessSettings) -> None:
                     "address right, and is the port open?"
                 ) from error
             time.sleep(0.2)
-
-
-def _exit_at_once() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)

@@ -237,14 +237,15 @@ class Evaluator:
         self._envs: EnvPool | None = None
         self._bind_policies: dict[Agent, Callable[[AgentState, Array], Policy]] = {}
 
-    def check(self, chunk: np.ndarray) -> None:
-        """Starts one environment, resets it, and executes a chunk of actions [H, A].
+    def check(self, chunk: np.ndarray, *, films: bool = False) -> None:
+        """Resets one environment and executes a chunk of actions [H, A]; may render a frame of it.
 
-        Raises EnvFailure if the environment cannot be made, or at its first crash.
+        Raises EnvFailure if the environment cannot be made, or at its first crash; as `film` too.
         """
+        start, everywhere = [0], np.ones(1, bool)
         with contextlib.closing(self.make_envs(len(chunk))) as envs:
             try:
-                envs.reset([0], np.ones(1, bool))
+                envs.reset(start, everywhere)
                 envs.step(chunk[None])
             except EnvsRestarted as reason:
                 raise EnvFailure(
@@ -253,14 +254,14 @@ class Evaluator:
                     "(observation, info), and step(action) returns (observation, reward, "
                     "terminated, truncated, info)."
                 ) from None
-
-    def check_films(self) -> None:
-        """Renders one frame. Raises as `film`."""
-        with contextlib.closing(self.make_envs(1, film_folder=Path())) as envs:
-            try:
-                envs.reset([0], np.ones(1, bool))
-            except EnvsRestarted as reason:
-                raise EnvFailure(f"no film can be made of {self.env_name!r}: {reason}.") from None
+        if films:
+            with contextlib.closing(self.make_envs(1, film_folder=Path())) as envs:
+                try:
+                    envs.reset(start, everywhere)
+                except EnvsRestarted as reason:
+                    raise EnvFailure(
+                        f"no film can be made of {self.env_name!r}: {reason}."
+                    ) from None
 
     def evaluate(self, agent: Agent, state: AgentState, seed: int | None = None) -> list[Episode]:
         """Runs the episodes of a seed with the agent's policy.

@@ -71,13 +71,10 @@ def find_normalization(
 
 def check_environment(plan: Plan, run: Run) -> None:
     """Raises EnvFailure, or OSError, if the environment does not run or cannot be filmed."""
-    settings, evaluator = plan.settings, plan.evaluator
-    if evaluator is None:
-        return
-    chunk = np.zeros(run.state.action_shape, np.float32)  # the policy is compiled when it is due
-    processes.from_first(lambda: evaluator.check(chunk))
-    if settings.video_episodes:
-        processes.from_first(evaluator.check_films)
+    evaluator, films = plan.evaluator, bool(plan.settings.video_episodes)
+    if evaluator is not None:
+        chunk = np.zeros(run.state.action_shape, np.float32)  # the policy is compiled when due
+        processes.from_first(lambda: evaluator.check(chunk, films=films))
 
 
 def check_env_processes(settings: RunSettings) -> None:

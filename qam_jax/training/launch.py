@@ -15,21 +15,18 @@ from qam_jax.files import user_path
 from qam_jax.runs import presets
 from qam_jax.runs.settings import RunSettings, from_flags
 from qam_jax.training.devices import keep_programs
-from qam_jax.training.train import RunResult, train_seeds
 
 _logger = logging.getLogger(__name__)
 
 
-def launch(settings: RunSettings, config: ConfigDict) -> list[RunResult]:
-    """Trains the runs of the settings, or continues to, as the entry points do."""
-    keep_programs(settings.compilation_cache_dir)
-    return train_seeds(settings, config)
-
-
 def run_from_flags(values: flags.FlagValues, **defaults: Any) -> tuple[RunSettings, ConfigDict]:
-    """Calls `resolve_flags`, checks that the preset's data are there, and logs its changes."""
+    """Calls `resolve_flags`, logs the preset's changes, and prepares for `train_seeds`.
+
+    Checks that the preset's data are there, and lets JAX keep compiled programs.
+    """
     settings, config, notes = resolve_flags(values, **defaults)
     check_data_folder(settings)
+    keep_programs(settings.compilation_cache_dir)
     for line in notes:
         _logger.info("%s", line)
     return settings, config

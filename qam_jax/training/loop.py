@@ -162,6 +162,6 @@ def _save(stage: Stage, run: Run, at: Snapshot) -> None:
     progress = {"stage": stage.name, "stage_start": stage.start, "step": at.step}
     progress |= {"reported": at.reported, "evaluation": run.owed}
     progress |= {"failed_evaluations": run.failed_evaluations, **stage.save(run)}
-    progress["normalization"] = run.normalization.to_json()
+    progress["normalization"] = stage.plan.normalization.to_json()
     milestone = at.reported == stage.end
     run.checkpoints.save(at.step, at.state, at.sums, progress, milestone)

@@ -104,7 +104,6 @@ class Run:
         self._plan, self.settings = plan, settings  # of this run, with its seed
         self.folder, self.checkpoints = folder, checkpoints
         self.keys = split_seed(settings.seed)
-        self.normalization = plan.normalization
         self.log: MetricLog | None = None  # once its start is recorded; in process 0 alone
         self.stage = ""  # name of the stage that it is in
         self.step = 0  # updates of the earlier stages, plus environment steps of the online stage
@@ -347,20 +346,19 @@ def _check_config(saved: SavedRun, settings: RunSettings, config: ConfigDict, cl
 def _check_shapes(run: str, saved: SavedRun, there: Any, here: Any, config: ConfigDict) -> None:
     """Raises ValueError, naming the first parameter that differs and the fields behind it."""
     found, expected = _shapes(there), _shapes(here)
-    if found == expected:
-        return
-    name = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
     before, now = (json.loads(agent.to_json()) for agent in (saved.config.agent, config))
-    fields = [
+    fields = "; ".join(
         f"{field} = {before.get(field)!r} there and {now[field]!r} here"
         for field in now
         if before.get(field) != now[field]
-    ]
-    raise ValueError(
-        f"the checkpoint of {run} does not fit this run's networks: {name} has the shape "
-        f"{found.get(name, 'none')} there and {expected.get(name, 'none')} here. Config fields "
-        f"that differ: {'; '.join(fields) or 'none, so it is the environment or the data'}."
     )
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"the checkpoint of {run} does not fit this run's networks: {name} has the shape "
+                f"{found.get(name, 'none')} there and {expected.get(name, 'none')} here. Config "
+                f"fields that differ: {fields or 'none, so it is the environment or the data'}."
+            )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -157,7 +157,7 @@ def _evaluate_result(plan: Plan, run: Run) -> RunResult:
             behavior_episodes = run.evaluate(plan.cloning[0], run.state)
     return RunResult(
         run.settings.seed, run.folder, plan.agent, run.state, run.episodes, behavior_episodes,
-        run.normalization,
+        plan.normalization,
     )  # fmt: skip
 
 

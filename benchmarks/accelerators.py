@@ -35,7 +35,7 @@ from training import make_batch, make_synthetic
 from qam_jax.agents import Agent, AgentState, algorithm_names, get_config, make_agent
 from qam_jax.data.dataset import sample_windows
 from qam_jax.files import read_json, write_json
-from qam_jax.runs.command_line import plain_errors, run_main, start_logging
+from qam_jax.runs.command_line import run_main
 from qam_jax.training.devices import Layout
 from qam_jax.training.update import empty_sums, make_block, metric_names
 from qam_jax.types import Array, Batch, TransitionDataset
@@ -113,24 +113,22 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
     """Compiles for each target in a process of its own, whose environment JAX reads at start."""
-    start_logging()
-    with plain_errors():
-        options = flags.FLAGS
-        if options.prepared:
-            _write_rows(options)
-            return
-        for method in [*options.methods, options.block_method]:
-            make_agent(_make_config(method, options.set))  # fails before anything is compiled
-        environments = {name: _environment(name) for name in options.targets}
-        _print_row(_COLUMNS)
-        _print_row(["---"] * len(_COLUMNS))
-        rows = [row for name in environments for row in _start(name, environments[name])]
-        facts = {"date": str(datetime.date.today()), "jax": jax.__version__, "set": options.set}
-        chips = {name: TARGETS[name].chip._asdict() for name in options.targets}
-        write_json(options.output, {**facts, "chips": chips, "rows": rows})
-        faults = find_faults(rows)
-        if faults:
-            sys.exit("\n".join(f"Error: {fault}" for fault in faults))
+    options = flags.FLAGS
+    if options.prepared:
+        _write_rows(options)
+        return
+    for method in [*options.methods, options.block_method]:
+        make_agent(_make_config(method, options.set))  # fails before anything is compiled
+    environments = {name: _environment(name) for name in options.targets}
+    _print_row(_COLUMNS)
+    _print_row(["---"] * len(_COLUMNS))
+    rows = [row for name in environments for row in _start(name, environments[name])]
+    facts = {"date": str(datetime.date.today()), "jax": jax.__version__, "set": options.set}
+    chips = {name: TARGETS[name].chip._asdict() for name in options.targets}
+    write_json(options.output, {**facts, "chips": chips, "rows": rows})
+    faults = find_faults(rows)
+    if faults:
+        sys.exit("\n".join(f"Error: {fault}" for fault in faults))
 
 
 def _environment(name: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from qam_jax.runs.command_line import plain_errors, run_main, start_logging
+from qam_jax.runs.command_line import run_main
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
 _STEP = flags.DEFINE_string("step", "newest", "Checkpoint: a step, newest or best.")
@@ -41,45 +41,43 @@ _VIDEO_EPISODES = flags.DEFINE_integer("video_episodes", 0, "Episodes to film.",
 
 
 def main(_: list[str]) -> None:
-    start_logging()
-    with plain_errors():
-        changes = _changes()
-        from qam_jax.files import user_path
-        from qam_jax.memory import check_processes
-        from qam_jax.runs.saved import change_policy, load_run
-        from qam_jax.runs.settings import RunSettings
-        from qam_jax.training.devices import keep_programs
-        from qam_jax.training.evaluation import Evaluator, describe
+    changes = _changes()
+    from qam_jax.files import user_path
+    from qam_jax.memory import check_processes
+    from qam_jax.runs.saved import change_policy, load_run
+    from qam_jax.runs.settings import RunSettings
+    from qam_jax.training.devices import keep_programs
+    from qam_jax.training.evaluation import Evaluator, describe
 
-        check_processes(f"--envs={_ENVS.value}", min(_ENVS.value, _EPISODES.value))
-        keep_programs(RunSettings.compilation_cache_dir)
-        folder = user_path(_RUN.value)
-        run = load_run(folder, _STEP.value)
-        seed = run.config.seed if _SEED.value is None else _SEED.value
-        env_name, env_module = run.config.env_name, run.config.env_module
-        if not env_name:
-            raise ValueError(
-                f"{folder} was trained without an environment: there is none to evaluate in."
-            )
-        agents = [change_policy(run, *change).agent for change in changes]
-        evaluator = Evaluator(
-            env_name,
-            env_module=env_module,
-            num_episodes=_EPISODES.value,
-            num_envs=_ENVS.value,
-            seed=seed,
-            env_timeout=_ENV_TIMEOUT.value,
-            normalization=run.normalization,
+    check_processes(f"--envs={_ENVS.value}", min(_ENVS.value, _EPISODES.value))
+    keep_programs(RunSettings.compilation_cache_dir)
+    folder = user_path(_RUN.value)
+    run = load_run(folder, _STEP.value)
+    seed = run.config.seed if _SEED.value is None else _SEED.value
+    env_name, env_module = run.config.env_name, run.config.env_module
+    if not env_name:
+        raise ValueError(
+            f"{folder} was trained without an environment: there is none to evaluate in."
         )
-        with contextlib.closing(evaluator):
-            print(f"{env_name}, step {run.step}:")
-            for change, agent in zip(changes, agents, strict=True):
-                episodes = evaluator.evaluate(agent, run.state)
-                print(f"  {_label(*change)}{describe(episodes)}", flush=True)
-            if _VIDEO_EPISODES.value:
-                folder /= "videos"
-                films = evaluator.film(agents[0], run.state, folder, _VIDEO_EPISODES.value)
-                print("Films:", *films, sep="\n  ")
+    agents = [change_policy(run, *change).agent for change in changes]
+    evaluator = Evaluator(
+        env_name,
+        env_module=env_module,
+        num_episodes=_EPISODES.value,
+        num_envs=_ENVS.value,
+        seed=seed,
+        env_timeout=_ENV_TIMEOUT.value,
+        normalization=run.normalization,
+    )
+    with contextlib.closing(evaluator):
+        print(f"{env_name}, step {run.step}:")
+        for change, agent in zip(changes, agents, strict=True):
+            episodes = evaluator.evaluate(agent, run.state)
+            print(f"  {_label(*change)}{describe(episodes)}", flush=True)
+        if _VIDEO_EPISODES.value:
+            folder /= "videos"
+            films = evaluator.film(agents[0], run.state, folder, _VIDEO_EPISODES.value)
+            print("Films:", *films, sep="\n  ")
 
 
 def _changes() -> list[tuple[float | None, int | None]]:

@@ -7,7 +7,7 @@ import os
 
 from absl import flags
 
-from qam_jax.runs.command_line import plain_errors, run_main, start_logging
+from qam_jax.runs.command_line import run_main
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
@@ -26,21 +26,19 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export in
 
 def main(_: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the comparison is of float32 products
-    start_logging()
-    with plain_errors():
-        from qam_jax.deploy.export import export_policy
+    from qam_jax.deploy.export import export_policy
 
-        differences = export_policy(
-            _RUN.value,
-            _OUT.value,
-            _FORMATS.value,
-            _STEP.value,
-            overwrite=_OVERWRITE.value,
-            tolerance=_TOLERANCE.value,
-        )
-        for name, difference in differences.items():
-            print(f"policy.{name}: differs from the checkpoint by at most {difference:.2g}")
-        print(f"Export: {_OUT.value}")
+    differences = export_policy(
+        _RUN.value,
+        _OUT.value,
+        _FORMATS.value,
+        _STEP.value,
+        overwrite=_OVERWRITE.value,
+        tolerance=_TOLERANCE.value,
+    )
+    for name, difference in differences.items():
+        print(f"policy.{name}: differs from the checkpoint by at most {difference:.2g}")
+    print(f"Export: {_OUT.value}")
 
 
 if __name__ == "__main__":

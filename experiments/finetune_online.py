@@ -10,39 +10,28 @@ RLPD.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import train_offline
 from absl import flags
 
 from qam_jax.runs import settings
-from qam_jax.runs.command_line import plain_errors, pop_flag, run_with_config, start_logging
-from qam_jax.runs.settings import ProcessSettings, RunSettings, define_flags, from_flags
+from qam_jax.runs.command_line import pop_flag, run_with_config
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 
-define_flags(RunSettings)
-define_flags(ProcessSettings)
 flags.FLAGS.set_default("offline_steps", 0)  # or the steps of --run
 flags.FLAGS.set_default("online_steps", 500_000)
 flags.adopt_module_key_flags(settings)
 
 
-def main(_: list[str]) -> None:
-    start_logging()  # before the libraries, some of which log much
-    with plain_errors():
-        from qam_jax.reports.plots import show_result
-        from qam_jax.runs.processes import is_first, session
-        from qam_jax.training.launch import run_from_flags
-        from qam_jax.training.run import inherited_settings
-        from qam_jax.training.train import train_seeds
+def _inherit() -> dict[str, Any]:
+    from qam_jax.training.run import inherited_settings
 
-        with session(from_flags(ProcessSettings, flags.FLAGS)):
-            source, step = flags.FLAGS.run, flags.FLAGS.run_step
-            inherited = inherited_settings(source, step) if source else {}
-            run, config = run_from_flags(flags.FLAGS, **inherited)
-            for result in train_seeds(run, config):
-                if is_first():
-                    show_result(result, run, config.agent_name)
+    source, step = flags.FLAGS.run, flags.FLAGS.run_step
+    return inherited_settings(source, step) if source else {}
 
 
 if __name__ == "__main__":
@@ -52,4 +41,5 @@ if __name__ == "__main__":
             f"Error: --run={run_folder} and --preset both give settings and hyperparameters. Give "
             "one of the two, and single flags for changes."
         )
-    run_with_config(main, _CONFIGS / (f"of_run.py:{run_folder}" if run_folder else "qam.py"))
+    default = _CONFIGS / (f"of_run.py:{run_folder}" if run_folder else "qam.py")
+    run_with_config(partial(train_offline.main, inherit=_inherit), default)

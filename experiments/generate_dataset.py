@@ -9,7 +9,7 @@ from absl import flags
 from qam_jax.data import generate
 from qam_jax.data.tasks import parse_task
 from qam_jax.files import user_path
-from qam_jax.runs.command_line import plain_errors, run_main
+from qam_jax.runs.command_line import run_main
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -36,10 +36,9 @@ def main(_: list[str]) -> None:
     if _LIST.value:
         print("\n".join(generate.generatable_names()))
         return
-    with plain_errors(stopped="Nothing was written."):
-        if _DATASET.value is None:
-            raise ValueError("which dataset? Give --dataset=<name>; --list prints the names.")
-        _make()
+    if _DATASET.value is None:
+        raise ValueError("which dataset? Give --dataset=<name>; --list prints the names.")
+    _make()
 
 
 def _make() -> None:
@@ -65,4 +64,4 @@ def _make() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, stopped="Nothing was written.")

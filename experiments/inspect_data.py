@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from qam_jax.runs import settings
-from qam_jax.runs.command_line import plain_errors, run_with_config, start_logging, until_closed
+from qam_jax.runs.command_line import run_with_config, until_closed
 from qam_jax.runs.settings import DataSettings, RunSettings, define_flags, from_flags
 
 define_flags(DataSettings)
@@ -29,11 +29,9 @@ _OUT = flags.DEFINE_string("out", "inspection", "Folder for the page and the fig
 
 
 def main(_: list[str]) -> None:
-    start_logging()
-    with plain_errors(stopped="Nothing was written."):
-        data = dataclasses.asdict(from_flags(DataSettings, flags.FLAGS))
-        names = {"env_name": _ENV_NAME.value, "env_module": _ENV_MODULE.value}
-        _inspect(RunSettings(**data, **names))
+    data = dataclasses.asdict(from_flags(DataSettings, flags.FLAGS))
+    names = {"env_name": _ENV_NAME.value, "env_module": _ENV_MODULE.value}
+    _inspect(RunSettings(**data, **names))
 
 
 def _inspect(run: RunSettings) -> None:
@@ -77,4 +75,6 @@ def _inspect(run: RunSettings) -> None:
 
 
 if __name__ == "__main__":
-    run_with_config(main, Path(__file__).resolve().parent / "configs" / "qam.py")
+    run_with_config(
+        main, Path(__file__).resolve().parent / "configs" / "qam.py", stopped="Nothing was written."
+    )

@@ -14,7 +14,7 @@ from qam_jax.data.npz import write_npz
 from qam_jax.envs import EnvPool, make_env, make_env_within
 from qam_jax.envs.recording import load_policy, record_episodes
 from qam_jax.files import ensure_writable_dir, user_path
-from qam_jax.runs.command_line import plain_errors, run_main
+from qam_jax.runs.command_line import run_main
 
 _ENV_NAME = flags.DEFINE_string(
     "env_name", None, "Id of a gymnasium environment, or OGBench's single-task name."
@@ -37,10 +37,9 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists."
 
 
 def main(_: list[str]) -> None:
-    with plain_errors(stopped="Nothing was written."):
-        if not _ENV_NAME.value:
-            raise ValueError("of which environment? Give --env_name=<id>, such as Pendulum-v1.")
-        _record()
+    if not _ENV_NAME.value:
+        raise ValueError("of which environment? Give --env_name=<id>, such as Pendulum-v1.")
+    _record()
 
 
 def _record() -> None:
@@ -64,4 +63,4 @@ def _record() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, stopped="Nothing was written.")

@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags
 
-from qam_jax.runs.command_line import plain_errors, run_main, start_logging, until_closed
+from qam_jax.runs.command_line import run_main, until_closed
 
 _OUT = flags.DEFINE_string("out", "report", "Folder for the page, the tables and the figures.")
 _COMPARE = flags.DEFINE_string(
@@ -48,37 +48,35 @@ def main(argv: list[str]) -> None:
     folders = argv[1:]
     if not folders:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
-    start_logging()
-    with plain_errors():
-        from qam_jax.files import atomic_write, user_path
-        from qam_jax.reports.console import make_console
-        from qam_jax.reports.figures import write_figures
-        from qam_jax.reports.page import render_page
-        from qam_jax.reports.summary import make_report, write_tables
-        from qam_jax.reports.terminal import print_report
+    from qam_jax.files import atomic_write, user_path
+    from qam_jax.reports.console import make_console
+    from qam_jax.reports.figures import write_figures
+    from qam_jax.reports.page import render_page
+    from qam_jax.reports.summary import make_report, write_tables
+    from qam_jax.reports.terminal import print_report
 
-        report = make_report(
-            folders,
-            compare=_COMPARE.value,
-            reference=_REFERENCE.value,
-            expected=_expected_runs(_EXPECT.value) if _EXPECT.value else None,
-            at=_AT.value,
-            settings=_SENSITIVITY.value,
-        )
-        with until_closed():
-            print_report(report, make_console())
-        if report.runs.empty:
-            raise ValueError(f"there are no runs in {', '.join(folders)} to report on.")
-        out = user_path(_OUT.value)
-        tables = write_tables(report, out / "tables")
-        figures = write_figures(report, out / "figures")
-        command = shlex.join(["python", "experiments/report.py", *sys.argv[1:]])
-        with atomic_write(out / "report.html") as temporary:
-            page = render_page(report, _TITLE.value or ", ".join(folders), command)
-            temporary.write_text(page, encoding="utf-8")
-        with until_closed():
-            print(f"\nReport: {out / 'report.html'}")
-            print(f"{len(tables)} tables and {len(figures)} figures (PNG, SVG) are beside it.")
+    report = make_report(
+        folders,
+        compare=_COMPARE.value,
+        reference=_REFERENCE.value,
+        expected=_expected_runs(_EXPECT.value) if _EXPECT.value else None,
+        at=_AT.value,
+        settings=_SENSITIVITY.value,
+    )
+    with until_closed():
+        print_report(report, make_console())
+    if report.runs.empty:
+        raise ValueError(f"there are no runs in {', '.join(folders)} to report on.")
+    out = user_path(_OUT.value)
+    tables = write_tables(report, out / "tables")
+    figures = write_figures(report, out / "figures")
+    command = shlex.join(["python", "experiments/report.py", *sys.argv[1:]])
+    with atomic_write(out / "report.html") as temporary:
+        page = render_page(report, _TITLE.value or ", ".join(folders), command)
+        temporary.write_text(page, encoding="utf-8")
+    with until_closed():
+        print(f"\nReport: {out / 'report.html'}")
+        print(f"{len(tables)} tables and {len(figures)} figures (PNG, SVG) are beside it.")
 
 
 def _expected_runs(study: str):

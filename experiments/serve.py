@@ -5,7 +5,7 @@ Clients speak the protocol of openpi-client, see docs/deploy.md. Ctrl-C or SIGTE
 
 from absl import flags
 
-from qam_jax.runs.command_line import plain_errors, run_main, start_logging
+from qam_jax.runs.command_line import run_main
 
 _RUN = flags.DEFINE_string("run", None, "Folder of a run, or of an export.", required=True)
 _STEP = flags.DEFINE_string("step", "newest", "Checkpoint: a step, newest or best.")
@@ -17,26 +17,24 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the policy's noise.", lower_bou
 
 
 def main(_: list[str]) -> None:
-    start_logging()
-    with plain_errors("All clients are disconnected."):
-        import threading
+    import threading
 
-        import numpy as np
+    import numpy as np
 
-        from qam_jax.deploy import load_policy
-        from qam_jax.deploy.server import make_server
+    from qam_jax.deploy import load_policy
+    from qam_jax.deploy.server import make_server
 
-        policy = load_policy(_RUN.value, _STEP.value, _SEED.value)
-        policy.act_chunk(np.zeros(policy.observation_dim, np.float32))  # compiles
-        server = make_server(policy, _HOST.value, _PORT.value)
-        # A server can only be closed once it serves, so it does before a signal may end the rest.
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        with server:
-            host, port = server.socket.getsockname()[:2]
-            print(f"Serving {policy.metadata['method']} at ws://{host}:{port}", flush=True)
-            thread.join()
+    policy = load_policy(_RUN.value, _STEP.value, _SEED.value)
+    policy.act_chunk(np.zeros(policy.observation_dim, np.float32))  # compiles
+    server = make_server(policy, _HOST.value, _PORT.value)
+    # A server can only be closed once it serves, so it does before a signal may end the rest.
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    with server:
+        host, port = server.socket.getsockname()[:2]
+        print(f"Serving {policy.metadata['method']} at ws://{host}:{port}", flush=True)
+        thread.join()
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, stopped="All clients are disconnected.")

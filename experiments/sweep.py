@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from qam_jax.runs.command_line import plain_errors, run_main, start_logging, until_closed
+from qam_jax.runs.command_line import run_main, until_closed
 
 _SCRIPT = Path(__file__).resolve().parent / "train_offline.py"
 _SHOWN = 20  # failed runs that are listed
@@ -56,9 +56,8 @@ _COMMANDS_FILE = flags.DEFINE_string("commands_file", "commands.txt", "commands:
 
 
 def main(argv: list[str]) -> None:
-    start_logging()
     prints_only = _LIST.value or _DRY_RUN.value
-    with plain_errors(), until_closed() if prints_only else contextlib.nullcontext():
+    with until_closed() if prints_only else contextlib.nullcontext():
         from qam_jax.sweeps.studies import load_study, study_names
 
         if _LIST.value:

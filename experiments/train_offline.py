@@ -8,12 +8,14 @@ goes on to fine-tune in the environment.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from qam_jax.runs import settings
-from qam_jax.runs.command_line import plain_errors, pop_flag, run_with_config, start_logging
+from qam_jax.runs.command_line import pop_flag, run_with_config
 from qam_jax.runs.settings import ProcessSettings, RunSettings, define_flags, from_flags
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -30,24 +32,22 @@ define_flags(ProcessSettings)
 flags.adopt_module_key_flags(settings)
 
 
-def main(_: list[str]) -> None:
-    start_logging()  # before the libraries, some of which log much
-    with plain_errors():
-        from qam_jax.reports.plots import show_result
-        from qam_jax.runs.processes import is_first, session
-        from qam_jax.training.launch import run_from_flags
-        from qam_jax.training.train import train_seeds
+def main(_: list[str], inherit: Callable[[], dict[str, Any]] = dict) -> None:
+    """Trains by the flags, and by the settings of `inherit` where a flag is not given."""
+    from qam_jax.reports.plots import show_result
+    from qam_jax.runs.processes import is_first, session
+    from qam_jax.training.launch import run_from_flags
+    from qam_jax.training.train import train_seeds
 
-        with session(from_flags(ProcessSettings, flags.FLAGS)):
-            run, config = run_from_flags(flags.FLAGS)
-            for result in train_seeds(run, config):
-                if is_first():
-                    show_result(result, run, config.agent_name)
+    with session(from_flags(ProcessSettings, flags.FLAGS)):
+        run, config = run_from_flags(flags.FLAGS, **inherit())
+        for result in train_seeds(run, config):
+            if is_first():
+                show_result(result, run, config.agent_name)
 
 
 if __name__ == "__main__":
-    preset = pop_flag(list(sys.argv), "preset")
-    if preset:
+    if pop_flag(list(sys.argv), "preset"):
         run_with_config(main, _CONFIGS / "qam.py")
     else:
         run_with_config(main, _QUICK_START, **_QUICK_START_SCHEDULE)

@@ -10,7 +10,7 @@ import time
 from absl import app, flags
 
 from qam_jax.files import user_path
-from qam_jax.runs.command_line import plain_errors, run_main, until_closed
+from qam_jax.runs.command_line import run_main, until_closed
 from qam_jax.runs.stopping import Stopped
 
 _ONCE = flags.DEFINE_bool("once", False, "Show it once and end, instead of refreshing.")
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     folders = argv[1:]
     if not folders:
         raise app.UsageError("give at least one folder of runs, such as exp/<group>.")
-    with plain_errors(), until_closed(), contextlib.suppress(Stopped):
+    with until_closed(), contextlib.suppress(Stopped):
         _watch(folders)
 
 

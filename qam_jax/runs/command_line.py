@@ -7,7 +7,6 @@ import os
 import runpy
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from qam_jax.runs.stopping import EXIT_CODE, Stopped, stop_signals
 
 _logger = logging.getLogger("qam_jax")
 
+_CONTINUES = "The same command continues."  # unless a program says otherwise
+
 
 class _BesideBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
@@ -31,7 +32,7 @@ class _BesideBar(logging.Handler):
         sys.stdout.flush()
 
 
-def start_logging() -> None:
+def _start_logging() -> None:
     """Prints this package's log lines, as they are, and the warnings of the libraries."""
     details = flags.FLAGS.verbosity > 0
     absl.logging.set_verbosity(absl.logging.WARNING)
@@ -42,12 +43,10 @@ def start_logging() -> None:
 
 
 @contextlib.contextmanager
-def plain_errors(stopped: str = "The same command continues.") -> Iterator[None]:
+def plain_errors(stopped: str = _CONTINUES) -> Iterator[None]:
     """Ends the process with status 1 and a plain message where the user's input is at fault.
 
     The status is 75 where a signal stopped the program; `stopped` is then the rest of the message.
-
-    `--verbosity=1` shows where in the code an error arose.
     """
     try:
         with stop_signals(at_once=True):
@@ -97,11 +96,12 @@ def run_main(
     hint: str = "--help lists the flags.",
     *,
     operands: bool = False,
+    stopped: str = _CONTINUES,
 ) -> None:
     """Parses the flags of this process, or of `arguments`, and calls the program with the rest.
 
     A mistake in a flag ends it with one line, and the hint; so do arguments that are no flags,
-    unless the program takes `operands`.
+    unless the program takes `operands`. Errors are as of `plain_errors`, with `stopped`.
     """
 
     def parse(given: list[str]) -> list[str]:
@@ -120,7 +120,9 @@ def run_main(
                 raise app.UsageError(
                     f"unexpected arguments {rest[1:]}; flags look like --name=value."
                 )
-            main(rest)
+            _start_logging()  # before the libraries, some of which log much
+            with plain_errors(stopped):
+                main(rest)
         except app.UsageError as error:  # before which absl prints the whole help
             sys.exit(f"Error: {error} {hint}")
 
@@ -129,13 +131,16 @@ def run_main(
     except SystemExit as ended:
         if ended.code == EXIT_CODE:  # everything is closed, but XLA may still be compiling:
             sys.stdout.flush()  # Python's own exit would wait for it, and then crash
-            sys.stderr.flush()
             os._exit(EXIT_CODE)
         raise
 
 
 def run_with_config(
-    main: Callable[[list[str]], None], default: str | Path, **defaults: Any
+    main: Callable[[list[str]], None],
+    default: str | Path,
+    *,
+    stopped: str = _CONTINUES,
+    **defaults: Any,
 ) -> None:
     """`run_main` with a flag --config, whose default is the file `default`.
 
@@ -151,7 +156,7 @@ def run_with_config(
     except (ValueError, flags.Error) as error:
         sys.exit(f"Error: {error}")
     flags.FLAGS["config"].default_as_str = given
-    run_main(main, arguments)
+    run_main(main, arguments, stopped=stopped)
 
 
 def _print_fields(config: ConfigDict) -> None:
@@ -171,12 +176,12 @@ def define_config(
 
     Raises ValueError if a field holds no other fields, or one with several values is given twice.
     """
-    times = Counter(argument.partition("=")[0].lstrip("-") for argument in arguments)
+    names = [argument.partition("=")[0].lstrip("-") for argument in arguments]
     for name in (f"config.{field}" for field in config if isinstance(config[field], tuple)):
-        if times[name] > 1:
+        if names.count(name) > 1:
             raise ValueError(
-                f"--{name} is given {times[name]} times: give it once, with all its values, such "
-                f"as --{name}=(512,512)."
+                f"--{name} is given {names.count(name)} times: give it once, with all its values, "
+                f"such as --{name}=(512,512)."
             )
     try:
         config_flags.DEFINE_config_dict(

@@ -107,7 +107,10 @@ class Checkpoints:
             return
         self.wait()
         items = jax.device_get((state, sums))
-        self._check_space(step, items)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise self._failed(step, OSError(f"{needed:,} bytes needed, {free:,} free"))
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(state if processes.several() else items[0]),
             tally=ocp.args.StandardSave(items[1]),
@@ -175,21 +178,20 @@ class Checkpoints:
         DamagedError if it is damaged; None if there is no checkpoint. Raises ValueError if all are
         damaged.
         """
-        damaged: dict[int, str] = {}
+        faults: dict[int, str] = {}
         for step in reversed(self.steps):
-            result, trouble = None, ""
+            result, fault = None, ""
             try:
                 result = restore_fn(step)
             except DamagedError as error:
-                trouble = str(error)
-            trouble = next(filter(None, processes.gather(trouble)), "")
-            if not trouble:
-                for bad, fault in damaged.items():
-                    self._put_aside(bad, fault)
+                fault = str(error)
+            faults[step] = next(filter(None, processes.gather(fault)), "")
+            if not faults[step]:
+                for damaged in [each for each in faults if each != step]:
+                    self._put_aside(damaged, faults[damaged])
                 return result
-            damaged[step] = trouble
-        if damaged:
-            step, fault = next(iter(damaged.items()))
+        if faults:
+            step, fault = next(iter(faults.items()))
             raise ValueError(
                 f"none of the checkpoints in {self.folder} can be read; that of step {step}: "
                 f"{fault}. Were they saved by another version of this code? Restore them "
@@ -263,12 +265,6 @@ class Checkpoints:
             "The checkpoint of step %d is damaged (%s); it is now %s, and the one before it is "
             "used.", step, error, aside,
         )  # fmt: skip
-
-    def _check_space(self, step: int, items: chex.ArrayTree) -> None:
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + _SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise self._failed(step, OSError(f"{needed:,} bytes needed, {free:,} free"))
 
     def _failed(self, step: int, error: Exception) -> OSError:
         return OSError(

@@ -30,10 +30,7 @@ _NEEDED = {"starts", "dataset_source", "dataset_fingerprint", "observation_dim",
 def find_folder(settings: RunSettings, agent_config: ConfigDict) -> Path:
     """Creates the run's folder, or finds it with an earlier part of the same run.
 
-    Raises:
-      ValueError: if the folder holds a run of another config, naming what differs, or damaged
-        files.
-      OSError: if the folder cannot be written to.
+    Raises ValueError as `check_folder` or for damaged files, OSError if it cannot be written to.
     """
     folder = ensure_writable_dir(folder_of(settings, agent_config))
     check_folder(folder, settings, agent_config)
@@ -58,14 +55,14 @@ def check_folder(folder: Path, settings: RunSettings, agent_config: ConfigDict) 
         earlier |= {name: config[name] for name in names_with_role("online")}
     before, now = (flatten_dict(json.loads(json.dumps(c)), sep=".") for c in (earlier, config))
     fixed = sorted((before.keys() | now.keys()) - names_with_role("free", "schedule"))
-    differences = [
+    differences = "; ".join(
         f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
         for name in fixed
         if before.get(name) != now.get(name)
-    ]
+    )
     if differences:
         raise ValueError(
-            f"the run folder {folder} holds a run of another config: {'; '.join(differences)}. "
+            f"the run folder {folder} holds a run of another config: {differences}. "
             "Give another --run_id or --group, or the config that it was started with."
         )
 
@@ -73,9 +70,7 @@ def check_folder(folder: Path, settings: RunSettings, agent_config: ConfigDict) 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads config.json of a run's folder; fills in settings that came after the run.
 
-    Raises:
-      FileNotFoundError: if the folder is not a run's folder.
-      DamagedError: if the file cannot be read.
+    Raises FileNotFoundError if it is not a run's folder, DamagedError if the file cannot be read.
     """
     path = user_path(folder) / "config.json"
     config = _read(path, ": give the folder of a run, exp/<group>/<env_name>/<run id>")
@@ -115,12 +110,10 @@ def record_start(
             f"fingerprint {now}). Restore the data, or start a new run with another --run_id."
         )
     device = jax.devices()[0]
+    versions = {"qam_jax": __version__, **{name: _version(name) for name in _PACKAGES.split()}}
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "qam_jax": __version__,
-            **{name: _version(name) for name in _PACKAGES.split()},
-        },
+        "versions": versions,
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "git_revision": _git("rev-parse", "HEAD"),

@@ -23,8 +23,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     The lock's file records how the block ended; see `read_status`. An empty folder is removed, and
     so are the temporary files of processes that were killed.
 
-    Raises:
-      OSError: if another process works in the folder; names it.
+    Raises OSError, which names it, if another process works in the folder.
     """
     path = folder / LOCK
     try:

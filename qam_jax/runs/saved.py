@@ -66,27 +66,25 @@ def load_run(folder: str | os.PathLike, step: int | str = "newest") -> SavedRun:
       ValueError: if the algorithm had other networks in the version that wrote it.
     """
     config, metadata = ConfigDict(read_config(folder)), read_metadata(folder)
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         found = checkpoints.find(step)
-        progress = checkpoints.read_progress(found)
-        cloning = progress["stage"] == "cloning"
-        agent_config = cloning_config(config.agent) if cloning else config.agent
-        check_unchanged(folder, agent_config, to_train=False)
-        agent = make_agent(agent_config)
-        dims = metadata["observation_dim"], metadata["action_dim"]
-        state = init_state(agent, jax.random.PRNGKey(0), *dims)
-        state = checkpoints.restore_agent(found, state)
-        return SavedRun(config, agent, state, found, _normalization_of(progress, dims))
-    except DamagedError as error:
-        others = ", ".join(str(other) for other in checkpoints.steps if other != found)
-        advice = f"give another by its step: {others}" if others else "there is no other"
-        raise DamagedError(
-            f"the checkpoint of step {found} in {checkpoints.folder} is damaged ({error}); "
-            f"{advice}."
-        ) from error
-    finally:
-        checkpoints.close()
+        try:
+            progress = checkpoints.read_progress(found)
+            cloning = progress["stage"] == "cloning"
+            agent_config = cloning_config(config.agent) if cloning else config.agent
+            check_unchanged(folder, agent_config, to_train=False)
+            agent = make_agent(agent_config)
+            dims = metadata["observation_dim"], metadata["action_dim"]
+            state = init_state(agent, jax.random.PRNGKey(0), *dims)
+            state = checkpoints.restore_agent(found, state)
+        except DamagedError as error:
+            others = ", ".join(str(other) for other in checkpoints.steps if other != found)
+            advice = f"give another by its step: {others}" if others else "there is no other"
+            raise DamagedError(
+                f"the checkpoint of step {found} in {checkpoints.folder} is damaged ({error}); "
+                f"{advice}."
+            ) from error
+    return SavedRun(config, agent, state, found, _normalization_of(progress, dims))
 
 
 def newest_normalization(folder: str | os.PathLike) -> Normalization | None:
@@ -109,16 +107,12 @@ def _normalization_of(progress: dict[str, Any], dims: tuple[int, int]) -> Normal
 def change_policy(
     run: SavedRun, guidance: float | None = None, best_of_n: int | None = None
 ) -> SavedRun:
-    """A saved run that acts otherwise: by its guided behaviour flow, or by the best of n actions.
+    """Makes a saved run act by its guided behaviour flow, or by the best of n actions.
 
-    Args:
-      run: as it was saved.
-      guidance: weight of the critic's gradient, see `agents.make_guided_agent`; None for the
-        run's own policy.
-      best_of_n: actions drawn per decision; None for the run's own number.
+    The weight of the critic's gradient is `guidance`, see `agents.make_guided_agent`; a None leaves
+    the run's own policy, or number of actions.
 
-    Raises:
-      ValueError: if a number is out of range, or the run lacks the networks for it.
+    Raises ValueError if a number is out of range, or the run lacks the networks for it.
     """
     config = ConfigDict(run.config.agent)
     if best_of_n is not None:

@@ -39,22 +39,13 @@ class Collector:
         reward_scale: float = 1.0,
         reward_bias: float = 0.0,
     ):
-        self._pool, self._seed, self._sparse = pool, seed, sparse
+        self.pool, self._seed, self._sparse = pool, seed, sparse
         self._reward_scale, self._reward_bias = reward_scale, reward_bias
         self._episodes = np.arange(pool.num_envs)
         self._next_episode = pool.num_envs
         self._chunks = np.zeros(pool.num_envs, int)
         self._everywhere = np.ones(pool.num_envs, bool)
         self._observations: np.ndarray | None = None  # until the first reset
-
-    @property
-    def crashes(self) -> int:
-        """How often environments crashed."""
-        return self._pool.crashes
-
-    def close(self) -> None:
-        """Ends the environments' processes."""
-        self._pool.close()
 
     def gather(self, policy: Policy) -> Experience:
         """Executes one chunk of actions in every environment.
@@ -76,7 +67,7 @@ class Collector:
             "episodes": self._episodes.tolist(),
             "chunks": self._chunks.tolist(),
             "next_episode": self._next_episode,
-            "crashes": self._pool.crashes,
+            "crashes": self.pool.crashes,
             "started": self._observations is not None,
         }
 
@@ -87,7 +78,7 @@ class Collector:
         holds the episodes in progress that have gone at least one step.
         """
         self._episodes, self._chunks = np.array(saved["episodes"]), np.array(saved["chunks"])
-        self._next_episode, self._pool.crashes = saved["next_episode"], saved["crashes"]
+        self._next_episode, self.pool.crashes = saved["next_episode"], saved["crashes"]
         if not saved["started"]:
             return
         known = [episodes.get(episode) for episode in saved["episodes"]]
@@ -110,7 +101,7 @@ class Collector:
 
     def _reset(self, mask: np.ndarray, replay: dict[int, np.ndarray] | None = None) -> None:
         try:
-            self._observations = self._pool.reset(self._seeds(), mask, replay)[0]
+            self._observations = self.pool.reset(self._seeds(), mask, replay)[0]
         except EnvsRestarted:
             self._give_up()
 
@@ -120,7 +111,11 @@ class Collector:
         self._observations = None
 
     def _seeds(self) -> list[int]:
-        return [_episode_seed(self._seed, episode) for episode in self._episodes.tolist()]
+        """Returns the seeds of the episodes, which no evaluation has."""
+        sequences = [
+            np.random.SeedSequence([self._seed, 1, each]) for each in self._episodes.tolist()
+        ]
+        return [int(sequence.generate_state(1)[0]) for sequence in sequences]
 
     def _start_episodes(self, mask: np.ndarray) -> None:
         """Gives the masked environments new episodes, without resetting them yet."""
@@ -130,20 +125,19 @@ class Collector:
 
     def _step(self, policy: Policy, before: np.ndarray) -> Experience:
         actions = policy(before, self._episodes, self._chunks)
-        self._observations, _, terminated, truncated, info = self._pool.step(actions)
+        self._observations, _, terminated, truncated, info = self.pool.step(actions)
         rewards = -(info["rewards"] != 0).astype(np.float32) if self._sparse else info["rewards"]
         info["rewards"] = self._reward_scale * rewards + self._reward_bias
         parts = [
             _transitions(before[env], actions[env], info, env, terminated[env])
-            for env in range(self._pool.num_envs)
+            for env in range(self.pool.num_envs)
         ]
         done = terminated | truncated
         experience = Experience(
             transitions=jax.tree.map(lambda *columns: np.concatenate(columns), *parts),
             episodes=np.repeat(self._episodes, info["num_steps"]),
             finished={
-                int(self._episodes[env]): read_episode(info, env)
-                for env in np.flatnonzero(done).tolist()
+                int(self._episodes[i]): read_episode(info, i) for i in np.flatnonzero(done).tolist()
             },
         )
         self._chunks += 1
@@ -157,10 +151,8 @@ def random_policy(seed: int, chunk_shape: tuple[int, int]) -> Policy:
     """Makes a policy of uniform actions [n, H, A] in [-1, 1]."""
 
     def policy(observations: np.ndarray, episodes: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-        draws = [
-            np.random.default_rng([seed, episode, chunk]).uniform(-1, 1, chunk_shape)
-            for episode, chunk in zip(episodes, chunks, strict=True)
-        ]
+        keys = [[seed, *decision] for decision in zip(episodes, chunks, strict=True)]
+        draws = [np.random.default_rng(key).uniform(-1, 1, chunk_shape) for key in keys]
         return np.array(draws, np.float32)
 
     return policy
@@ -185,8 +177,3 @@ def _transitions(
         masks=masks,
         next_observations=following,
     )
-
-
-def _episode_seed(seed: int, episode: int) -> int:
-    """Returns a seed that no evaluation has."""
-    return int(np.random.SeedSequence([seed, 1, int(episode)]).generate_state(1)[0])

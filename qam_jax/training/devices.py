@@ -56,6 +56,10 @@ class Layout:
             lambda tree, index: jax.tree.map(lambda x: x[index], tree),
             out_shardings=self._everywhere,
         )
+        self._put = jax.jit(
+            lambda tree, index, value: jax.tree.map(lambda x, y: x.at[index].set(y), tree, value),
+            out_shardings=self.sharding,
+        )
 
     def join(self, trees: Sequence[_T]) -> _T:
         """Stacks the trees of the runs, and places them on the devices."""
@@ -71,16 +75,12 @@ class Layout:
 
     def local(self, tree: _T) -> _T:
         """Returns a picked or shared tree as arrays of one device of this process."""
-        if self._mesh is None:
-            return tree
-        return jax.tree.map(lambda x: x.addressable_data(0), tree)
+        return jax.tree.map(lambda x: x.addressable_data(0), tree) if self._mesh else tree
 
     def put(self, tree: _T, index: int, value: _T) -> _T:
         """Returns the stacked tree with another value for one run."""
         value = self.share(value)
-        if self._alone:
-            return value
-        return jax.jit(_put, out_shardings=self.sharding)(tree, index, value)
+        return value if self._alone else self._put(tree, index, value)
 
     def share(self, tree: _T) -> _T:
         """Places a tree on all devices."""
@@ -131,10 +131,6 @@ def _processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
-def _put(tree: _T, index: int, value: _T) -> _T:
-    return jax.tree.map(lambda x, new: x.at[index].set(new), tree, value)
-
-
 def _place(tree: _T, sharding: NamedSharding | None) -> _T:
     """Places a tree, also on one device: JAX compiles a program anew for arrays that are not bound
     to a device, as restored arrays are."""
@@ -174,9 +170,5 @@ def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:
             f"batch_size = {batch_size} is not a multiple of {for_data}: change --num_devices, "
             "--num_seeds or --config.batch_size."
         )
-    return jax.make_mesh(
-        (for_seeds, for_data),
-        (_SEED, _DATA),
-        (AxisType.Auto, AxisType.Auto),
-        devices=devices[:count],
-    )
+    axes, kinds = (_SEED, _DATA), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((for_seeds, for_data), axes, kinds, devices=devices[:count])

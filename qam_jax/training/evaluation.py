@@ -1,13 +1,12 @@
 """Evaluation: runs a policy in several environments at once, and summarises its episodes."""
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,12 +54,12 @@ def split_seed(seed: int) -> RunKeys:
 
 
 class Episode(NamedTuple):
-    """One episode."""
+    """An episode's result."""
 
     success: float  # 1.0 with success at any step, 0.0 without, nan if neither is reported
     episode_return: float  # undiscounted sum of rewards
     length: int  # environment steps
-    positions: np.ndarray  # [steps, 2] in the plane, empty where they are not known
+    positions: np.ndarray = np.empty((0, 2))  # [steps, 2] in the plane, if they are known
 
 
 def read_episode(info: dict[str, Any], env: int) -> Episode:
@@ -69,7 +68,6 @@ def read_episode(info: dict[str, Any], env: int) -> Episode:
         success=float(info["success"][env]),
         episode_return=float(info["episode_return"][env]),
         length=int(info["episode_length"][env]),
-        positions=np.empty((0, 2)),
     )
 
 
@@ -99,17 +97,11 @@ def make_policy(agent: Agent) -> Callable[[AgentState, Array], Policy]:
 def run_episodes(
     policy: Policy, envs: EnvPool, num_episodes: int, seed: int, label: str = "evaluation"
 ) -> list[Episode]:
-    """Runs episodes, each from a seed of its own, and returns them in order.
+    """Runs episodes, and returns them in order; episode e starts from `episode_seed(seed, e)`.
 
     The policy is called once for all environments, and only when their chunks are used up.
-    Episodes that a crash of the environments cuts short start again from their seeds.
-
-    Args:
-      policy: called for all environments at once.
-      envs: their earlier episodes are dropped.
-      num_episodes: at least the number of environments.
-      seed: episode e starts from `episode_seed(seed, e)`.
-      label: name of the bar that is shown meanwhile.
+    Episodes that a crash of the environments cuts short start again from their seeds. A bar with
+    the label is shown meanwhile. Earlier episodes of the environments are dropped.
 
     Raises:
       ValueError: if there are more environments than episodes.
@@ -123,21 +115,18 @@ def run_episodes(
     # `miniters=0` draws it anew also while no episode ends.
     with tqdm(total=num_episodes, desc=label, unit="episode", leave=False, miniters=0) as bar:
         while len(finished) < num_episodes:
+            waiting = [each for each in range(num_episodes) if each not in finished]
             with contextlib.suppress(EnvsRestarted):  # what was in progress starts again
-                _run(policy, envs, num_episodes, seed, finished, bar)
+                for ended in _run(policy, envs, waiting, seed):
+                    finished |= ended
+                    bar.update(len(ended))
     return [finished[episode] for episode in range(num_episodes)]
 
 
 def _run(
-    policy: Policy,
-    envs: EnvPool,
-    num_episodes: int,
-    seed: int,
-    finished: dict[int, Episode],
-    bar: tqdm,
-) -> None:
-    """Runs the episodes that are not among the finished ones yet, and adds them."""
-    waiting = collections.deque(each for each in range(num_episodes) if each not in finished)
+    policy: Policy, envs: EnvPool, waiting: list[int], seed: int
+) -> Iterator[dict[int, Episode]]:
+    """Runs the waiting episodes; yields after each chunk of actions those that it ended."""
     episodes = np.full(envs.num_envs, -1)  # which episode an environment runs; -1 is none
     chunks = np.zeros(envs.num_envs, int)
     positions: list[list[np.ndarray]] = [[] for _ in range(envs.num_envs)]
@@ -145,21 +134,21 @@ def _run(
         idle = np.flatnonzero(episodes < 0)[: len(waiting)]
         if idle.size:
             for env in idle:
-                episodes[env], chunks[env], positions[env] = waiting.popleft(), 0, []
+                episodes[env], chunks[env], positions[env] = waiting.pop(0), 0, []
             env_seeds = [episode_seed(seed, max(0, int(episode))) for episode in episodes]
-            mask = np.isin(np.arange(envs.num_envs), idle)
-            observations, _ = envs.reset(env_seeds, mask)
+            observations, _ = envs.reset(env_seeds, np.isin(np.arange(envs.num_envs), idle))
         actions = policy(observations, np.maximum(episodes, 0), chunks)
-        bar.update(len(finished) - bar.n)
         observations, _, terminated, truncated, info = envs.step(actions)
         chunks += 1
+        ended = {}
         for env in np.flatnonzero(episodes >= 0).tolist():
             positions[env].append(info["positions"][env])
             if terminated[env] or truncated[env]:
                 path = np.concatenate(positions[env])
                 path = path[~np.isnan(path).any(axis=1)]
-                finished[int(episodes[env])] = read_episode(info, env)._replace(positions=path)
+                ended[int(episodes[env])] = read_episode(info, env)._replace(positions=path)
                 episodes[env] = -1
+        yield ended
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -173,19 +162,19 @@ def summarize(episodes: list[Episode]) -> dict[str, float]:
     Rate and interval are nan if no episode reports success or failure; otherwise an episode that
     reports neither counts as a failure.
     """
-    num_episodes = len(episodes)
+    successes, returns, lengths, _ = zip(*episodes, strict=True)
     rate = low = high = math.nan
-    if not all(math.isnan(episode.success) for episode in episodes):
-        successes = sum(episode.success == 1 for episode in episodes)
-        interval = scipy.stats.binomtest(successes, num_episodes).proportion_ci(method="wilson")
-        rate, low, high = successes / num_episodes, interval.low, interval.high
+    if not np.isnan(successes).all():
+        count = successes.count(1)
+        interval = scipy.stats.binomtest(count, len(episodes)).proportion_ci(method="wilson")
+        rate, low, high = count / len(episodes), interval.low, interval.high
     return {
         "success": rate,
         "success_low": low,
         "success_high": high,
-        "return": float(np.mean([episode.episode_return for episode in episodes])),
-        "length": float(np.mean([episode.length for episode in episodes])),
-        "episodes": num_episodes,
+        "return": float(np.mean(returns)),
+        "length": float(np.mean(lengths)),
+        "episodes": len(episodes),
     }
 
 
@@ -208,9 +197,8 @@ def describe(episodes: list[Episode]) -> str:
 def headline(episodes: list[Episode]) -> str:
     """Summarises episodes in one number, for a progress bar."""
     summary = summarize(episodes)
-    if math.isnan(summary["success"]):
-        return f"return={summary['return']:.1f}"
-    return f"success={summary['success']:.0%}"
+    success, mean = summary["success"], summary["return"]
+    return f"return={mean:.1f}" if math.isnan(success) else f"success={success:.0%}"
 
 
 @dataclasses.dataclass(eq=False)
@@ -242,10 +230,10 @@ class Evaluator:
 
         Raises EnvFailure if the environment cannot be made, or at its first crash; as `film` too.
         """
-        start, everywhere = [0], np.ones(1, bool)
+        only = [0], np.ones(1, bool)  # a seed for the only environment
         with contextlib.closing(self.make_envs(len(chunk))) as envs:
             try:
-                envs.reset(start, everywhere)
+                envs.reset(*only)
                 envs.step(chunk[None])
             except EnvsRestarted as reason:
                 raise EnvFailure(
@@ -257,7 +245,7 @@ class Evaluator:
         if films:
             with contextlib.closing(self.make_envs(1, film_folder=Path())) as envs:
                 try:
-                    envs.reset(start, everywhere)
+                    envs.reset(*only)
                 except EnvsRestarted as reason:
                     raise EnvFailure(
                         f"no film can be made of {self.env_name!r}: {reason}."
@@ -329,13 +317,7 @@ def make_evaluator(
 ) -> Evaluator:
     """Makes the evaluator of a run; its processes start when they are needed."""
     return Evaluator(
-        settings.env_name,
-        env_module=settings.env_module,
-        num_episodes=settings.eval_episodes,
-        num_envs=settings.eval_envs,
-        seed=settings.seed,
-        max_crashes=settings.max_env_crashes,
-        env_timeout=settings.env_timeout,
-        on_wait=on_wait,
-        normalization=normalization,
-    )
+        settings.env_name, num_episodes=settings.eval_episodes, num_envs=settings.eval_envs,
+        seed=settings.seed, env_module=settings.env_module, max_crashes=settings.max_env_crashes,
+        env_timeout=settings.env_timeout, normalization=normalization, on_wait=on_wait,
+    )  # fmt: skip

@@ -22,13 +22,6 @@ from qam_jax.training.run import Plan, Run
 from qam_jax.types import TransitionDataset
 
 
-def open_source(settings: RunSettings, env: gymnasium.Env | None) -> DataSource:
-    """Opens the data of the settings, the same in all processes."""
-    source = processes.take_turns(lambda: read_source(settings, env))
-    processes.check_same("data", {"the fingerprint": source.fingerprint()})
-    return source
-
-
 def read_source(
     settings: RunSettings, env: gymnasium.Env | None, *, any_actions: bool = False
 ) -> DataSource:
@@ -47,14 +40,9 @@ def read_source(
         return load_own(settings.dataset, env, choice=choice, **common)
     if env is not None and not is_ogbench(settings.env_name):
         return no_data(env)
-    return load_ogbench(
-        settings.env_name,
-        env,
-        dataset_dir=settings.dataset_dir,
-        data_source=settings.data_source,
-        mirrors=[mirror for mirror in settings.mirrors.split(",") if mirror],
-        **common,
-    )
+    common |= {"dataset_dir": settings.dataset_dir, "data_source": settings.data_source}
+    mirrors = [mirror for mirror in settings.mirrors.split(",") if mirror]
+    return load_ogbench(settings.env_name, env, mirrors=mirrors, **common)
 
 
 def find_normalization(
@@ -80,9 +68,8 @@ def check_environment(plan: Plan, run: Run) -> None:
 def check_env_processes(settings: RunSettings) -> None:
     """Raises ValueError if this machine cannot hold the processes of the environments."""
     if settings.env_name:
-        check_processes(
-            f"--eval_envs={settings.eval_envs}", min(settings.eval_envs, settings.eval_episodes)
-        )
+        count = settings.eval_envs
+        check_processes(f"--eval_envs={count}", min(count, settings.eval_episodes))
     if settings.online_steps:
         count, seeds = settings.num_envs, settings.num_seeds
         check_processes(f"--num_envs={count} for {seeds} seeds (--num_seeds)", count * seeds)

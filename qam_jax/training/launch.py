@@ -41,14 +41,9 @@ class Resolved(NamedTuple):
 
 
 def resolve_flags(values: flags.FlagValues, **defaults: Any) -> Resolved:
-    """Resolves the command line's flags, then the preset's settings, then the defaults.
+    """Resolves the command line's flags, then the preset's settings, then the `defaults`.
 
-    Args:
-      values: the parsed flags of `RunSettings`, and the algorithm's `config`.
-      **defaults: values of settings that neither the command line nor a preset gives.
-
-    Raises:
-      ValueError: if there is no such preset, or it does not know the method or environment.
+    The flags are those of `RunSettings`, and the algorithm's `config`. Raises as `apply_preset`.
     """
     settings = from_flags(RunSettings, values, **defaults)
     if not values["preset"].value:

@@ -49,7 +49,14 @@ def _run(stage: Stage, stop: StopRequest, until: int) -> None:
     last_limit = until if stage.overlaps else stage.end
     starts = [(time.perf_counter(), run.step) for run in runs]  # of the updates of a row
     try:
-        with _progress_bar(stage) as bar:
+        with tqdm(
+            total=stage.end - stage.start,
+            initial=min(run.step for run in runs) - stage.start,
+            desc=stage.name,
+            unit=stage.unit,
+            smoothing=0.1,
+            disable=not processes.is_first(),
+        ) as bar:
             while True:
                 now = time.perf_counter()
                 dues = [_last_due(stage, run.step, interval) for run in runs]
@@ -82,17 +89,6 @@ def _run(stage: Stage, stop: StopRequest, until: int) -> None:
         for index, run in enumerate(runs):
             _save(stage, run, run.pending[0] if run.pending else stage.snapshot(index))
         raise
-
-
-def _progress_bar(stage: Stage) -> tqdm:
-    return tqdm(
-        total=stage.end - stage.start,
-        initial=min(run.step for run in stage.runs) - stage.start,
-        desc=stage.name,
-        unit=stage.unit,
-        smoothing=0.1,
-        disable=not processes.is_first(),
-    )
 
 
 def _check_stop(stop: StopRequest) -> None:

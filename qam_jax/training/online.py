@@ -113,9 +113,8 @@ class OnlineStage(Stage):
 
     def metrics(self, run: Run) -> dict[str, float]:
         """Returns metrics of the data, of the experience and of the environments."""
-        own = {"replay_size": int(run.replay.buffer.size), "env_crashes": 0}
-        if run.collector is not None:
-            own["env_crashes"] = run.collector.crashes
+        crashes = run.collector.pool.crashes if run.collector else 0
+        own = {"replay_size": int(run.replay.buffer.size), "env_crashes": crashes}
         return {**super().metrics(run), **own}
 
     def save(self, run: Run) -> dict[str, Any]:

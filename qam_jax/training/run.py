@@ -41,7 +41,7 @@ class Plan:
 
     settings: RunSettings  # with the first seed
     agent: Agent
-    config: ConfigDict
+    config: ConfigDict  # of the agent
     source: DataSource
     dims: tuple[int, int]  # (O, A)
     normalization: Normalization
@@ -51,10 +51,9 @@ class Plan:
     def stages(self) -> dict[str, range]:
         """Steps of each stage, in their order."""
         start, end = self.settings.bc_steps, self.settings.total_steps
-        border = start + self.settings.offline_steps
-        return {
-            "cloning": range(start), "offline": range(start, border), "online": range(border, end),
-        }  # fmt: skip
+        border = end - self.settings.online_steps
+        offline, online = range(start, border), range(border, end)
+        return {"cloning": range(start), "offline": offline, "online": online}
 
     def stage_at(self, step: int) -> str | None:
         """Returns the stage that goes on from a step; None at the end."""
@@ -62,9 +61,8 @@ class Plan:
 
     def prepare(self, dataset: TransitionDataset) -> TransitionDataset:
         """Returns a dataset of the source as the agent is trained on it."""
-        settings = self.settings
-        rewards = settings.reward_scale, settings.reward_bias
-        return prepare_dataset(dataset, self.normalization, *rewards)
+        scale, bias = self.settings.reward_scale, self.settings.reward_bias
+        return prepare_dataset(dataset, self.normalization, scale, bias)
 
     @functools.cached_property
     def cloning(self) -> tuple[Agent, ConfigDict]:
@@ -119,9 +117,10 @@ class Run:
 
     def close(self) -> None:
         """Ends its environments and closes its files."""
-        for part in (self.collector, self.log):
-            if part is not None:
-                part.close()
+        if self.collector is not None:
+            self.collector.pool.close()
+        if self.log is not None:
+            self.log.close()
 
     def begin(self) -> None:
         """Continues from the newest checkpoint, or begins. Raises ValueError if it does not fit."""
@@ -213,19 +212,15 @@ class Run:
         assert self._plan.evaluator is not None
         pool = self._plan.evaluator.make_envs(chunk_length, settings.num_envs)
         self.collector = Collector(
-            pool,
-            settings.seed,
-            sparse=settings.sparse,
-            reward_scale=settings.reward_scale,
+            pool, settings.seed, sparse=settings.sparse, reward_scale=settings.reward_scale,
             reward_bias=settings.reward_bias,
-        )
+        )  # fmt: skip
         if saved:
             self.collector.restore(saved, episodes)
 
     def _init_state(self, agent: Agent) -> AgentState:
-        key = self.keys.agent
-        if agent is not self._plan.agent:
-            key = jax.random.fold_in(self.keys.cloning, 1)
+        own = agent is self._plan.agent
+        key = self.keys.agent if own else jax.random.fold_in(self.keys.cloning, 1)
         return init_state(agent, key, *self._plan.dims)
 
     def record_start(self) -> None:
@@ -295,12 +290,9 @@ def inherited_settings(run: str, step: str) -> dict[str, Any]:
     saved = load_run(run, step)
     earlier = saved.config.to_dict()
     bc_steps = min(earlier["bc_steps"], saved.step)
-    fields = dataclasses.fields(RunSettings)
-    return {
-        **{field.name: earlier[field.name] for field in fields if field.metadata["inherited"]},
-        "bc_steps": bc_steps,
-        "offline_steps": saved.step - bc_steps,
-    }
+    fields = [each for each in dataclasses.fields(RunSettings) if each.metadata["inherited"]]
+    steps = {"bc_steps": bc_steps, "offline_steps": saved.step - bc_steps}
+    return {field.name: earlier[field.name] for field in fields} | steps
 
 
 def _start_from(
@@ -316,10 +308,8 @@ def _start_from(
     _check_config(saved, settings, config, cloned)
     if not cloned:
         check_unchanged(run, config, to_train=True)
-    there: Any = saved.state
-    here: Any = state
-    if cloned:
-        there, here = there.params["behavior"], here.params["behavior"]
+    there: Any = saved.state.params["behavior"] if cloned else saved.state
+    here: Any = state.params["behavior"] if cloned else state
     _check_shapes(run, saved, there, here, config)
     for kind in ("train", "eval", "env") if processes.is_first() else ():
         rows = [row for row in read_csv(Path(run) / f"{kind}.csv") if row["step"] <= saved.step]

@@ -81,7 +81,9 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
             names = settings.env_name, settings.env_module
             env = stack.enter_context(closing(make_env_within(settings.env_timeout, *names)))
         folders = _claim_folders(each, agent_config, stack)
-        source = stack.enter_context(closing(inputs.open_source(settings, env)))
+        source = processes.take_turns(lambda: inputs.read_source(settings, env))
+        stack.enter_context(closing(source))
+        processes.check_same("data", {"the fingerprint": source.fingerprint()})
         # Several processes have to stop together.
         stop = stack.enter_context(stop_signals(at_once=not processes.several()))
         checkpoints = [
@@ -116,7 +118,10 @@ def _begin(plan: Plan, runs: list[Run]) -> None:
     inputs.check_needs_no_data(plan, runs)
     inputs.check_environment(plan, runs[0])
     inputs.check_replay(plan, runs)
-    _describe_data(plan, runs)
+    step, size = max(run.step for run in runs), ""
+    if plan.source.next_change(step) is None:
+        size = f"; {plan.source.at(step).num_starts} transitions"
+    _logger.info("Data: %s%s.", plan.source.description, size)
     for run in runs:
         run.record_start()
 
@@ -179,10 +184,3 @@ def _claim_folders(each: list[RunSettings], config: ConfigDict, stack: ExitStack
                 "absolute path, the same working directory."
             )
     return folders
-
-
-def _describe_data(plan: Plan, runs: list[Run]) -> None:
-    step, size = max(run.step for run in runs), ""
-    if plan.source.next_change(step) is None:
-        size = f"; {plan.source.at(step).num_starts} transitions"
-    _logger.info("Data: %s%s.", plan.source.description, size)

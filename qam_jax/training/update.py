@@ -16,9 +16,6 @@ from qam_jax.agents import Agent, AgentState
 from qam_jax.training.devices import Layout
 from qam_jax.types import Array, Batch, Metrics
 
-SampleFn = Callable[[Any, Array], Batch]
-"""Draws the batches of all seeds: `(data, keys) -> batches`; pure."""
-
 _EXTREMES = {"_min": (jnp.minimum, float("inf")), "_max": (jnp.maximum, -float("inf"))}
 
 
@@ -41,8 +38,12 @@ def make_update_step(agent: Agent) -> Callable[[AgentState, Batch], tuple[AgentS
     return jax.jit(agent.update)
 
 
-def make_block(agent: Agent, sample_fn: SampleFn, layout: Layout) -> jax.stages.Wrapped:
+def make_block(
+    agent: Agent, sample_fn: Callable[[Any, Array], Batch], layout: Layout
+) -> jax.stages.Wrapped:
     """Makes one program of any number of update steps, batches drawn inside.
+
+    `sample_fn(data, keys)` draws the batches of all seeds; it is pure.
 
     The batch of an update depends on the update's number and its seed's key alone. So a run depends
     neither on the lengths of its blocks nor on the seeds that are trained beside it.
@@ -113,14 +114,11 @@ def metric_names(
     def array(*shape: int) -> Any:
         return jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
 
+    observation, number = array(observation_dim), array()
     batch = Batch(
-        observations=array(observation_dim),
-        actions=array(config.horizon_length, state.action_shape[1]),
-        rewards=array(),
-        masks=array(),
-        weights=array(),
-        next_observations=array(observation_dim),
-    )
+        observations=observation, actions=array(config.horizon_length, state.action_shape[1]),
+        rewards=number, masks=number, weights=number, next_observations=observation,
+    )  # fmt: skip
     result = jax.eval_shape(make_update_step(agent), state, batch)
     metrics = result[1] if isinstance(result, tuple) and len(result) == 2 else None
     if not isinstance(metrics, Mapping) or any(value.shape for value in metrics.values()):

@@ -202,7 +202,7 @@ def test_a_crash_gives_up_the_episodes_in_progress_and_goes_on(collect):
         return actions
 
     episodes, _ = _gather(collector, 4, fatal_once)
-    assert collector.crashes == collector.save()["crashes"] == 1
+    assert collector.pool.crashes == collector.save()["crashes"] == 1
     assert calls[:3] == [[0, 1], [0, 1], [2, 3]]  # new numbers, so no window spans the gap
     assert [len(episodes[number]) for number in (0, 1)] == [3, 3]
 

@@ -13,12 +13,7 @@ _SPARSE = "-sparse"  # ends the names of domains whose rewards are made sparse, 
 
 
 class Preset(NamedTuple):
-    """Settings of an experiment.
-
-    Attributes:
-      settings: fields of `qam_jax.runs.settings.RunSettings`.
-      config: fields of the algorithm's config.
-    """
+    """Settings of an experiment: fields of `RunSettings` and of the algorithm's config."""
 
     settings: dict[str, Any]
     config: dict[str, Any]

@@ -1,6 +1,7 @@
 """Online stage: fine-tuning in the environment."""
 
 import concurrent.futures
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
@@ -99,8 +100,8 @@ class OnlineStage(Stage):
         untrained = self.start == 0 and not settings.run
         if untrained and run.step < settings.start_training:
             return random_policy(run.settings.seed, self.state.action_shape)
-        # Of several processes only the one that acts calls the policy.
-        state, sums = layout.local(layout.pick((self.state, self.sums), index))
+        state = dataclasses.replace(self.state, opt_state=())  # the largest part, of no use here
+        state, sums = layout.local(layout.pick((state, self.sums), index))
         policy = self._act(state, run.keys.experience)
 
         def checked(*arguments: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qam_jax.types import Array, Params
+from qam_jax.types import Array, Key, Params
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -236,6 +236,41 @@ class TanhGaussian(_Network):
         outputs = self._mlp(2 * dim, output_scale=scale)(inputs)
         mean, log_std = jnp.split(outputs, 2, axis=-1)
         return mean, jnp.clip(log_std, *_LOG_STD_RANGE)
+
+
+InitFn = Callable[[Key, Array, Array], Params]
+"""Makes initial parameters: `(key, observation [O], action [D]) -> params`."""
+
+
+def make_init(**networks: nn.Module | InitFn | float) -> InitFn:
+    """Function that makes the initial parameters of networks, by their names.
+
+    Args:
+      **networks: networks of this file; an `InitFn` for a network with inputs of its own; a number
+        for a trained scalar. Each draws from a key of its own, in this order.
+    """
+
+    def init(key: Key, observation: Array, action: Array) -> Params:
+        num_keys = sum(not isinstance(network, float) for network in networks.values())
+        keys = iter([key] if num_keys == 1 else jax.random.split(key, num_keys))
+
+        def params_of(network: nn.Module | InitFn | float) -> Params | Array:
+            if isinstance(network, float):
+                return jnp.full((), network, jnp.float32)
+            if isinstance(network, nn.Module):
+                return init_network(network, next(keys), observation, action)
+            return network(next(keys), observation, action)
+
+        return {name: params_of(network) for name, network in networks.items()}
+
+    return init
+
+
+def init_network(network: nn.Module, key: Key, observation: Array, action: Array) -> Params:
+    """Initial parameters of a network that takes an observation, most an action, some a time."""
+    num_inputs = {StateValue: 1, VectorField: 3, NoisePredictor: 3}.get(type(network), 2)
+    inputs = (observation, action, action[:1])  # any number is a time
+    return network.init(key, *inputs[:num_inputs])["params"]
 
 
 def mean_critic_value(

@@ -130,7 +130,8 @@ def _config_parts() -> Iterator[str]:
     notes = _comments(base) | _comments(values)
     for _, module in inspect.getmembers(values, inspect.ismodule):
         notes |= _comments(module)
-    common, critic = base.base_config(), base.critic_config()
+    common = base.base_config()
+    critic = {name: v for name, v in base.critic_config().items() if name not in common}
     yield "### Fields of all algorithms"
     yield _field_table(common, notes)
     yield "### Fields of all algorithms with a critic"
@@ -158,7 +159,7 @@ def _module(agent_name: str) -> ModuleType:
 
 def _comments(module: ModuleType) -> dict[str, str]:
     """Comment behind each field in the config of a module."""
-    pattern = re.compile(r'^ +"(\w+)": .*?,  # (.+)$', re.MULTILINE)
+    pattern = re.compile(r'^ +"?(\w+)(?:": |=).*?,  # (.+)$', re.MULTILINE)
     return dict(pattern.findall(inspect.getsource(module)))
 
 

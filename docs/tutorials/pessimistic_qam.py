@@ -13,8 +13,9 @@
 #
 # ## The algorithm
 #
-# An algorithm is a module with two functions. `get_config` says what its hyperparameters are; those
-# that all algorithms share come from `base`, and `agent_name` is the module's own name.
+# An algorithm is a module with two functions. `get_config` names its hyperparameters and their
+# defaults. `critic_config` adds the hyperparameters that all algorithms with critics share.
+# `agent_name` is the module's own name.
 
 # %%
 import shutil
@@ -30,21 +31,17 @@ from ml_collections import ConfigDict
 import qam_jax
 from qam_jax.agents import actor_critic, base, qam
 from qam_jax.flow import velocities_along
-from qam_jax.networks import critic_values
+from qam_jax.networks import critic_values, make_init
 from qam_jax.reports.plots import plot_run
 from qam_jax.training.evaluation import describe
 from qam_jax.training.train import train
 
 
 def get_config() -> ConfigDict:
-    return ConfigDict(
-        {
-            "agent_name": "pessimistic_qam",
-            **base.base_config(),
-            **base.critic_config(),
-            "inv_temp": 1.0,  # τ
-            "actor_rho": 0.5,  # pessimism of the policy, in standard deviations of the critics
-        }
+    return base.critic_config(
+        agent_name="pessimistic_qam",
+        inv_temp=1.0,  # τ
+        actor_rho=0.5,  # pessimism of the policy, in standard deviations of the critics
     )
 
 
@@ -59,9 +56,6 @@ def get_config() -> ConfigDict:
 # %%
 def make_agent(config: ConfigDict) -> base.Agent:
     flow, critic = base.make_flow(config), base.make_critic(config)
-
-    def init_actor(key, observation, action):
-        return qam.init_flows(flow, *jax.random.split(key), observation, action)
 
     def matching_loss(state, params, observations, key):
         velocity = base.flow_velocity(flow, params["flow"], observations)
@@ -90,7 +84,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=init_actor,
+        init_actor=make_init(behavior=flow, flow=flow),
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow, "flow"),
         target_names=("critic", "behavior"),

@@ -114,7 +114,7 @@ def make_guided_agent(config: ConfigDict, state: AgentState, weight: float) -> A
         )
     flow, critic = base.make_flow(config), base.make_critic(config, network)
     policy = qgf.guided_policy(config, flow, critic, weight)
-    acting = base.acting_by(functools.partial(qgf.lowest_sampler, config, critic), policy)
+    acting = base.acting_by(policy, functools.partial(qgf.choose_lowest, config, critic))
     return _with_precision(config, agent._replace(**acting))
 
 

@@ -9,15 +9,16 @@ import optax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base, values
-from qam_jax.agents.base import AgentState
-from qam_jax.networks import CriticEnsemble, TanhGaussian, VectorField, critic_values
+from qam_jax.agents.base import AgentState, Loss, PolicyFn
+from qam_jax.networks import (
+    CriticEnsemble,
+    InitFn,
+    TanhGaussian,
+    VectorField,
+    critic_values,
+    init_network,
+)
 from qam_jax.types import Array, Batch, Key, Metrics, Params, QFn, VelocityFn
-
-PolicyFn = Callable[[AgentState, Array, Key], Array]
-"""An algorithm's sampler before best-of-n: `(state, observations [..., O], key) -> [..., D]`."""
-
-Loss = values.Loss
-"""A scalar to differentiate, and the metrics to log."""
 
 LossFn = Callable[[AgentState, Params, Batch, Array, Key], Loss]
 """An algorithm's own losses: `(state, params, batch, actions [B, D], key) -> (loss, metrics)`."""
@@ -27,14 +28,14 @@ def make_actor_critic(
     config: ConfigDict,
     critic: CriticEnsemble,
     *,
-    init_actor: Callable[[Key, Array, Array], Params],
+    init_actor: InitFn,
     actor_loss: LossFn,
     policy: PolicyFn,
     target_names: tuple[str, ...] = ("critic",),
     value_learning: values.ValueLearning | None = None,
     target_policy: PolicyFn | None = None,
     rates: dict[str, float] | None = None,
-    rank: Callable[..., Array] = jnp.mean,
+    choose: Callable[[PolicyFn], PolicyFn] | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> base.Agent:
     """Agent that learns critics by a value learning and everything else by one loss of its own.
@@ -50,18 +51,19 @@ def make_actor_critic(
       value_learning: what regresses the critics; by default what `config.value_learning` names.
       target_policy: draws the next actions that critics are backed up from; by default `policy`.
       rates: of the moving averages, by network; by default `config.tau` for all.
-      rank: see `best_actions`.
+      choose: makes the policy that acts of `policy`; by default `best_of_n`.
       optimizer: by default `base.make_optimizer(config)`.
     """
     optimizer = base.make_optimizer(config) if optimizer is None else optimizer
     learning = value_learning or values.make_value_learning(config, critic)
-    backup = partial(best_actions, config, critic, target_policy or policy)
+    choose = choose or partial(best_of_n, config, critic)
+    next_policy = best_of_n(config, critic, target_policy or policy)
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
         action = jnp.zeros(action_shape).reshape(-1)
         key, critic_key, actor_key = jax.random.split(key, 3)
-        params = {"critic": critic.init(critic_key, example_observation, action)["params"]}
+        params = {"critic": init_network(critic, critic_key, example_observation, action)}
         params |= learning.init(jax.random.fold_in(critic_key, 1), example_observation)
         params |= init_actor(actor_key, example_observation, action)
         names = target_names + learning.target_names
@@ -70,7 +72,7 @@ def make_actor_critic(
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, value_key, actor_key = jax.random.split(state.key, 3)
         actions, nexts = base.flat_actions(config, batch), batch.next_observations
-        next_actions = backup(state, nexts, value_key) if learning.needs_actions else None
+        next_actions = next_policy(state, nexts, value_key) if learning.needs_actions else None
         value_loss = learning.loss(state, batch, next_actions, value_key)
 
         def loss_fn(params: Params) -> Loss:
@@ -80,32 +82,33 @@ def make_actor_critic(
 
         return base.apply_gradients(state, optimizer, loss_fn, key, rates or config.tau)
 
-    acting = base.acting_by(partial(make_sampler, config, critic, rank=rank), policy)
-    return base.Agent(init, update, **acting)
+    return base.Agent(init, update, **base.acting_by(policy, choose))
 
 
-def best_actions(
+def best_of_n(
     config: ConfigDict,
     critic: CriticEnsemble,
     policy: PolicyFn,
-    state: AgentState,
-    observations: Array,
-    key: Key,
+    *,
     rank: Callable[..., Array] = jnp.mean,
-) -> Array:
-    """Actions [..., D] of highest value among `config.best_of_n` that the policy draws.
+    by_target: bool = False,
+) -> PolicyFn:
+    """Policy that takes the action of highest value among `config.best_of_n` of another policy.
 
     Args:
       config: of the algorithm.
-      critic: the ensemble; `state.params` has its parameters.
+      critic: the ensemble, whose parameters are named `critic`.
       policy: draws the actions.
-      state: of the agent.
-      observations: [..., O].
-      key: source of randomness.
       rank: makes one value of the ensemble's values, over `axis=0`.
+      by_target: whether the target critics rank the actions.
     """
-    actions = policy(state, repeat_observations(config, observations), key)
-    return choose_best(critic, state, observations, actions, rank)
+
+    def best(state: AgentState, observations: Array, key: Key) -> Array:
+        actions = policy(state, repeat_observations(config, observations), key)
+        params = state.target_params if by_target else state.params
+        return choose_best(critic, params["critic"], observations, actions, rank)
+
+    return best
 
 
 def repeat_observations(config: ConfigDict, observations: Array) -> Array:
@@ -115,33 +118,18 @@ def repeat_observations(config: ConfigDict, observations: Array) -> Array:
 
 def choose_best(
     critic: CriticEnsemble,
-    state: AgentState,
+    params: Params,
     observations: Array,
     actions: Array,
     rank: Callable[..., Array] = jnp.mean,
 ) -> Array:
-    """Of actions [N, ..., D] in observations [..., O] those [..., D] of highest value."""
+    """The action [..., D] of highest value among N in each observation, actions [N, ..., D]."""
     if len(actions) == 1:
         return actions[0]
     repeated = jnp.broadcast_to(observations, (len(actions), *observations.shape))
-    values = rank(critic_values(critic, state.params["critic"], repeated, actions), axis=0)
+    values = rank(critic_values(critic, params, repeated, actions), axis=0)
     best = jnp.argmax(values, axis=0)
     return jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]
-
-
-def make_sampler(
-    config: ConfigDict,
-    critic: CriticEnsemble,
-    policy: PolicyFn,
-    rank: Callable[..., Array] = jnp.mean,
-) -> PolicyFn:
-    """The agent's `sample_actions`: `best_actions` in chunks [..., H, A]."""
-
-    def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
-        actions = best_actions(config, critic, policy, state, observations, key, rank)
-        return base.split_chunks(state, actions)
-
-    return sample_actions
 
 
 def init_flow_and_value(
@@ -153,7 +141,7 @@ def init_flow_and_value(
 ) -> Params:
     """Parameters of the behaviour flow, and those that `init_value` makes, by name."""
     flow_key, value_key = jax.random.split(key)
-    behavior = flow.init(flow_key, observation, action, action[:1])["params"]
+    behavior = init_network(flow, flow_key, observation, action)
     return {"behavior": behavior, **init_value(value_key, observation)}
 
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, qam, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import pessimistic_value
 from qam_jax.flow import deviation_costs, sample_memoryless_sde, velocities_along
-from qam_jax.networks import critic_values
+from qam_jax.networks import critic_values, make_init
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "BAM"
@@ -22,13 +21,9 @@ RANGES = {"inv_temp": base.AT_LEAST_0}
 
 def get_config() -> ConfigDict:
     """BAM with the paper's settings."""
-    return ConfigDict(
-        {
-            "agent_name": "bam",
-            **base.base_config(),
-            **values.critic_config(),
-            "inv_temp": 10.0,  # inverse temperature; with 0 the behaviour flow acts
-        }
+    return values.critic_config(
+        agent_name="bam",
+        inv_temp=10.0,  # inverse temperature; with 0 the behaviour flow acts
     )
 
 
@@ -37,10 +32,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     flow = base.make_flow(config)
     critic = base.make_critic(config)
     acting = "flow" if config.inv_temp > 0 else "behavior"
-
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        behavior_key, flow_key = jax.random.split(key)
-        return qam.init_flows(flow, behavior_key, flow_key, observation, action)
 
     def path_loss(flow_params: Params, state: AgentState, observations: Array, key: Key) -> Loss:
         """`-tau (mean_k Q - rho std_k Q)(s, x_T) + sum_{i<T-1} 2 ||f - f_base||^2 / sigma_i^2`."""
@@ -68,7 +59,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=init_actor,
+        init_actor=make_init(behavior=flow, flow=flow),
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow, acting),
         target_names=("critic", "behavior"),

@@ -19,6 +19,9 @@ else:
     from flax.struct import dataclass as state_dataclass
 
 
+Loss = tuple[Array, Metrics]
+"""A scalar to differentiate, and the metrics to log."""
+
 Solver = Callable[[VelocityFn, Array, int], Array]
 """Integrator of a flow: `(velocity_fn, noise [..., D], num_steps) -> [..., D]`; see `flow`."""
 
@@ -90,37 +93,39 @@ class AgentState:
         return self.action_shape[0] * self.action_shape[1]
 
 
-def base_config() -> ConfigDict:
-    """Fields of every algorithm, with the paper's settings."""
-    return ConfigDict(
-        {
-            "lr": 3e-4,  # Adam's learning rate
-            "batch_size": 256,  # windows per update
-            "clip_grad_norm": 1.0,  # joint norm over all trained parameters; 0 is no clipping
-            "discount": 0.99,  # per environment step
-            "horizon_length": 5,  # H, rows in a window of data
-            "action_chunking": True,  # act in chunks of H; else H-step returns of single actions
-            "flow_steps": 10,  # T, of the sampling ODE and of the simulated paths
-            "actor_hidden_dims": (512, 512, 512, 512),  # widths of flows and other actors
-            "actor_layer_norm": False,  # whether a LayerNorm follows each activation
-            "compute_dtype": "float32",  # or bfloat16: of products and activations
-            "matmul_precision": "default",  # of float32 products, see jax.default_matmul_precision
-        }
-    )
+PolicyFn = Callable[[AgentState, Array, Key], Array]
+"""Draws actions: `(state, observations [..., O], key) -> [..., D]`."""
 
 
-def critic_config() -> ConfigDict:
-    """Fields of every algorithm with a critic, with the paper's settings."""
-    return ConfigDict(
-        {
-            "num_qs": 10,  # K, critics in the ensemble
-            "rho": 0.5,  # pessimism in the target, in standard deviations
-            "tau": 0.005,  # rate of the target networks' moving average
-            "critic_hidden_dims": (512, 512, 512, 512),  # widths of critics and values
-            "critic_layer_norm": True,  # whether a LayerNorm follows each activation
-            "best_of_n": 1,  # actions drawn per decision; the critic keeps one
-        }
+def base_config(**own: Any) -> ConfigDict:
+    """Fields of every algorithm, with the paper's settings; those in `own` are set or added."""
+    shared = dict(
+        lr=3e-4,  # Adam's learning rate
+        batch_size=256,  # windows per update
+        clip_grad_norm=1.0,  # joint norm over all trained parameters; 0 is no clipping
+        discount=0.99,  # per environment step
+        horizon_length=5,  # H, rows in a window of data
+        action_chunking=True,  # act in chunks of H; else H-step returns of single actions
+        flow_steps=10,  # T, of the sampling ODE and of the simulated paths
+        actor_hidden_dims=(512, 512, 512, 512),  # widths of flows and other actors
+        actor_layer_norm=False,  # whether a LayerNorm follows each activation
+        compute_dtype="float32",  # or bfloat16: of products and activations
+        matmul_precision="default",  # of float32 products, see jax.default_matmul_precision
     )
+    return ConfigDict({**shared, **own})
+
+
+def critic_config(**own: Any) -> ConfigDict:
+    """Fields of every algorithm with a critic, as `base_config`."""
+    critic = dict(
+        num_qs=10,  # K, critics in the ensemble
+        rho=0.5,  # pessimism in the target, in standard deviations
+        tau=0.005,  # rate of the target networks' moving average
+        critic_hidden_dims=(512, 512, 512, 512),  # widths of critics and values
+        critic_layer_norm=True,  # whether a LayerNorm follows each activation
+        best_of_n=1,  # actions drawn per decision; the critic keeps one
+    )
+    return base_config(**{**critic, **own})
 
 
 AT_LEAST_0 = (0.0, float("inf"))
@@ -184,12 +189,9 @@ def draw_noise(state: AgentState, observations: Array, key: Key) -> Array:
     return jax.random.normal(key, (*observations.shape[:-1], state.action_dim))
 
 
-_Sampler = Callable[[AgentState, Array, Key], Array]
-
-
 @dataclasses.dataclass(frozen=True)
 class FlowPolicy:
-    """Policy that acts by the ODE of a flow: `(state, observations [..., O], key) -> [..., D]`.
+    """Policy that acts by the ODE of a flow, a `PolicyFn`.
 
     Attributes:
       velocity: of the flow, `(state, observations [..., O]) -> VelocityFn`.
@@ -209,22 +211,31 @@ class FlowPolicy:
         return jnp.clip(self.solver(velocity, noise, self.num_steps), -1, 1)
 
 
-def acting_by(make_sampler: Callable[[_Sampler], _Sampler], policy: _Sampler) -> dict[str, Any]:
-    """Fields of an `Agent` that say how it acts.
+def acting_by(
+    policy: PolicyFn, choose: Callable[[PolicyFn], PolicyFn] = lambda policy: policy
+) -> dict[str, Any]:
+    """Fields of an `Agent` that acts by a policy.
 
     Args:
-      make_sampler: makes `sample_actions` of a policy, as by best of n.
-      policy: `(state, observations [..., O], key) -> [..., D]`; if it is a `FlowPolicy`, the agent
-        has `sample_by`.
+      policy: draws actions; an agent with a `FlowPolicy` has `sample_by`.
+      choose: makes another policy of `policy`, such as the best of n.
     """
-    sample_actions = make_sampler(policy)
-    if not isinstance(policy, FlowPolicy):
-        return {"sample_actions": sample_actions, "sample_by": None}
+
+    def in_chunks(policy: PolicyFn) -> PolicyFn:
+        chosen = choose(policy)
+
+        def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
+            actions = chosen(state, observations, key)
+            return actions.reshape(*actions.shape[:-1], *state.action_shape)
+
+        return sample_actions
 
     def sample_by(state: AgentState, observations: Array, key: Key, solver: Solver) -> Array:
-        return make_sampler(dataclasses.replace(policy, solver=solver))(state, observations, key)
+        assert isinstance(policy, FlowPolicy)
+        return in_chunks(dataclasses.replace(policy, solver=solver))(state, observations, key)
 
-    return {"sample_actions": sample_actions, "sample_by": sample_by}
+    by_flow = isinstance(policy, FlowPolicy)
+    return {"sample_actions": in_chunks(policy), "sample_by": sample_by if by_flow else None}
 
 
 def chunk_shape(config: ConfigDict, example_action: Array) -> tuple[int, int]:
@@ -236,11 +247,6 @@ def flat_actions(config: ConfigDict, batch: Batch) -> Array:
     """Actions [B, D] for policy and critic: the chunk, time-major, or its first action."""
     actions = batch.actions if config.action_chunking else batch.actions[:, :1]
     return actions.reshape(actions.shape[0], -1)
-
-
-def split_chunks(state: AgentState, actions: Array) -> Array:
-    """Flat actions [..., D] as chunks [..., H, A]."""
-    return actions.reshape(*actions.shape[:-1], *state.action_shape)
 
 
 def behavior_cloning_loss(
@@ -321,7 +327,7 @@ def init_state(
 def apply_gradients(
     state: AgentState,
     optimizer: optax.GradientTransformation,
-    loss_fn: Callable[[Params], tuple[Array, Metrics]],
+    loss_fn: Callable[[Params], Loss],
     key: Key,
     tau: float | dict[str, float] = 0.0,
 ) -> tuple[AgentState, Metrics]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
-from qam_jax.agents.actor_critic import Loss, PolicyFn
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
+from qam_jax.networks import make_init
 from qam_jax.types import Array, Batch, Key, Metrics, Params
 
 DISPLAY_NAME = "BC"
@@ -19,7 +19,7 @@ NO_VALUE_LEARNING = "it has no critic"
 
 def get_config() -> ConfigDict:
     """Behaviour cloning with the paper's network and optimiser."""
-    return ConfigDict({"agent_name": "bc", **base.base_config()})
+    return base.base_config(agent_name="bc")
 
 
 def make_agent(config: ConfigDict) -> base.Agent:
@@ -32,9 +32,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         key, flow_key = jax.random.split(key)
         action_shape = base.chunk_shape(config, example_action)
         action = jnp.zeros(action_shape).reshape(-1)
-        params = {
-            "behavior": flow.init(flow_key, example_observation, action, action[:1])["params"]
-        }
+        params = make_init(behavior=flow)(flow_key, example_observation, action)
         return base.init_state(optimizer, params, (), key, action_shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
@@ -47,7 +45,4 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
         return base.apply_gradients(state, optimizer, loss_fn, key)
 
-    def make_sampler(policy: PolicyFn) -> PolicyFn:
-        return lambda state, *inputs: base.split_chunks(state, policy(state, *inputs))
-
-    return base.Agent(init, update, **base.acting_by(make_sampler, policy))
+    return base.Agent(init, update, **base.acting_by(policy))

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
-from qam_jax.networks import TimedCriticEnsemble, VectorField, critic_values
+from qam_jax.agents.base import AgentState, Loss
+from qam_jax.networks import TimedCriticEnsemble, VectorField, critic_values, make_init
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "CGQL"
@@ -30,32 +29,26 @@ _LINEX_LIMIT = 5.0  # beyond this error the linex loss is a line
 
 def get_config() -> ConfigDict:
     """CGQL with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "cgql",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "inv_temp": 10.0,  # inverse temperature of the guidance; 0 is none
-            "guidance_coef": 0.1,  # size of the guidance; 0 is behaviour cloning
-            "noisy_loss": "none",  # of the critic at noisy actions: "none", "mse" or "linex"
-            "noisy_coef": 0.0,  # weight of the loss at noisy actions
-        }
+    return values.critic_config(
+        agent_name="cgql",
+        clip_grad_norm=0.0,
+        inv_temp=10.0,  # inverse temperature of the guidance; 0 is none
+        guidance_coef=0.1,  # size of the guidance; 0 is behaviour cloning
+        noisy_loss="none",  # of the critic at noisy actions: "none", "mse" or "linex"
+        noisy_coef=0.0,  # weight of the loss at noisy actions
     )
 
 
 def get_mse_config() -> ConfigDict:
     """CGQL-M with the paper's settings."""
-    config = get_config()
-    config.update({"agent_name": "cgql_m", "noisy_loss": "mse", "noisy_coef": 0.1})
-    return config
+    own = {"agent_name": "cgql_m", "noisy_loss": "mse", "noisy_coef": 0.1}
+    return ConfigDict({**get_config(), **own})
 
 
 def get_linex_config() -> ConfigDict:
     """CGQL-L with the paper's settings."""
-    config = get_config()
-    config.update({"agent_name": "cgql_l", "noisy_loss": "linex", "noisy_coef": 0.001})
-    return config
+    own = {"agent_name": "cgql_l", "noisy_loss": "linex", "noisy_coef": 0.001}
+    return ConfigDict({**get_config(), **own})
 
 
 VARIANTS = {"cgql_m": ("CGQL-M", get_mse_config), "cgql_l": ("CGQL-L", get_linex_config)}
@@ -82,9 +75,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     flow = base.make_flow(config)
     critic = base.make_critic(config, CRITIC)
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        return {"behavior": flow.init(key, observation, action, action[:1])["params"]}
-
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
@@ -100,7 +90,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=init_actor,
+        init_actor=make_init(behavior=flow),
         actor_loss=actor_loss,
         policy=_make_guided_policy(config, flow, critic),
         target_names=("critic", "behavior"),

@@ -16,13 +16,9 @@ RANGES = {"alpha": base.AT_LEAST_0}
 
 def get_config() -> ConfigDict:
     """DAC with the settings of QAM's paper (arXiv 2601.14234)."""
-    return ConfigDict(
-        {
-            "agent_name": "dac",
-            **base.base_config(),
-            **values.critic_config(),
-            "alpha": 1.0,  # weight of behaviour cloning
-        }
+    return values.critic_config(
+        agent_name="dac",
+        alpha=1.0,  # weight of behaviour cloning
     )
 
 

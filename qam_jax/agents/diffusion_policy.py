@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 
 from qam_jax import diffusion
 from qam_jax.agents import actor_critic, base
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
-from qam_jax.networks import NoisePredictor, mean_critic_value
+from qam_jax.agents.base import AgentState, Loss
+from qam_jax.networks import NoisePredictor, make_init, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 CHANGES = [base.Change("0.2.0", "the diffusion step's features pass through an MLP of their own")]
@@ -48,9 +47,6 @@ def make_diffusion_agent(
         epsilon_fn = predict_noise(state.params, observations)
         return sample_fn(epsilon_fn, schedule, initial, step_noise)
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        return {"actor": actor.init(key, observation, action, action[:1])["params"]}
-
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
@@ -69,5 +65,5 @@ def make_diffusion_agent(
         return guidance_loss + config.alpha * bc_loss, metrics
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+        config, critic, init_actor=make_init(actor=actor), actor_loss=actor_loss, policy=policy
     )

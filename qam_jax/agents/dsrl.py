@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
-from qam_jax.networks import TanhGaussian, critic_values, mean_critic_value
+from qam_jax.agents.base import AgentState, Loss
+from qam_jax.networks import TanhGaussian, critic_values, make_init, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "DSRL"
@@ -22,14 +21,10 @@ RANGES = {"noise_scale": base.AT_LEAST_0}
 
 def get_config() -> ConfigDict:
     """DSRL with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "dsrl",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "noise_scale": 1.0,  # the latent actor's noise lies in (-noise_scale, noise_scale)
-        }
+    return values.critic_config(
+        agent_name="dsrl",
+        clip_grad_norm=0.0,
+        noise_scale=1.0,  # the latent actor's noise lies in (-noise_scale, noise_scale)
     )
 
 
@@ -52,15 +47,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     def acting_latents(state: AgentState, observations: Array, key: Key) -> Array:
         return draw_latents(state, state.params, observations, key)[0]
-
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        flow_key, critic_key, actor_key = jax.random.split(key, 3)
-        return {
-            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-            "latent_critic": latent_critic.init(critic_key, observation, action)["params"],
-            "latent_actor": latent_actor.init(actor_key, observation, action)["params"],
-            "log_latent_temp": jnp.zeros(()),
-        }
 
     def latent_critic_loss(
         state: AgentState, params: Params, observations: Array, key: Key
@@ -88,7 +74,15 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return bc_loss + critic_loss + loss, metrics
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss,
+        config,
+        critic,
+        init_actor=make_init(
+            behavior=flow,
+            latent_critic=latent_critic,
+            latent_actor=latent_actor,
+            log_latent_temp=0.0,
+        ),
+        actor_loss=actor_loss,
         policy=base.FlowPolicy(velocity, config.flow_steps, acting_latents),
         target_names=("critic", "behavior"),
-    )  # fmt: skip
+    )

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, qgf
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "EDP"
@@ -20,13 +19,10 @@ LATER_FIELDS = qgf.LATER_FIELDS
 
 def get_config() -> ConfigDict:
     """EDP with the settings of its code's runs, but for its larger networks and batches."""
-    return ConfigDict(
-        {
-            "agent_name": "edp",
-            **qgf.implicit_config(),
-            "kappa": 0.9,  # expectile of the value; 0.5 is the mean
-            "bc_weight": 100.0,  # weight of cloning against the value
-        }
+    return qgf.implicit_config(
+        agent_name="edp",
+        kappa=0.9,  # expectile of the value; 0.5 is the mean
+        bc_weight=100.0,  # weight of cloning against the value
     )
 
 

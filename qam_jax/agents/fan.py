@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import expectile_loss, td_loss
-from qam_jax.networks import CriticEnsemble, OneStepActor, VectorField, critic_values
+from qam_jax.networks import CriticEnsemble, OneStepActor, critic_values, init_network, make_init
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "FAN"
@@ -37,22 +36,19 @@ def get_config() -> ConfigDict:
     The code sets both anchors for each domain. With chunks of actions the critics' anchor is
     divided by their length, since it is a sum over the action's dimensions.
     """
-    fields = {**base.base_config(), **base.critic_config()}
-    del fields["best_of_n"]  # it takes the only action that it draws
-    return ConfigDict(
-        {
-            "agent_name": "fan",
-            **fields,
-            "clip_grad_norm": 0.0,
-            "discount": 0.995,
-            "horizon_length": 1,
-            "num_qs": 2,
-            "rho": 0.0,  # pessimism of the upper values in the backup, in standard deviations
-            "actor_anchor": 10.0,  # weight of the actor's distance from the flow
-            "critic_anchor": 10.0,  # weight of the next action's distance, in the backup
-            "kappa": 0.9,  # expectile of the upper values; 0.5 is the mean over noise
-        }
+    config = base.critic_config(
+        agent_name="fan",
+        clip_grad_norm=0.0,
+        discount=0.995,
+        horizon_length=1,
+        num_qs=2,
+        rho=0.0,  # pessimism of the upper values in the backup, in standard deviations
+        actor_anchor=10.0,  # weight of the actor's distance from the flow
+        critic_anchor=10.0,  # weight of the next action's distance, in the backup
+        kappa=0.9,  # expectile of the upper values; 0.5 is the mean over noise
     )
+    del config["best_of_n"]  # FAN draws a single action
+    return config
 
 
 def make_agent(config: ConfigDict) -> base.Agent:
@@ -110,9 +106,10 @@ def make_agent(config: ConfigDict) -> base.Agent:
         metrics = {"bc_loss": bc_loss, "anchor_loss": anchor, "actor_q": q_value}
         return loss, metrics | {"actor_upper": upper_value}
 
+    noisy = partial(_init_noisy, critic)
+    init_actor = make_init(behavior=flow, actor=actor, critic=noisy, upper=upper)
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=partial(_init, flow, actor, critic, upper),
-        actor_loss=actor_loss, policy=policy,
+        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy,
         value_learning=values.ValueLearning(value_loss),
     )  # fmt: skip
 
@@ -130,23 +127,8 @@ def anchor_errors(velocity_fn: VelocityFn, noise: Array, actions: Array, key: Ke
     return actions - noise - velocity_fn((1 - times) * noise + times * actions, times)
 
 
-def _init(
-    flow: VectorField,
-    actor: OneStepActor,
-    critic: CriticEnsemble,
-    upper: CriticEnsemble,
-    key: Key,
-    observation: Array,
-    action: Array,
-) -> Params:
-    flow_key, actor_key, critic_key, upper_key = jax.random.split(key, 4)
-    noisy = jnp.concatenate([action, action])
-    return {
-        "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-        "actor": actor.init(actor_key, observation, action)["params"],
-        "critic": critic.init(critic_key, observation, noisy)["params"],
-        "upper": upper.init(upper_key, observation, action)["params"],
-    }
+def _init_noisy(critic: CriticEnsemble, key: Key, observation: Array, action: Array) -> Params:
+    return init_network(critic, key, observation, jnp.concatenate([action, action]))
 
 
 def _noisy_values(

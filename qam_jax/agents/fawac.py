@@ -5,16 +5,14 @@ the flow clones the data's actions with weights that grow with their advantage.
 """
 
 import dataclasses
-from functools import partial
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import td_loss
-from qam_jax.networks import StateValue, critic_values, mean_critic_value
+from qam_jax.networks import StateValue, critic_values, make_init, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "FAWAC"
@@ -31,14 +29,10 @@ _MAX_WEIGHT = 100.0
 
 def get_config() -> ConfigDict:
     """FAWAC with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "fawac",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "inv_temp": 0.8,  # inverse temperature of the advantage; 0 is behaviour cloning
-        }
+    return values.critic_config(
+        agent_name="fawac",
+        clip_grad_norm=0.0,
+        inv_temp=0.8,  # inverse temperature of the advantage; 0 is behaviour cloning
     )
 
 
@@ -47,9 +41,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     flow = base.make_flow(config)
     critic = base.make_critic(config)
     value = StateValue(**base.network_fields(config, "critic"))
-
-    def init_value(key: Key, observation: Array) -> Params:
-        return {"value": value.init(key, observation)["params"]}
 
     def advantage_weights(params: Params, observations: Array, actions: Array) -> Array:
         """`min(exp(inv_temp (mean_k Q - V)), 100)` [B]."""
@@ -77,7 +68,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     return actor_critic.make_actor_critic(
         config,
         critic,
-        init_actor=partial(actor_critic.init_flow_and_value, flow, init_value),
+        init_actor=make_init(behavior=flow, value=value),
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow),
     )

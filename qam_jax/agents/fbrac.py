@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
-from qam_jax.networks import mean_critic_value
+from qam_jax.agents.base import AgentState, Loss
+from qam_jax.networks import make_init, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "FBRAC"
@@ -23,14 +22,10 @@ RANGES = {"alpha": base.AT_LEAST_0}
 
 def get_config() -> ConfigDict:
     """FBRAC with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "fbrac",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "alpha": 0.1,  # weight of cloning against the value, above 0
-        }
+    return values.critic_config(
+        agent_name="fbrac",
+        clip_grad_norm=0.0,
+        alpha=0.1,  # weight of cloning against the value, above 0
     )
 
 
@@ -47,9 +42,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     policy = actor_critic.make_flow_policy(config, flow)
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        return {"behavior": flow.init(key, observation, action, action[:1])["params"]}
-
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
@@ -61,5 +53,5 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return bc_loss - value / config.alpha, {"bc_loss": bc_loss, "actor_q": value}
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+        config, critic, init_actor=make_init(behavior=flow), actor_loss=actor_loss, policy=policy
     )

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
-from qam_jax.networks import TanhGaussian, mean_critic_value
+from qam_jax.agents.base import AgentState, Loss
+from qam_jax.networks import TanhGaussian, init_network, make_init, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "FEdit"
@@ -21,14 +20,10 @@ RANGES = {"edit_scale": (0.0, 2.0)}
 
 def get_config() -> ConfigDict:
     """FEdit with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "fedit",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "edit_scale": 0.2,  # size of an edit, as a share of the action range
-        }
+    return values.critic_config(
+        agent_name="fedit",
+        clip_grad_norm=0.0,
+        edit_scale=0.2,  # size of an edit, as a share of the action range
     )
 
 
@@ -53,14 +48,8 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         return edited_actions(state, state.params["editor"], observations, key)[0]
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        flow_key, edit_key = jax.random.split(key)
-        inputs = jnp.concatenate([observation, action])
-        return {
-            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-            "editor": editor.init(edit_key, inputs, action)["params"],
-            "log_edit_temp": jnp.zeros(()),
-        }
+    def init_editor(key: Key, observation: Array, action: Array) -> Params:
+        return init_network(editor, key, jnp.concatenate([observation, action]), action)
 
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
@@ -76,5 +65,9 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+        config,
+        critic,
+        init_actor=make_init(behavior=flow, editor=init_editor, log_edit_temp=0.0),
+        actor_loss=actor_loss,
+        policy=policy,
     )

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
-from qam_jax.networks import OneStepActor, mean_critic_value
+from qam_jax.agents.base import AgentState, Loss
+from qam_jax.networks import OneStepActor, make_init, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "FQL"
@@ -22,14 +21,10 @@ RANGES = {"alpha": base.AT_LEAST_0}
 
 def get_config() -> ConfigDict:
     """FQL with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "fql",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "alpha": 30.0,  # weight of the distillation against the value
-        }
+    return values.critic_config(
+        agent_name="fql",
+        clip_grad_norm=0.0,
+        alpha=30.0,  # weight of the distillation against the value
     )
 
 
@@ -43,13 +38,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
         noise = base.draw_noise(state, observations, key)
         actions = one_step.apply({"params": state.params["one_step"]}, observations, noise)
         return jnp.clip(actions, -1, 1)
-
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        flow_key, actor_key = jax.random.split(key)
-        return {
-            "behavior": flow.init(flow_key, observation, action, action[:1])["params"],
-            "one_step": one_step.init(actor_key, observation, action)["params"],
-        }
 
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
@@ -66,5 +54,9 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return bc_loss + loss, {"bc_loss": bc_loss, **metrics}
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+        config,
+        critic,
+        init_actor=make_init(behavior=flow, one_step=one_step),
+        actor_loss=actor_loss,
+        policy=policy,
     )

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "IFQL"
@@ -22,16 +21,12 @@ LATER_FIELDS = {"value_learning": "iql"}
 
 def get_config() -> ConfigDict:
     """IFQL with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "ifql",
-            **base.base_config(),
-            **values.critic_config(),
-            "value_learning": "iql",
-            "clip_grad_norm": 0.0,
-            "best_of_n": 32,  # actions drawn per decision; the lowest critic keeps one
-            "kappa": 0.9,  # expectile of the value; 0.5 is the mean
-        }
+    return values.critic_config(
+        agent_name="ifql",
+        value_learning="iql",
+        clip_grad_norm=0.0,
+        best_of_n=32,  # actions drawn per decision; the lowest critic keeps one
+        kappa=0.9,  # expectile of the value; 0.5 is the mean
     )
 
 
@@ -54,5 +49,5 @@ def make_agent(config: ConfigDict) -> base.Agent:
         actor_loss=actor_loss,
         policy=actor_critic.make_flow_policy(config, flow),
         value_learning=learning,
-        rank=jnp.min,
+        choose=partial(actor_critic.best_of_n, config, critic, rank=jnp.min),
     )

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.adjoint import adjoint_matching_loss, solve_lean_adjoint, terminal_adjoint
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss, PolicyFn
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss, PolicyFn
 from qam_jax.agents.qam_actors import Draws, TopActor, make_top_actor
 from qam_jax.flow import MemorylessPath, sample_flow_and_sde, velocities_along
 from qam_jax.networks import CriticEnsemble, VectorField, mean_critic_value
@@ -33,16 +32,12 @@ CHANGES = [
 
 def get_config() -> ConfigDict:
     """QAM with the paper's settings."""
-    return ConfigDict(
-        {
-            "agent_name": "qam",
-            **base.base_config(),
-            **values.critic_config(),
-            "inv_temp": 1.0,  # inverse temperature; with 0 the behaviour flow acts
-            "residual": False,  # f_theta is the behaviour flow plus a learned residual
-            "fql_alpha": 0.0,  # weight of the one-step actor's distillation; above 0: QAM-F
-            "edit_scale": 0.0,  # size of an edit, as a share of the action range; above 0: QAM-E
-        }
+    return values.critic_config(
+        agent_name="qam",
+        inv_temp=1.0,  # inverse temperature; with 0 the behaviour flow acts
+        residual=False,  # f_theta is the behaviour flow plus a learned residual
+        fql_alpha=0.0,  # weight of the one-step actor's distillation; above 0: QAM-F
+        edit_scale=0.0,  # size of an edit, as a share of the action range; above 0: QAM-E
     )
 
 
@@ -87,7 +82,8 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
         drawn = _act(top, state, nexts, draws)
         if config.get("inv_temp") == 0:  # then the behaviour flow acts
             drawn = policy(state, nexts, jax.random.fold_in(key, 0))
-        return actor_critic.choose_best(critic, state, batch.next_observations, drawn)
+        params = state.params["critic"]
+        return actor_critic.choose_best(critic, params, batch.next_observations, drawn)
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
         action_shape = base.chunk_shape(config, example_action)
@@ -123,8 +119,8 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
 
         return base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
 
-    sampler = partial(actor_critic.make_sampler, config, critic)
-    return base.Agent(init, update, **base.acting_by(sampler, policy))
+    best_of_n = partial(actor_critic.best_of_n, config, critic)
+    return base.Agent(init, update, **base.acting_by(policy, best_of_n))
 
 
 def _make_policy(config: ConfigDict, flow: VectorField, top: TopActor | None) -> PolicyFn:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.networks import OneStepActor, TanhGaussian
+from qam_jax.agents.base import Loss
+from qam_jax.networks import InitFn, OneStepActor, TanhGaussian, init_network, make_init
 from qam_jax.types import Array, Key, Params, QFn
 
 
@@ -35,7 +35,7 @@ class TopActor(NamedTuple):
       loss: `(params, observations [B, O], draws, q_fn) -> (loss, metrics)`.
     """
 
-    init: Callable[[Key, Array, Array], Params]
+    init: InitFn
     act: Callable[[Params, Array, Draws], Array]
     loss: Callable[[Params, Array, Draws, QFn], Loss]
 
@@ -59,9 +59,6 @@ def make_top_actor(config: ConfigDict) -> TopActor | None:
 
 
 def _one_step_actor(network: OneStepActor, alpha: float) -> TopActor:
-    def init(key: Key, observation: Array, action: Array) -> Params:
-        return {"one_step": network.init(key, observation, action)["params"]}
-
     def draw(params: Params, observations: Array, noise: Array) -> Array:
         return network.apply({"params": params["one_step"]}, observations, noise)
 
@@ -72,13 +69,12 @@ def _one_step_actor(network: OneStepActor, alpha: float) -> TopActor:
         actions = draw(params, observations, draws.noise)
         return actor_critic.one_step_loss(alpha, actions, draws.flow_actions, q_fn)
 
-    return TopActor(init, act, loss)
+    return TopActor(make_init(one_step=network), act, loss)
 
 
 def _editor(network: TanhGaussian, scale: float) -> TopActor:
-    def init(key: Key, observation: Array, action: Array) -> Params:
-        params = network.init(key, jnp.concatenate([observation, action]), action)["params"]
-        return {"editor": params, "log_edit_temp": jnp.zeros(())}
+    def init_editor(key: Key, observation: Array, action: Array) -> Params:
+        return init_network(network, key, jnp.concatenate([observation, action]), action)
 
     def edit(params: Params, observations: Array, draws: Draws) -> tuple[Array, Array]:
         return actor_critic.edit_actions(
@@ -93,4 +89,5 @@ def _editor(network: TanhGaussian, scale: float) -> TopActor:
         log_temp, dim = params["log_edit_temp"], actions.shape[-1]
         return actor_critic.soft_actor_loss(q_fn(actions), log_prob, log_temp, dim, "edit")
 
+    init = make_init(editor=init_editor, log_edit_temp=0.0)
     return TopActor(init, act, loss)

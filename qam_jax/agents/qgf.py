@@ -4,16 +4,16 @@ Critics are learned by implicit Q-learning, and nothing couples them to the flow
 step of the ODE adds the critics' gradient at the clean action that the flow's velocity points to.
 """
 
-import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss, LossFn, PolicyFn
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.actor_critic import LossFn
+from qam_jax.agents.base import AgentState, Loss, PolicyFn
 from qam_jax.networks import CriticEnsemble, VectorField, critic_values
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
@@ -24,21 +24,19 @@ LATER_FIELDS = {"value_learning": "iql"}
 
 def get_config() -> ConfigDict:
     """QGF with the settings of its code's runs, but for its larger networks and batches."""
-    return ConfigDict(
-        {
-            "agent_name": "qgf",
-            **implicit_config(),
-            "kappa": 0.9,  # expectile of the value; 0.5 is the mean
-            "guidance_weight": 0.02,  # of the critics' gradient in each step of the ODE
-        }
+    return implicit_config(
+        agent_name="qgf",
+        kappa=0.9,  # expectile of the value; 0.5 is the mean
+        guidance_weight=0.02,  # of the critics' gradient in each step of the ODE
     )
 
 
-def implicit_config() -> ConfigDict:
-    """Fields of the methods of the same code: two critics by implicit Q-learning, no clipping."""
-    fields = {**base.base_config(), **values.critic_config(), "value_learning": "iql"}
-    del fields["rho"]  # what is one value of the critics elsewhere is the lowest here
-    return ConfigDict({**fields, "clip_grad_norm": 0.0, "discount": 0.999, "num_qs": 2})
+def implicit_config(**own: Any) -> ConfigDict:
+    """Fields of QGF and EDP: two critics by implicit Q-learning, no clipping of gradients."""
+    implicit = {"value_learning": "iql", "clip_grad_norm": 0.0, "discount": 0.999, "num_qs": 2}
+    config = values.critic_config(**implicit, **own)
+    del config["rho"]  # the lowest critic counts here, not the mean less deviations
+    return config
 
 
 def make_agent(config: ConfigDict) -> base.Agent:
@@ -87,28 +85,21 @@ def make_implicit_agent(
     policy: PolicyFn,
 ) -> base.Agent:
     """Agent of one flow beside implicit Q-learning; the lowest target critic picks best of n."""
-    pool = partial(jnp.min, axis=0)
-    learning = values.make_value_learning(config, critic, pool=pool)
-    agent = actor_critic.make_actor_critic(
+    learning = values.make_value_learning(config, critic, pool=partial(jnp.min, axis=0))
+    return actor_critic.make_actor_critic(
         config,
         critic,
         init_actor=partial(actor_critic.init_flow_and_value, flow, learning.init),
         actor_loss=actor_loss,
         policy=policy,
         value_learning=learning,
+        choose=partial(choose_lowest, config, critic),
     )
-    return agent._replace(**base.acting_by(partial(lowest_sampler, config, critic), policy))
 
 
-def lowest_sampler(config: ConfigDict, critic: CriticEnsemble, policy: PolicyFn) -> PolicyFn:
-    """An agent's `sample_actions` whose best of n is the best by the lowest target critic."""
-    sampler = actor_critic.make_sampler(config, critic, policy, rank=jnp.min)
-
-    def sample_actions(state: AgentState, observations: Array, key: Key) -> Array:
-        params = {**state.params, "critic": state.target_params["critic"]}
-        return sampler(dataclasses.replace(state, params=params), observations, key)
-
-    return sample_actions
+def choose_lowest(config: ConfigDict, critic: CriticEnsemble, policy: PolicyFn) -> PolicyFn:
+    """Best of n actions by the lowest target critic."""
+    return actor_critic.best_of_n(config, critic, policy, rank=jnp.min, by_target=True)
 
 
 def draw_points(config: ConfigDict, actions: Array, key: Key) -> tuple[Array, Array, Array]:

@@ -17,14 +17,10 @@ RANGES = {"inv_temp": base.AT_LEAST_0, "alpha": base.AT_LEAST_0}
 
 def get_config() -> ConfigDict:
     """QSM with the settings of QAM's paper (arXiv 2601.14234)."""
-    return ConfigDict(
-        {
-            "agent_name": "qsm",
-            **base.base_config(),
-            **values.critic_config(),
-            "inv_temp": 10.0,  # inverse temperature
-            "alpha": 10.0,  # weight of behaviour cloning
-        }
+    return values.critic_config(
+        agent_name="qsm",
+        inv_temp=10.0,  # inverse temperature
+        alpha=10.0,  # weight of behaviour cloning
     )
 
 

@@ -13,8 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import pessimistic_value
 from qam_jax.networks import TanhActor, critic_values
 from qam_jax.types import Array, Batch, Key, Metrics, Params
@@ -37,17 +36,13 @@ _MIN_SCALE = 1e-6
 
 def get_config() -> ConfigDict:
     """ReBRAC with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "rebrac",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "alpha_actor": 0.01,  # weight of cloning
-            "actor_noise": 0.0,  # standard deviation of the noise on actions
-            "actor_interval": 1,  # updates for each step of the actor; ReBRAC's paper: 2
-            "target_interval": 2,  # updates for each step of the moving averages; 1: every update
-        }
+    return values.critic_config(
+        agent_name="rebrac",
+        clip_grad_norm=0.0,
+        alpha_actor=0.01,  # weight of cloning
+        actor_noise=0.0,  # standard deviation of the noise on actions
+        actor_interval=1,  # updates for each step of the actor; ReBRAC's paper: 2
+        target_interval=2,  # updates for each step of the moving averages; 1: every update
     )
 
 

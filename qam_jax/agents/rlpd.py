@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import pessimistic_value
-from qam_jax.networks import TanhGaussian, TanhGaussianSample, critic_values
+from qam_jax.networks import TanhGaussian, TanhGaussianSample, critic_values, make_init
 from qam_jax.types import Array, Batch, Key, Params
 
 DISPLAY_NAME = "RLPD"
@@ -22,14 +21,10 @@ RANGES = {"bc_alpha": base.AT_LEAST_0}
 
 def get_config() -> ConfigDict:
     """RLPD with the paper's settings; the baseline does not clip gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "rlpd",
-            **base.base_config(),
-            **values.critic_config(),
-            "clip_grad_norm": 0.0,
-            "bc_alpha": 0.0,  # weight of the log-likelihood of the batch's actions
-        }
+    return values.critic_config(
+        agent_name="rlpd",
+        clip_grad_norm=0.0,
+        bc_alpha=0.0,  # weight of the log-likelihood of the batch's actions
     )
 
 
@@ -47,10 +42,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def policy(state: AgentState, observations: Array, key: Key) -> Array:
         return draw_actions(state, state.params, observations, key).value
 
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        params = actor.init(key, observation, action)["params"]
-        return {"actor": params, "log_actor_temp": jnp.zeros(())}
-
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
@@ -67,5 +58,9 @@ def make_agent(config: ConfigDict) -> base.Agent:
         return loss + config.bc_alpha * bc_loss, {**metrics, "bc_loss": bc_loss}
 
     return actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy
+        config,
+        critic,
+        init_actor=make_init(actor=actor, log_actor_temp=0.0),
+        actor_loss=actor_loss,
+        policy=policy,
     )

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import expectile_loss
 from qam_jax.flow import reverse_flow
-from qam_jax.networks import TimedCriticEnsemble, critic_values
+from qam_jax.networks import TimedCriticEnsemble, critic_values, make_init
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "RQL"
@@ -30,16 +29,12 @@ RANGES = {"alpha": base.AT_LEAST_0, "kappa": base.SHARE, "flow_tau": base.SHARE}
 
 def get_config() -> ConfigDict:
     """RQL with the settings of its code for puzzle-4x4 and cube-triple; it clips no gradients."""
-    return ConfigDict(
-        {
-            "agent_name": "rql",
-            **base.base_config(),
-            **base.critic_config(),
-            "clip_grad_norm": 0.0,
-            "alpha": 1.0,  # weight of cloning against the value
-            "kappa": 0.9,  # expectile of the critics; 0.5 is half the squared error
-            "flow_tau": 0.001,  # rate of the moving average of the flow, which acts in evaluation
-        }
+    return base.critic_config(
+        agent_name="rql",
+        clip_grad_norm=0.0,
+        alpha=1.0,  # weight of cloning against the value
+        kappa=0.9,  # expectile of the critics; 0.5 is half the squared error
+        flow_tau=0.001,  # rate of the moving average of the flow, which acts in evaluation
     )
 
 
@@ -47,9 +42,6 @@ def make_agent(config: ConfigDict) -> base.Agent:
     """Builds the agent; evaluation acts by the moving average of its flow, exploration by it."""
     flow = base.make_flow(config)
     critic = base.make_critic(config, CRITIC)
-
-    def init_actor(key: Key, observation: Array, action: Array) -> Params:
-        return {"flow": flow.init(key, observation, action, action[:1])["params"]}
 
     def value_targets(state: AgentState, batch: Batch, key: Key) -> Array:
         """`R + gamma^H m (mean_k - rho std_k) Q_k(s', z', 0)` [B]."""
@@ -97,12 +89,13 @@ def make_agent(config: ConfigDict) -> base.Agent:
 
     policy = actor_critic.make_flow_policy(config, flow, "flow")
     agent = actor_critic.make_actor_critic(
-        config, critic, init_actor=init_actor, actor_loss=actor_loss,
+        config, critic, init_actor=make_init(flow=flow), actor_loss=actor_loss,
         policy=base.FlowPolicy(average_velocity, config.flow_steps),
         target_names=("critic", "flow"), value_learning=values.ValueLearning(value_loss),
         rates={"critic": config.tau, "flow": config.flow_tau},
     )  # fmt: skip
-    return agent._replace(explore=actor_critic.make_sampler(config, critic, policy))
+    exploring = base.acting_by(actor_critic.best_of_n(config, critic, policy))
+    return agent._replace(explore=exploring["sample_actions"])
 
 
 def draw_distances(key: Key, size: int, num_steps: int) -> Array:

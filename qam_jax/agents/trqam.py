@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.adjoint import adjoint_matching_loss
 from qam_jax.agents import base, qam, values
-from qam_jax.agents.actor_critic import Loss
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.flow import MemorylessPath, deviation_costs
 from qam_jax.types import Array, Batch, Key, Metrics
 
@@ -43,15 +42,11 @@ def get_config() -> ConfigDict:
 
     The tuned values are not public.
     """
-    return ConfigDict(
-        {
-            "agent_name": "trqam",
-            **base.base_config(),
-            **values.critic_config(),
-            "discount": 0.995,
-            "kl_budget": 1.0,  # divergence of paths allowed, per action of a chunk
-            "lam_scale": 3.0,  # Lambda / lam; 1 / Lambda is the inverse temperature
-        }
+    return values.critic_config(
+        agent_name="trqam",
+        discount=0.995,
+        kl_budget=1.0,  # divergence of paths allowed, per action of a chunk
+        lam_scale=3.0,  # Lambda / lam; 1 / Lambda is the inverse temperature
     )
 
 

@@ -303,7 +303,7 @@ def test_best_of_n_keeps_the_action_of_highest_value():
         assert (repeated == observations).all()
         return drawn
 
-    best = actor_critic.best_actions(config, ensemble, policy, state, observations, key)
+    best = actor_critic.best_of_n(config, ensemble, policy)(state, observations, key)
     params = {"params": state.params["critic"]}
     values = [np.mean(ensemble.apply(params, observations, each), axis=0) for each in drawn]
     expected = np.asarray(drawn)[np.argmax(values, axis=0), np.arange(5)]

@@ -3,12 +3,13 @@
 Each file beside this one and `parts.py` holds one value learning.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.values import divl, iql, lql, td
 from qam_jax.agents.values.parts import (
-    Loss,
     PoolFn,
     ValueLearning,
     bootstrap,
@@ -19,7 +20,6 @@ from qam_jax.networks import CriticEnsemble
 __all__ = [
     "FIELDS",
     "RANGES",
-    "Loss",
     "PoolFn",
     "ValueLearning",
     "bootstrap",
@@ -43,9 +43,9 @@ RANGES = {**iql.RANGES, **divl.RANGES, **lql.RANGES}
 """Lowest and highest value of these fields."""
 
 
-def critic_config() -> ConfigDict:
-    """Fields of every algorithm whose critics any value learning may regress."""
-    return ConfigDict({**base.critic_config(), **FIELDS})
+def critic_config(**own: Any) -> ConfigDict:
+    """Fields of every algorithm whose critics any value learning may regress, as `base_config`."""
+    return base.critic_config(**{**FIELDS, **own})
 
 
 def num_consecutive(config: ConfigDict) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.agents.values import parts
 from qam_jax.critic import atom_quantile, project_to_atoms, relative_entropy
 from qam_jax.networks import CriticEnsemble, ValueDistribution, critic_values
@@ -62,7 +62,7 @@ def make(
 
     def value_loss(
         state: AgentState, batch: Batch, _: Array | None, __: Key
-    ) -> Callable[[Params], parts.Loss]:
+    ) -> Callable[[Params], Loss]:
         actions, observations = base.flat_actions(config, batch), batch.observations
         target_params = state.target_params
         probabilities = jnp.exp(log_probabilities(target_params, batch.next_observations))
@@ -74,7 +74,7 @@ def make(
         weights = batch.weights if weigh_values else jnp.ones_like(batch.weights)
         outside = (pooled < atoms[0]) | (pooled > atoms[-1])
 
-        def loss(params: Params) -> parts.Loss:
+        def loss(params: Params) -> Loss:
             td_loss, metrics = parts.critic_loss(critic, params["critic"], batch, actions, targets)
             log_probs = log_probabilities(params, observations)
             value_loss = -jnp.mean(weights * jnp.sum(projected * log_probs, axis=-1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.agents.values import parts
 from qam_jax.critic import expectile_loss
 from qam_jax.networks import CriticEnsemble, StateValue, critic_values
@@ -37,14 +37,14 @@ def make(
 
     def value_loss(
         state: AgentState, batch: Batch, _: Array | None, __: Key
-    ) -> Callable[[Params], parts.Loss]:
+    ) -> Callable[[Params], Loss]:
         actions, observations = base.flat_actions(config, batch), batch.observations
         targets = parts.bootstrap(config, batch, value(state.params, batch.next_observations)[None])
         target_critic = state.target_params["critic"]
         pooled = pool(critic_values(critic, target_critic, observations, actions))
         weights = batch.weights if weigh_values else jnp.ones_like(batch.weights)
 
-        def loss(params: Params) -> parts.Loss:
+        def loss(params: Params) -> Loss:
             td_loss, metrics = parts.critic_loss(critic, params["critic"], batch, actions, targets)
             values = value(params, observations)
             value_loss = jnp.mean(weights * expectile_loss(pooled - values, config.kappa))

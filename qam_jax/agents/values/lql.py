@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.agents.values import parts
 from qam_jax.critic import td_loss, window_hinges
 from qam_jax.networks import CriticEnsemble, critic_values
@@ -45,7 +45,7 @@ def make(
 
     def value_loss(
         state: AgentState, batch: Batch, next_actions: Array | None, _: Key
-    ) -> Callable[[Params], parts.Loss]:
+    ) -> Callable[[Params], Loss]:
         actions = base.flat_actions(config, batch)
         following = pool(parts.next_q_values(critic, state, batch, next_actions))
         targets = parts.bootstrap(config, batch, following[None])
@@ -57,7 +57,7 @@ def make(
         fixed = map(windows, (targets, following, batch.rewards, batch.masks, batch.weights))
         inputs, discount = tuple(fixed), config.discount**config.horizon_length
 
-        def loss(params: Params) -> parts.Loss:
+        def loss(params: Params) -> Loss:
             q_values = critic_values(critic, params["critic"], batch.observations, actions)
             chunk_loss = td_loss(q_values, targets, batch.weights) / present
             lower, upper = window_hinges(windows(q_values), *inputs, discount=discount)

@@ -7,13 +7,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents.base import AgentState
+from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import pessimistic_value, td_loss, td_target
 from qam_jax.networks import CriticEnsemble, critic_values
 from qam_jax.types import Array, Batch, Key, Metrics, Params
-
-Loss = tuple[Array, Metrics]
-"""A scalar to differentiate, and the metrics to log."""
 
 ValueLoss = Callable[[AgentState, Batch, Array | None, Key], Callable[[Params], Loss]]
 """The critics' loss: `(state, batch, next actions [B, D], key) -> (params -> (loss, metrics))`.
@@ -68,7 +65,7 @@ def bootstrap(config: ConfigDict, batch: Batch, next_values: Array) -> Array:
         next_values,
         discount=config.discount,
         horizon_length=config.horizon_length,
-        rho=config.get("rho", 0.0),  # which a single value does without
+        rho=config.get("rho", 0.0),
     )
 
 

@@ -6,7 +6,6 @@ action that it makes, the flow's velocity should be that of the path. No ODE is 
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,14 @@ from ml_collections import ConfigDict
 from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.base import AgentState, Loss
 from qam_jax.critic import expectile_loss, td_loss
-from qam_jax.networks import CriticEnsemble, OneStepActor, critic_values, init_network, make_init
+from qam_jax.networks import (
+    CriticEnsemble,
+    InitFn,
+    OneStepActor,
+    critic_values,
+    init_network,
+    make_init,
+)
 from qam_jax.types import Array, Batch, Key, Params, VelocityFn
 
 DISPLAY_NAME = "FAN"
@@ -106,8 +112,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         metrics = {"bc_loss": bc_loss, "anchor_loss": anchor, "actor_q": q_value}
         return loss, metrics | {"actor_upper": upper_value}
 
-    noisy = partial(_init_noisy, critic)
-    init_actor = make_init(behavior=flow, actor=actor, critic=noisy, upper=upper)
+    init_actor = make_init(behavior=flow, actor=actor, critic=_noisy_init(critic), upper=upper)
     return actor_critic.make_actor_critic(
         config, critic, init_actor=init_actor, actor_loss=actor_loss, policy=policy,
         value_learning=values.ValueLearning(value_loss),
@@ -127,8 +132,11 @@ def anchor_errors(velocity_fn: VelocityFn, noise: Array, actions: Array, key: Ke
     return actions - noise - velocity_fn((1 - times) * noise + times * actions, times)
 
 
-def _init_noisy(critic: CriticEnsemble, key: Key, observation: Array, action: Array) -> Params:
-    return init_network(critic, key, observation, jnp.concatenate([action, action]))
+def _noisy_init(critic: CriticEnsemble) -> InitFn:
+    """Initial parameters of a critic whose input is an action with noise of the same size."""
+    return lambda key, observation, action: init_network(
+        critic, key, observation, jnp.concatenate([action, action])
+    )
 
 
 def _noisy_values(

@@ -20,7 +20,7 @@ from qam_jax.agents import actor_critic, base, values
 from qam_jax.agents.base import AgentState, Loss, PolicyFn
 from qam_jax.agents.qam_actors import Draws, TopActor, make_top_actor
 from qam_jax.flow import MemorylessPath, sample_flow_and_sde, velocities_along
-from qam_jax.networks import CriticEnsemble, VectorField, mean_critic_value
+from qam_jax.networks import CriticEnsemble, VectorField, init_network, mean_critic_value
 from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
 
 DISPLAY_NAME = "QAM"
@@ -74,99 +74,102 @@ def make_agent(config: ConfigDict, matching_loss: MatchingLoss = matching_loss) 
     """
     flow, critic, top = base.make_flow(config), base.make_critic(config), make_top_actor(config)
     learning, optimizer = values.make_value_learning(config, critic), base.make_optimizer(config)
-    needed = config.best_of_n if learning.needs_actions else 0  # actions drawn per next observation
     policy = _make_policy(config, flow, top)
-
-    def next_best(state: AgentState, batch: Batch, nexts: Array, draws: Draws, key: Key) -> Array:
-        """Best actions [B, D] in the next observations, which are repeated as `nexts`."""
-        drawn = _act(top, state, nexts, draws)
-        if config.get("inv_temp") == 0:  # then the behaviour flow acts
-            drawn = policy(state, nexts, jax.random.fold_in(key, 0))
-        params = state.params["critic"]
-        return actor_critic.choose_best(critic, params, batch.next_observations, drawn)
+    num_next = config.best_of_n if learning.needs_actions else 0  # actions per next observation
 
     def init(key: Key, example_observation: Array, example_action: Array) -> AgentState:
-        action_shape = base.chunk_shape(config, example_action)
-        key, *keys = jax.random.split(key, 5)
-        params = _init_params(flow, critic, top, learning, keys, example_observation, action_shape)
+        shape = base.chunk_shape(config, example_action)
+        inputs = example_observation, jnp.zeros(shape).reshape(-1)
+        key, critic_key, behavior_key, flow_key, top_key = jax.random.split(key, 5)
+        params = init_flows(flow, behavior_key, flow_key, *inputs) | top.init(top_key, *inputs)
+        params |= learning.init(jax.random.fold_in(critic_key, 1), example_observation)
+        params["critic"] = init_network(critic, critic_key, *inputs)
         target_names = ("critic", "behavior", *learning.target_names)
-        return base.init_state(optimizer, params, target_names, key, action_shape)
+        return base.init_state(optimizer, params, target_names, key, shape)
 
     def update(state: AgentState, batch: Batch) -> tuple[AgentState, Metrics]:
         key, bc_key, act_key, path_key = jax.random.split(state.key, 4)
         observations, actions = batch.observations, base.flat_actions(config, batch)
-        nexts = actor_critic.repeat_observations(config, batch.next_observations)[:needed]
-        acting = jnp.concatenate([nexts, observations[None]]) if top else nexts
+        # 1. Sample: actions by the ODE, in the observations `acting`; paths by the memoryless SDE.
+        nexts = actor_critic.repeat_observations(config, batch.next_observations)[:num_next]
+        acting = jnp.concatenate([nexts, observations[None]]) if top.loss else nexts
         draws, path = _sample(config, flow, state, acting, observations, act_key, path_key)
-        next_draws, draws = _split(draws) if top else (draws, draws)
-        next_actions = next_best(state, batch, nexts, next_draws, act_key) if needed else None
-        value_loss = learning.loss(state, batch, next_actions, act_key)
+        # 2. Solve the lean adjoint, backwards along the paths.
         adjoints, norms = _solve(config, flow, critic, state, observations, path)
+        next_actions = next_best(state, batch, nexts, draws, act_key) if num_next else None
+        value_loss = learning.loss(state, batch, next_actions, act_key)
 
         def loss_fn(params: Params) -> Loss:
-            loss, metrics = value_loss(params)
+            critic_loss, metrics = value_loss(params)
             bc_loss = base.behavior_cloning_loss(flow, params["behavior"], batch, actions, bc_key)
-            trained = _velocity(config, flow, params, state.target_params, observations)
-            velocities = velocities_along(trained, path.states[:-1])
+            # 3. Regress the flow on the adjoints.
+            velocity = _velocity(config, flow, params, state.target_params, observations)
+            velocities = velocities_along(velocity, path.states[:-1])
             am_loss, more = matching_loss(state, path, velocities, adjoints)
-            loss = loss + bc_loss + am_loss
+            loss = critic_loss + bc_loss + am_loss
             metrics |= {"bc_loss": bc_loss, **more, **norms}
-            if top:
+            if top.loss:
+                own_draws = jax.tree.map(lambda rows: rows[-1], draws)
                 q_fn = partial(mean_critic_value, critic, state.params["critic"], observations)
-                top_loss, more = top.loss(params, observations, draws, q_fn)
+                top_loss, more = top.loss(params, observations, own_draws, q_fn)
                 loss, metrics = loss + top_loss, metrics | more
             return loss, metrics
 
         return base.apply_gradients(state, optimizer, loss_fn, key, config.tau)
 
+    def next_best(state: AgentState, batch: Batch, nexts: Array, draws: Draws, key: Key) -> Array:
+        """Best actions [B, D] in the next observations, which are repeated as `nexts`."""
+        drawn = top.act(state.params, nexts, jax.tree.map(lambda rows: rows[:num_next], draws))
+        if config.get("inv_temp") == 0:  # the behaviour flow acts instead
+            drawn = policy(state, nexts, jax.random.fold_in(key, 0))
+        params = state.params["critic"]
+        return actor_critic.choose_best(critic, params, batch.next_observations, drawn)
+
     best_of_n = partial(actor_critic.best_of_n, config, critic)
     return base.Agent(init, update, **base.acting_by(policy, best_of_n))
-
-
-def _make_policy(config: ConfigDict, flow: VectorField, top: TopActor | None) -> PolicyFn:
-    """The policy before best-of-n: the ODE under the acting flow, or the actor on top of it."""
-    velocity = partial(_acting_velocity, config, flow)
-
-    def noise(state: AgentState, observations: Array, key: Key) -> Array:
-        return _noises(state, observations, key)[0]
-
-    def policy_on_top(state: AgentState, observations: Array, key: Key) -> Array:
-        noise, own_noise = _noises(state, observations, key)
-        actions = base.flow_actions(config, velocity(state, observations), noise)
-        return _act(top, state, observations, Draws(noise, actions, own_noise))
-
-    return policy_on_top if top else base.FlowPolicy(velocity, config.flow_steps, noise)
-
-
-def _act(top: TopActor | None, state: AgentState, observations: Array, draws: Draws) -> Array:
-    return top.act(state.params, observations, draws) if top else draws.flow_actions
-
-
-def _init_params(
-    flow: VectorField,
-    critic: CriticEnsemble,
-    top: TopActor | None,
-    learning: values.ValueLearning,
-    keys: list[Key],
-    observation: Array,
-    action_shape: tuple[int, ...],
-) -> Params:
-    """Parameters of all networks, by name."""
-    action = jnp.zeros(action_shape).reshape(-1)
-    critic_key, behavior_key, flow_key, actor_key = keys
-    params = init_flows(flow, behavior_key, flow_key, observation, action)
-    params |= top.init(actor_key, observation, action) if top else {}
-    params |= learning.init(jax.random.fold_in(critic_key, 1), observation)
-    params["critic"] = critic.init(critic_key, observation, action)["params"]
-    return params
 
 
 def init_flows(
     flow: VectorField, behavior_key: Key, flow_key: Key, observation: Array, action: Array
 ) -> Params:
     """Parameters of the behaviour flow and of the fine-tuned flow, by name."""
-    keys, inputs = {"behavior": behavior_key, "flow": flow_key}, (observation, action, action[:1])
-    return {name: flow.init(key, *inputs)["params"] for name, key in keys.items()}
+    keys = {"behavior": behavior_key, "flow": flow_key}
+    return {name: init_network(flow, key, observation, action) for name, key in keys.items()}
+
+
+def _make_policy(config: ConfigDict, flow: VectorField, top: TopActor) -> PolicyFn:
+    """The policy before best-of-n: the ODE under the acting flow, then the actor on top of it."""
+
+    def velocity(state: AgentState, observations: Array) -> VelocityFn:
+        if config.get("inv_temp") == 0:  # the critic has no influence
+            return base.flow_velocity(flow, state.params["behavior"], observations)
+        return _velocity(config, flow, state.params, state.params, observations)
+
+    def flow_noise(state: AgentState, observations: Array, key: Key) -> Array:
+        return _noises(state, observations, key)[0]
+
+    def policy_on_top(state: AgentState, observations: Array, key: Key) -> Array:
+        noise, own_noise = _noises(state, observations, key)
+        actions = base.flow_actions(config, velocity(state, observations), noise)
+        return top.act(state.params, observations, Draws(noise, actions, own_noise))
+
+    return policy_on_top if top.loss else base.FlowPolicy(velocity, config.flow_steps, flow_noise)
+
+
+def _velocity(
+    config: ConfigDict, flow: VectorField, params: Params, others: Params, observations: Array
+) -> VelocityFn:
+    """`f_theta`; with `residual`, the trained network plus the behaviour flow of `others`."""
+    velocity = base.flow_velocity(flow, params["flow"], observations)
+    if not config.get("residual"):
+        return velocity
+    behavior_velocity = base.flow_velocity(flow, others["behavior"], observations)
+    return lambda x, t: velocity(x, t) + behavior_velocity(x, t)
+
+
+def _noises(state: AgentState, observations: Array, key: Key) -> list[Array]:
+    """Noise for the flow, and noise for the actor on top of it."""
+    return [base.draw_noise(state, observations, each) for each in jax.random.split(key)]
 
 
 def path_noise(
@@ -186,13 +189,15 @@ def _sample(
     act_key: Key,
     path_key: Key,
 ) -> tuple[Draws, MemorylessPath]:
-    """Draws [N, B, D] for the observations `acting` [N, B, O], and paths for `observations`."""
+    """Draws [N, B, D] in the observations `acting` [N, B, O], and paths in `observations`."""
     noise, own_noise = _noises(state, acting, act_key)
     base_velocity = base.flow_velocity(flow, state.target_params["behavior"], observations)
-    every_observation = jnp.concatenate([acting, observations[None]])
-    velocity = base.flow_velocity(flow, state.params["flow"], every_observation)
+    velocity = base.flow_velocity(
+        flow, state.params["flow"], jnp.concatenate([acting, observations[None]])
+    )
 
     def residual_velocity(x: Array, t: Array) -> Array:
+        """The behaviour flow acts by its parameters, and makes paths by their moving average."""
         behavior_velocity = base.flow_velocity(flow, state.params["behavior"], acting)
         behavior = behavior_velocity(x[:-1], t[:-1]), base_velocity(x[-1:], t[-1:])
         return velocity(x, t) + jnp.concatenate(behavior)
@@ -222,34 +227,3 @@ def _solve(
     norms = jnp.linalg.norm(jnp.stack([adjoints[0], terminal]), axis=-1)
     start, end = jnp.mean(norms, axis=-1)
     return adjoints, {"adjoint_norm_start": start, "adjoint_norm_end": end}
-
-
-def _acting_velocity(
-    config: ConfigDict, flow: VectorField, state: AgentState, observations: Array
-) -> VelocityFn:
-    """The flow that acts: `f_theta`, or without the critic's influence the behaviour flow."""
-    params = state.params
-    if config.get("inv_temp") == 0:
-        return base.flow_velocity(flow, params["behavior"], observations)
-    return _velocity(config, flow, params, params, observations)
-
-
-def _noises(state: AgentState, observations: Array, key: Key) -> list[Array]:
-    """Noise for the flow, and noise for the actor on top of it."""
-    return [base.draw_noise(state, observations, each) for each in jax.random.split(key)]
-
-
-def _split(draws: Draws) -> tuple[Draws, Draws]:
-    """All draws but the last, and the last."""
-    return Draws(*(array[:-1] for array in draws)), Draws(*(array[-1] for array in draws))
-
-
-def _velocity(
-    config: ConfigDict, flow: VectorField, params: Params, others: Params, observations: Array
-) -> VelocityFn:
-    """`f_theta`; a residual is added to the behaviour flow of `others`."""
-    velocity = base.flow_velocity(flow, params["flow"], observations)
-    if not config.get("residual"):
-        return velocity
-    behavior_velocity = base.flow_velocity(flow, others["behavior"], observations)
-    return lambda x, t: velocity(x, t) + behavior_velocity(x, t)

@@ -30,18 +30,18 @@ class TopActor(NamedTuple):
     """Network that acts in place of the flow, or after it.
 
     Attributes:
-      init: `(key, observation [O], action [D]) -> params`, by network.
       act: `(params, observations [..., O], draws) -> actions [..., D]`.
-      loss: `(params, observations [B, O], draws, q_fn) -> (loss, metrics)`.
+      init: of its parameters, by name.
+      loss: `(params, observations [B, O], draws, q_fn) -> (loss, metrics)`; None for no network.
     """
 
-    init: InitFn
     act: Callable[[Params, Array, Draws], Array]
-    loss: Callable[[Params, Array, Draws, QFn], Loss]
+    init: InitFn = make_init()
+    loss: Callable[[Params, Array, Draws, QFn], Loss] | None = None
 
 
-def make_top_actor(config: ConfigDict) -> TopActor | None:
-    """Actor that the config of QAM asks for, if any.
+def make_top_actor(config: ConfigDict) -> TopActor:
+    """Actor that the config of QAM asks for; else one that takes the flow's action.
 
     Raises:
       ValueError: if both `fql_alpha` and `edit_scale` are set.
@@ -55,7 +55,9 @@ def make_top_actor(config: ConfigDict) -> TopActor | None:
     fields = base.network_fields(config, "actor")
     if fql_alpha > 0:
         return _one_step_actor(OneStepActor(**fields), fql_alpha)
-    return _editor(TanhGaussian(**fields), edit_scale) if edit_scale > 0 else None
+    if edit_scale > 0:
+        return _editor(TanhGaussian(**fields), edit_scale)
+    return TopActor(act=lambda _, __, draws: draws.flow_actions)
 
 
 def _one_step_actor(network: OneStepActor, alpha: float) -> TopActor:
@@ -69,7 +71,7 @@ def _one_step_actor(network: OneStepActor, alpha: float) -> TopActor:
         actions = draw(params, observations, draws.noise)
         return actor_critic.one_step_loss(alpha, actions, draws.flow_actions, q_fn)
 
-    return TopActor(make_init(one_step=network), act, loss)
+    return TopActor(act, make_init(one_step=network), loss)
 
 
 def _editor(network: TanhGaussian, scale: float) -> TopActor:
@@ -89,5 +91,4 @@ def _editor(network: TanhGaussian, scale: float) -> TopActor:
         log_temp, dim = params["log_edit_temp"], actions.shape[-1]
         return actor_critic.soft_actor_loss(q_fn(actions), log_prob, log_temp, dim, "edit")
 
-    init = make_init(editor=init_editor, log_edit_temp=0.0)
-    return TopActor(init, act, loss)
+    return TopActor(act, make_init(editor=init_editor, log_edit_temp=0.0), loss)

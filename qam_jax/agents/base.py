@@ -22,6 +22,9 @@ else:
 Loss = tuple[Array, Metrics]
 """A scalar to differentiate, and the metrics to log."""
 
+ParamsLoss = Callable[[Params], Loss]
+"""A loss of the trained parameters, to take the gradient of."""
+
 Solver = Callable[[VelocityFn, Array, int], Array]
 """Integrator of a flow: `(velocity_fn, noise [..., D], num_steps) -> [..., D]`; see `flow`."""
 
@@ -327,7 +330,7 @@ def init_state(
 def apply_gradients(
     state: AgentState,
     optimizer: optax.GradientTransformation,
-    loss_fn: Callable[[Params], Loss],
+    loss_fn: ParamsLoss,
     key: Key,
     tau: float | dict[str, float] = 0.0,
 ) -> tuple[AgentState, Metrics]:

@@ -5,14 +5,12 @@ action that it makes, the flow's velocity should be that of the path. No ODE is 
 `Q_k(s, a, n)` are conditioned on noise, upper values `Z_k(s, a)` are expectiles over it.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.base import AgentState, Loss
+from qam_jax.agents.base import AgentState, Loss, ParamsLoss
 from qam_jax.critic import expectile_loss, td_loss
 from qam_jax.networks import (
     CriticEnsemble,
@@ -69,9 +67,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         noise = base.draw_noise(state, observations, key)
         return jnp.clip(draw(state.params, observations, noise), -1, 1)
 
-    def value_loss(
-        state: AgentState, batch: Batch, _: Array | None, key: Key
-    ) -> Callable[[Params], Loss]:
+    def value_loss(state: AgentState, batch: Batch, _: Array | None, key: Key) -> ParamsLoss:
         noise_key, time_key, upper_key = jax.random.split(key, 3)
         actions, next_observations = base.flat_actions(config, batch), batch.next_observations
         noise = base.draw_noise(state, next_observations, noise_key)

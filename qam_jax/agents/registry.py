@@ -23,33 +23,27 @@ def algorithm_names() -> list[str]:
 
 
 class Algorithm(NamedTuple):
-    """What the file of an algorithm says; `qam_jax.agents` describes each part."""
+    """What the file of an algorithm says, by functions and by constants named in capitals.
 
-    display_name: str
+    `qam_jax.agents` describes each of them.
+    """
+
     get_config: Callable[[], ConfigDict]
     make_agent: Callable[[ConfigDict], Agent]
-    ranges: Mapping[str, tuple[float, float]]
-    acts_by_behavior: bool
-    critic: type | None
-    variant_fields: Mapping[str, str]
-    changes: Sequence[Change]
-    later_fields: Mapping[str, Any]
-    no_value_learning: str
+    display_name: str
+    ranges: Mapping[str, tuple[float, float]] = {}
+    acts_by_behavior: bool = False
+    critic: type | None = CriticEnsemble
+    variant_fields: Mapping[str, str] = {}
+    changes: Sequence[Change] = ()
+    later_fields: Mapping[str, Any] = {}
+    no_value_learning: str = "its config has no such field"
 
 
 def _from_module(module: ModuleType, name: str) -> Algorithm:
-    return Algorithm(
-        getattr(module, "DISPLAY_NAME", name),
-        module.get_config,
-        module.make_agent,
-        getattr(module, "RANGES", {}),
-        getattr(module, "ACTS_BY_BEHAVIOR", False),
-        getattr(module, "CRITIC", CriticEnsemble),
-        getattr(module, "VARIANT_FIELDS", {}),
-        getattr(module, "CHANGES", ()),
-        getattr(module, "LATER_FIELDS", {}),
-        getattr(module, "NO_VALUE_LEARNING", "its config has no such field"),
-    )
+    said = vars(module)
+    fields = {field: said[field.upper()] for field in Algorithm._fields if field.upper() in said}
+    return Algorithm(module.get_config, module.make_agent, **{"display_name": name, **fields})
 
 
 def _discover() -> dict[str, Algorithm]:
@@ -66,7 +60,10 @@ def _discover() -> dict[str, Algorithm]:
 
 
 def find_algorithm(agent_name: str) -> Algorithm:
-    """Algorithm of this package, or else of a module of the user's own."""
+    """Algorithm of this package, or else of a module of the user's own.
+
+    Raises ValueError, with the reason, if there is none.
+    """
     if agent_name in ALGORITHMS:
         return ALGORITHMS[agent_name]
     try:
@@ -137,26 +134,23 @@ def check_config(config: ConfigDict) -> None:
 
 def _check_names(config: ConfigDict, expected: Iterable[str]) -> None:
     """Raises ValueError for a field that should not be there, and for a field that is missing."""
-    for name in config:
-        if name not in expected:
-            close = difflib.get_close_matches(name, list(expected), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"unknown config field {name!r} for {config.agent_name!r}.{hint} "
-                f"Its fields are {', '.join(sorted(expected))}."
-            )
-    for name in expected:
-        if name not in config:
-            raise ValueError(
-                f"the config of {config.agent_name!r} lacks the field {name!r}; "
-                f"start from get_config({config.agent_name!r})."
-            )
-    for name in base.CHOICES:
-        if name not in config:
-            raise ValueError(
-                f"the config of {config.agent_name!r} lacks the field {name!r}, which every "
-                "algorithm has: start from qam_jax.agents.base.base_config()."
-            )
+    name = config.agent_name
+    for unknown in sorted(set(config) - set(expected)):
+        close = difflib.get_close_matches(unknown, list(expected), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"unknown config field {unknown!r} for {name!r}.{hint} "
+            f"Its fields are {', '.join(sorted(expected))}."
+        )
+    for missing in sorted(set(expected) - set(config)):
+        raise ValueError(
+            f"the config of {name!r} lacks the field {missing!r}; start from get_config({name!r})."
+        )
+    for missing in sorted(set(base.CHOICES) - set(config)):
+        raise ValueError(
+            f"the config of {name!r} lacks the field {missing!r}, which every algorithm has: "
+            "start from qam_jax.agents.base.base_config()."
+        )
 
 
 def _check_types(config: ConfigDict, expected: ConfigDict) -> None:

@@ -6,14 +6,12 @@ time, and the critics are regressed there. The backup needs no action: it takes 
 of fresh noise in the next observation. The flow climbs the critics by one step at a time.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import actor_critic, base, values
-from qam_jax.agents.base import AgentState, Loss
+from qam_jax.agents.base import AgentState, Loss, ParamsLoss
 from qam_jax.critic import expectile_loss
 from qam_jax.flow import reverse_flow
 from qam_jax.networks import TimedCriticEnsemble, critic_values, make_init
@@ -50,9 +48,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
         q_values = critic_values(critic, params, observations, noise, jnp.zeros_like(noise[:, :1]))
         return values.bootstrap(config, batch, q_values)
 
-    def value_loss(
-        state: AgentState, batch: Batch, _: Array | None, key: Key
-    ) -> Callable[[Params], Loss]:
+    def value_loss(state: AgentState, batch: Batch, _: Array | None, key: Key) -> ParamsLoss:
         distance_key, target_key = jax.random.split(key)
         actions = base.flat_actions(config, batch)
         distances = draw_distances(distance_key, len(actions), config.flow_steps)

@@ -6,14 +6,12 @@ actions. The critics bootstrap from the quantile of its moving average `Vbar(s')
 optimistic where the value is certain. There is no official code.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import AgentState, Loss
+from qam_jax.agents.base import AgentState, Loss, ParamsLoss
 from qam_jax.agents.values import parts
 from qam_jax.critic import atom_quantile, project_to_atoms, relative_entropy
 from qam_jax.networks import CriticEnsemble, ValueDistribution, critic_values
@@ -60,9 +58,7 @@ def make(
     def init(key: Key, observation: Array) -> Params:
         return {"value_distribution": network.init(key, observation, config.divl_atoms)["params"]}
 
-    def value_loss(
-        state: AgentState, batch: Batch, _: Array | None, __: Key
-    ) -> Callable[[Params], Loss]:
+    def value_loss(state: AgentState, batch: Batch, _: Array | None, __: Key) -> ParamsLoss:
         actions, observations = base.flat_actions(config, batch), batch.observations
         target_params = state.target_params
         probabilities = jnp.exp(log_probabilities(target_params, batch.next_observations))

@@ -4,13 +4,11 @@ The critics bootstrap from `V(s')`. `V(s)` is the expectile `kappa` of the poole
 the data's actions.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import AgentState, Loss
+from qam_jax.agents.base import AgentState, Loss, ParamsLoss
 from qam_jax.agents.values import parts
 from qam_jax.critic import expectile_loss
 from qam_jax.networks import CriticEnsemble, StateValue, critic_values
@@ -35,9 +33,7 @@ def make(
     def init(key: Key, observation: Array) -> Params:
         return {"value": network.init(key, observation)["params"]}
 
-    def value_loss(
-        state: AgentState, batch: Batch, _: Array | None, __: Key
-    ) -> Callable[[Params], Loss]:
+    def value_loss(state: AgentState, batch: Batch, _: Array | None, __: Key) -> ParamsLoss:
         actions, observations = base.flat_actions(config, batch), batch.observations
         targets = parts.bootstrap(config, batch, value(state.params, batch.next_observations)[None])
         target_critic = state.target_params["critic"]

@@ -4,13 +4,11 @@ A batch holds windows of N consecutive chunks, one chunk per row. The TD loss of
 joined by two hinge penalties on every pair of chunks of a window; see `critic.window_hinges`.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import AgentState, Loss
+from qam_jax.agents.base import AgentState, Loss, ParamsLoss
 from qam_jax.agents.values import parts
 from qam_jax.critic import td_loss, window_hinges
 from qam_jax.networks import CriticEnsemble, critic_values
@@ -45,7 +43,7 @@ def make(
 
     def value_loss(
         state: AgentState, batch: Batch, next_actions: Array | None, _: Key
-    ) -> Callable[[Params], Loss]:
+    ) -> ParamsLoss:
         actions = base.flat_actions(config, batch)
         following = pool(parts.next_q_values(critic, state, batch, next_actions))
         targets = parts.bootstrap(config, batch, following[None])

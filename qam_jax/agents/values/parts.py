@@ -7,23 +7,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from qam_jax.agents.base import AgentState, Loss
+from qam_jax.agents.base import AgentState, Loss, ParamsLoss
 from qam_jax.critic import pessimistic_value, td_loss, td_target
 from qam_jax.networks import CriticEnsemble, critic_values
 from qam_jax.types import Array, Batch, Key, Metrics, Params
 
-ValueLoss = Callable[[AgentState, Batch, Array | None, Key], Callable[[Params], Loss]]
+ValueLoss = Callable[[AgentState, Batch, Array | None, Key], ParamsLoss]
 """The critics' loss: `(state, batch, next actions [B, D], key) -> (params -> (loss, metrics))`.
 
-What the first call computes (samples, targets) is held fixed in the second.
+The first call draws samples and computes targets, which the second call holds fixed.
 """
 
 PoolFn = Callable[[Array], Array]
 """Makes one value [...] of the critics' values [K, ...]."""
-
-
-def _no_networks(_: Key, __: Array) -> Params:
-    return {}
 
 
 class ValueLearning(NamedTuple):
@@ -32,13 +28,13 @@ class ValueLearning(NamedTuple):
     Attributes:
       loss: the critics' loss; see `ValueLoss`.
       init: `(key, observation [O]) -> params` of networks of its own, by name.
-      target_names: those of its own networks that have a moving average.
-      needs_actions: whether `loss` needs the policy's actions in the next observations; otherwise
-        it gets None, and nobody draws them.
+      target_names: its own networks that have a moving average.
+      needs_actions: whether `loss` takes actions of the policy in the next observations; else it
+        gets None, and no actions are drawn.
     """
 
     loss: ValueLoss
-    init: Callable[[Key, Array], Params] = _no_networks
+    init: Callable[[Key, Array], Params] = lambda _, __: {}
     target_names: tuple[str, ...] = ()
     needs_actions: bool = False
 

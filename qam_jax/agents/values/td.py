@@ -3,15 +3,13 @@
 The target is `R + gamma^H m pool_k Qbar_k(s', a')`, where `pool_k` makes one value of the ensemble.
 """
 
-from collections.abc import Callable
-
 from ml_collections import ConfigDict
 
 from qam_jax.agents import base
-from qam_jax.agents.base import AgentState, Loss
+from qam_jax.agents.base import AgentState, ParamsLoss
 from qam_jax.agents.values import parts
 from qam_jax.networks import CriticEnsemble
-from qam_jax.types import Array, Batch, Key, Params
+from qam_jax.types import Array, Batch, Key
 
 
 def make(
@@ -21,7 +19,7 @@ def make(
 
     def value_loss(
         state: AgentState, batch: Batch, next_actions: Array | None, _: Key
-    ) -> Callable[[Params], Loss]:
+    ) -> ParamsLoss:
         actions = base.flat_actions(config, batch)
         next_values = parts.next_q_values(critic, state, batch, next_actions)
         targets = parts.bootstrap(config, batch, pool(next_values)[None] if pool else next_values)

@@ -19,8 +19,9 @@ _FORMATS = flags.DEFINE_list(
 )
 _STEP = flags.DEFINE_string("step", "newest", "Checkpoint: a step, newest or best.")
 _TOLERANCE = flags.DEFINE_float(
-    "tolerance", 1e-4, "Largest difference from the checkpoint's actions.", lower_bound=0.0
+    "tolerance", 1e-4, "Largest difference from the checkpoint's actions."
 )
+flags.register_validator("tolerance", lambda number: number >= 0, "must be a number of at least 0.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.")
 
 

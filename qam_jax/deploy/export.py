@@ -1,7 +1,7 @@
 """Exports of a trained policy: a StableHLO program, an ONNX model, parameters as safetensors.
 
-Each is checked against the checkpoint before it is kept. `policy.json` beside them says what they
-are, see `policy_metadata`.
+Each file is checked against the checkpoint before it is kept. `policy.json` beside the files
+describes them, see `policy_metadata`.
 """
 
 import importlib.util
@@ -47,30 +47,30 @@ def export_policy(
 
     Args:
       folder: of the run.
-      out: the folder to write. Its parents are created.
+      out: the folder to write, or a link to it. Its parents are created.
       formats: some of `FORMATS`.
-      step: of the checkpoint, a number, `newest` or `best`.
+      step: a checkpoint's step, `newest` or `best`.
       overwrite: whether an earlier export in `out` may be replaced.
-      tolerance: largest difference that is accepted.
+      tolerance: largest difference that is accepted, at least 0.
 
     Returns:
-      The largest difference from the checkpoint in each format: of actions, in units of their
-      normalisation, for 64 random observations; of parameters, for safetensors.
+      The largest difference from the checkpoint in each format. For safetensors it is of
+      parameters, else of actions for 64 random observations, in units of their normalisation.
 
     Raises:
       FileExistsError: if `out` exists and may not be replaced.
       ImportError: if a package of the extra `export` is not installed.
-      ValueError: if a format is unknown or does not cover the policy, or a difference is too
-        large.
+      ValueError: if `folder` is an export, a format is unknown or does not cover the policy, or
+        a difference is too large.
     """
-    folder, out = user_path(folder), user_path(out)
-    _check_request(out, formats, overwrite)
+    folder, out = user_path(folder), Path(os.path.realpath(user_path(out)))  # links stay
+    _check_request(folder, out, formats, overwrite)
     if not tolerance >= 0:
         raise ValueError(f"the tolerance must be a number of at least 0, got {tolerance}.")
     run = load_run(folder, step)
     samples = _draw_samples(run)
     differences, facts = {}, {}
-    parent = ensure_writable_dir(out.absolute().parent)
+    parent = ensure_writable_dir(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as scratch:
         new = Path(scratch, "new")
         new.mkdir()
@@ -92,7 +92,9 @@ def export_policy(
     return differences
 
 
-def _check_request(out: Path, formats: Collection[str], overwrite: bool) -> None:
+def _check_request(folder: Path, out: Path, formats: Collection[str], overwrite: bool) -> None:
+    if (folder / METADATA).exists():
+        raise ValueError(f"{folder} is an export, not a run: give the folder of its run as --run.")
     if not formats or not set(formats) <= FORMATS.keys():
         raise ValueError(
             f"formats: got {', '.join(formats) or 'none'}, expected some of {', '.join(FORMATS)}."
@@ -118,7 +120,7 @@ class _Samples(NamedTuple):
 
 
 def _draw_samples(run: SavedRun) -> _Samples:
-    """Samples with observations as the data have them; the actions are an evaluation's."""
+    """Observations in the units of the data, and the actions of an evaluation of the run."""
     norm = run.normalization
     numbers = np.random.default_rng(0).normal(size=(_NUM_CHECKS, len(norm.observation_scale)))
     observations = norm.observation_offset + norm.observation_scale * numbers.astype(np.float32)
@@ -194,8 +196,8 @@ def _difference(actual: Any, expected: np.ndarray, scale: Any = 1) -> float:
     return float(np.abs((np.asarray(actual) - expected) / scale).max(initial=0))
 
 
-# Policies draw their noise by `jax.random.normal`, from a key. While they are traced here, another
-# function takes its place; the translation refuses random numbers that are drawn otherwise.
+# Policies draw their noise by `jax.random.normal`, from a key. The functions below put another
+# function in its place while a policy is traced. `to_onnx` refuses all other random numbers.
 
 
 def _drawn_noise(decide: Callable[..., Array], observation: Array, key: Array) -> list[Array]:

@@ -114,7 +114,18 @@ def test_an_export_is_replaced_only_when_asked(qam_run, exported, tmp_path, monk
         load_policy(out)
 
 
-def test_requests_that_make_no_sense(qam_run, tmp_path, monkeypatch):
+def test_a_link_leads_to_the_export_before_and_after(qam_run, tmp_path):
+    (tmp_path / "link").symlink_to("out")
+    for overwrite in (False, True):
+        export_policy(qam_run, tmp_path / "link", ["safetensors"], overwrite=overwrite)
+        assert (tmp_path / "link").is_symlink()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+        assert (tmp_path / "out" / "policy.safetensors").exists()
+
+
+def test_requests_that_make_no_sense(qam_run, exported, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="is an export, not a run: give the folder of its run"):
+        export_policy(exported[0], tmp_path / "out")
     for formats in ([], ["onnx", "pickle"]):
         with pytest.raises(ValueError, match="expected some of stablehlo, onnx, safetensors"):
             export_policy(qam_run, tmp_path / "out", formats)

@@ -1,7 +1,7 @@
 """Q-learning with Adjoint Matching in JAX: flow-policy reinforcement learning.
 
-The pure core is re-exported here; it needs no config and no network library. It is loaded on first
-use, so that simulator processes, which import `qam_jax.envs`, do without JAX.
+Re-exports the pure core, which needs no config and no network library. Each name is loaded on first
+use: processes of simulators import `qam_jax.envs` without JAX.
 """
 
 import importlib

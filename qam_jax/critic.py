@@ -18,7 +18,7 @@ def pessimistic_value(q_values: Array, rho: float) -> Array:
       rho: pessimism, at least 0.
 
     Returns:
-      [...]. Its gradient is finite also where all members agree.
+      [...]. Its gradient is finite also where all critics agree.
 
     Examples:
       >>> print(pessimistic_value(jnp.array([1.0, 3.0]), rho=0.5))
@@ -111,20 +111,20 @@ def window_hinges(
 ) -> tuple[Array, Array]:
     """Hinge penalties of all pairs p < q of chunks in windows (LQL, arXiv 2605.05812).
 
-    What was done in between bounds both ends, with `G(p, q) = sum_{p<=r<q} discount^(r-p) R_r`:
+    The rewards in between, `G(p, q) = sum_{p<=r<q} discount^(r-p) R_r`, bound both values:
 
     - lower bound: `[G(p, q) + discount^(q-p) y_q - Q_p]_+^2`, whose gradient goes to `Q_p` alone;
     - upper bound: `[G(p+1, q) + discount^(q-p-1) Q_q - W_p]_+^2`, to `Q_q` alone.
 
-    A pair counts if chunk q has weight 1, and no chunk before it from p on completed the task.
+    A pair counts if chunk q has weight 1, and no chunk from p to q - 1 completed the task.
 
     Args:
-      q_values: [K, W, N], of the N consecutive chunks of each window.
-      targets: [W, N], `y`, held fixed by the caller.
-      next_values: [W, N], `W`, of the observations after each chunk, held fixed by the caller.
-      rewards: [W, N], `R`, discounted sum over each chunk.
-      masks: [W, N], 0 where the task was completed in the chunk, else 1.
-      weights: [W, N], 0 for chunks that cross the end of an episode, else 1.
+      q_values: [K, B, N], of the N consecutive chunks of each of B windows.
+      targets: [B, N], `y`, held fixed by the caller.
+      next_values: [B, N], `W`, of the observations after each chunk, held fixed by the caller.
+      rewards: [B, N], `R`, discounted sum over each chunk.
+      masks: [B, N], 0 where the task was completed in the chunk, else 1.
+      weights: [B, N], 0 for chunks that cross the end of an episode, else 1.
       discount: per chunk, in [0, 1].
 
     Returns:
@@ -141,7 +141,7 @@ def window_hinges(
     gaps = np.maximum(last - first, 0)[..., 0]
 
     def returns(start: np.ndarray) -> Array:
-        """`G(start, q)` [W, N, N]."""
+        """`G(start, q)` [B, N, N]."""
         discounts = discount ** np.maximum(between - start, 0)
         counted = (start <= between) & (between < last)
         return jnp.sum(jnp.where(counted, discounts * rewards[:, None, None], 0), axis=-1)
@@ -182,7 +182,7 @@ def project_to_atoms(values: Array, atoms: Array) -> Array:
 
 
 def atom_quantile(probabilities: Array, atoms: Array, levels: Array) -> Array:
-    """The smallest atom up to which lies the share `levels` of the mass.
+    """Quantiles of distributions over atoms: the smallest atom up to which the mass is `levels`.
 
     Args:
       probabilities: [..., M].
@@ -209,7 +209,7 @@ def _deviation(q_values: Array) -> Array:
 
 @_deviation.defjvp
 def _deviation_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """Its derivative, which is taken to be 0 where all members agree."""
+    """Derivative of the deviation; 0 where all critics agree."""
     (q_values,), (change,) = primals, tangents
     deviation = jnp.std(q_values, axis=0)
     centred = q_values - jnp.mean(q_values, axis=0)

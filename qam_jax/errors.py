@@ -19,9 +19,9 @@ def explain(error: BaseException) -> str:
 
 
 def own_place(error: BaseException) -> str:
-    """Line and file of the user's own code in which an error arose, also in a library it called.
+    """Line and file of the user's own code that an error arose in, or in a library that it called.
 
-    Empty if it arose in this package.
+    Empty if the error arose in this package.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)  # which only calls the package
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -85,7 +85,7 @@ def sample_flow_inpainted(
     weights: Array,
     max_guidance: float = 5.0,
 ) -> Array:
-    """Integrates the flow so that its end agrees with what is known of it.
+    """Integrates the flow towards an end that is known in part.
 
     Each Euler step of `sample_flow` is guided (real-time chunking, arXiv 2506.07339, eq. 2 to 4;
     pseudoinverse guidance, PiGDM): with the end `x_1(x) = x + (1 - t) f(x, t)` that one long step
@@ -99,7 +99,7 @@ def sample_flow_inpainted(
       num_steps: `T`, at least 1.
       known: [..., D], the known end; of no effect where the weight is 0.
       weights: [..., D] in [0, 1], `w`; with 0 everywhere the result is that of `sample_flow`.
-      max_guidance: limit of the guidance, which has no bound at `t = 0`; above 0.
+      max_guidance: limit of the factor before the product, which has no bound at `t = 0`; above 0.
 
     Returns:
       [..., D], not clipped. It is close to `known` where the weight is 1, not equal to it.
@@ -264,9 +264,9 @@ def sample_flow_and_sde(
     initial_noise: Array,
     step_noise: Array,
 ) -> tuple[Array, MemorylessPath]:
-    """Samples actions by the ODE and paths by the memoryless SDE, with one call per step.
+    """Samples actions by the ODE and paths by the memoryless SDE in the same calls of the flow.
 
-    The results are those of `sample_flow` and `sample_memoryless_sde`, with half the calls.
+    The results equal those of `sample_flow` and `sample_memoryless_sde`, with half the calls.
 
     Args:
       velocity_fn: the fine-tuned flow, called on [N + 1, ..., D]: the ODE's, then the SDE's.
@@ -308,7 +308,7 @@ def velocities_along(velocity_fn: VelocityFn, states: Array) -> Array:
 
     Args:
       velocity_fn: the flow, called on [T, ..., D] and times [T, ..., 1].
-      states: [T, ..., D]; the time of the i-th is `i / T`.
+      states: [T, ..., D]; `x_i` has the time `i / T`.
     """
     num_steps = len(states)
     times = jnp.arange(num_steps).reshape(num_steps, *[1] * (states.ndim - 1)) / num_steps
@@ -335,7 +335,7 @@ def deviation_costs(velocities: Array, base_velocities: Array) -> Array:
 
 
 def unroll(num_steps: int) -> int:
-    """Steps of a sampler that stand in sequence in the program; more of them are looped over."""
+    """Number of steps in each round of a sampler's loop: up to 16 steps need no loop."""
     return min(num_steps, 16)
 
 

@@ -246,8 +246,8 @@ def make_init(**networks: nn.Module | InitFn | float) -> InitFn:
     """Function that makes the initial parameters of networks, by their names.
 
     Args:
-      **networks: networks of this file; an `InitFn` for a network with inputs of its own; a number
-        for a trained scalar. Each draws from a key of its own, in this order.
+      **networks: a network of this file; an `InitFn` for a network with other inputs; or the start
+        of a trained scalar. Each network has a key of its own, in this order.
     """
 
     def init(key: Key, observation: Array, action: Array) -> Params:
@@ -267,9 +267,12 @@ def make_init(**networks: nn.Module | InitFn | float) -> InitFn:
 
 
 def init_network(network: nn.Module, key: Key, observation: Array, action: Array) -> Params:
-    """Initial parameters of a network that takes an observation, most an action, some a time."""
+    """Initial parameters of a network of an observation [O], an action [D] and a time [1].
+
+    A network takes the first one, two or three of these inputs.
+    """
     num_inputs = {StateValue: 1, VectorField: 3, NoisePredictor: 3}.get(type(network), 2)
-    inputs = (observation, action, action[:1])  # any number is a time
+    inputs = (observation, action, action[:1])
     return network.init(key, *inputs[:num_inputs])["params"]
 
 

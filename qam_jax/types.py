@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import chex
 import jax
 
-if TYPE_CHECKING:  # chex's own types do not tell what its decorator makes of a class
+if TYPE_CHECKING:  # the types of chex do not describe the result of its decorator
     from dataclasses import dataclass as pytree_dataclass
 else:
     pytree_dataclass = chex.dataclass

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 import qam_jax
+from qam_jax.flow import velocities_along
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -113,9 +114,7 @@ def loss_fn(params, key, num_steps):
     )
     terminal = qam_jax.terminal_adjoint(q_fn, states[-1], inv_temp)
     adjoints = qam_jax.solve_lean_adjoint(base_velocity, states, terminal)
-    times = jnp.arange(num_steps)[:, None, None] / num_steps
-    times = jnp.broadcast_to(times, (num_steps, BATCH, 1))
-    velocities, base = velocity(states[:-1], times), base_velocity(states[:-1], times)
+    velocities, base = (velocities_along(f, states[:-1]) for f in (velocity, base_velocity))
     return jnp.mean(qam_jax.adjoint_matching_loss(velocities, base, adjoints))
 
 

@@ -46,10 +46,10 @@ def get_config() -> ConfigDict:
 
 
 # %% [markdown]
-# `make_agent` builds the three functions of an [`Agent`](../../qam_jax/agents/base.py). What is the
-# same for every algorithm with critics, the TD backup, the optimiser, the target networks and
-# best-of-n, is in [`make_actor_critic`](../../qam_jax/agents/actor_critic.py). What is
-# left is which networks there are, how they act, and their loss: cloning for the behaviour flow,
+# `make_agent` builds the three functions of an [`Agent`](../../qam_jax/agents/base.py). Algorithms
+# with critics share the TD backup, the optimiser, the target networks and best-of-n:
+# [`make_actor_critic`](../../qam_jax/agents/actor_critic.py) has them. An algorithm names its
+# networks, says how they act, and gives their loss. Here the loss is cloning for the behaviour flow,
 # and adjoint matching, from the same four functions as in [the first tutorial](mixture.py).
 
 
@@ -70,10 +70,10 @@ def make_agent(config: ConfigDict) -> base.Agent:
         states = jax.lax.stop_gradient(states)
         terminal = qam_jax.terminal_adjoint(q_fn, states[-1], config.inv_temp)
         adjoints = qam_jax.solve_lean_adjoint(base_velocity, states, terminal)
-        velocities = (
+        velocities, base_velocities = (
             velocities_along(flow_fn, states[:-1]) for flow_fn in (velocity, base_velocity)
         )
-        return jnp.mean(qam_jax.adjoint_matching_loss(*velocities, adjoints))
+        return jnp.mean(qam_jax.adjoint_matching_loss(velocities, base_velocities, adjoints))
 
     def actor_loss(state, params, batch, actions, key):
         bc_key, path_key = jax.random.split(key)
@@ -94,10 +94,10 @@ def make_agent(config: ConfigDict) -> base.Agent:
 # %% [markdown]
 # ## Training it
 #
-# That is all: the loop, evaluation, checkpoints, several seeds in one program and fine-tuning come
-# with it. Here it goes through the run of [the second tutorial](maze.py), with the same data and
-# settings. On the command line, the file is its own `--config`, and its folder has to be where
-# Python looks for modules, also later, when a run is continued or evaluated:
+# Nothing else is needed: the loop, evaluation, checkpoints, several seeds in one program and
+# fine-tuning work as for any algorithm. The run below has the data and the settings of
+# [the second tutorial](maze.py). On the command line, give the file as `--config`. Python has to
+# find its folder, also later, when a run is continued or evaluated:
 #
 # ```bash
 # export PYTHONPATH=docs/tutorials
@@ -107,7 +107,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
 #   --offline_steps=20000 --log_interval=500 --eval_interval=4000 --save_interval=4000
 # ```
 #
-# Without these the networks and the schedule are the paper's, which want a GPU.
+# Without these flags the networks and the schedule are the paper's, which need a GPU.
 
 
 # %%
@@ -138,6 +138,6 @@ if __name__ == "__main__":
 # ![Paths of pessimistic QAM in the maze](pessimistic_qam.png)
 #
 # After 12,000 updates all of 20 episodes reach the goal (95% interval 84 to 100%), in 384 steps
-# on average, with `inv_temp=1.0` (seed 0). Plain QAM with that temperature reached it in none, and
-# with that of the second tutorial in all. That is one seed of each, with few data, where other
-# settings failed as well: it does not say which is better. [Sweeps](../sweeps.md) are for that.
+# on average, with `inv_temp=1.0` (seed 0). Plain QAM reached it in no episode with `inv_temp=1.0`,
+# and in all with the second tutorial's 3.0. One seed of each, with few data, does not show which
+# algorithm is better. [Sweeps](../sweeps.md) compare algorithms.

@@ -125,7 +125,7 @@ def sample_memoryless_sde(velocity, base_velocity, initial_noise, step_noise):
 
 
 # %% [markdown]
-# ## The lean adjoint, and what the flow is regressed on
+# ## The lean adjoint, and the regression on it
 #
 # The critic's action gradient at the end of a path, $g_T = -\tau \nabla_a Q$, goes back along the
 # path by vector-Jacobian products of the *base* flow alone. Then
@@ -171,8 +171,6 @@ def adjoint_matching_loss(params, targets, observations, noise):
 
 # %%
 State = namedtuple("State", "params targets opt_state key")
-
-
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LR))
 
 

@@ -6,12 +6,12 @@ name is the `agent_name`. It may also say:
 - `DISPLAY_NAME`: the name in tables; by default the `agent_name`.
 - `RANGES`: lowest and highest value of its own config fields, `{field: (low, high)}`.
 - `ACTS_BY_BEHAVIOR`: True if the behaviour flow is the policy itself.
-- `CRITIC`: class of its critics, by default `CriticEnsemble`; None if they value more than actions.
-- `CHANGES`: changes by which runs of earlier versions are not trained on, as `base.Change`s.
-- `LATER_FIELDS`: fields that are newer than some saved runs, with the values by which those
-  computed, `{field: value}`. The fields of value learnings are, without a word.
-- `NO_VALUE_LEARNING`: why other value learnings than its own make no sense. Algorithms without it
-  have the fields of `values.critic_config`, which choose one.
+- `CRITIC`: class of its critics, by default `CriticEnsemble`; None if they take further inputs.
+- `CHANGES`: each `base.Change` after which runs of earlier versions cannot be trained further.
+- `LATER_FIELDS`: fields that some saved runs lack, `{field: value that these runs computed with}`.
+  Fields of value learnings need not be listed.
+- `NO_VALUE_LEARNING`: why no value learning but its own makes sense. Other algorithms have the
+  fields of `values.critic_config`.
 - `VARIANTS`: other configs under names of their own, `{agent_name: (display name, get_config)}`.
 - `VARIANT_FIELDS`: fields that make the algorithm a variant where they are above 0,
   `{field: agent_name of the variant}`.
@@ -92,8 +92,8 @@ def make_guided_agent(config: ConfigDict, state: AgentState, weight: float) -> A
 
     Args:
       config: of the algorithm.
-      state: that the agent will act in.
-      weight: of the critic's gradient, at least 0; with 0 the behaviour flow acts alone.
+      state: a state of the agent, for its networks' names.
+      weight: factor of the critic's gradient, at least 0; with 0 the behaviour flow acts alone.
 
     Raises:
       ValueError: if the weight is out of range, or the state has no behaviour flow or no critic
@@ -141,7 +141,7 @@ def acts_by_behavior(agent_name: str) -> bool:
 
 
 def cloning_config(config: ConfigDict) -> ConfigDict:
-    """Config of behaviour cloning, with the values that it shares with another algorithm's."""
+    """Config of behaviour cloning, with another algorithm's values of the fields that both have."""
     cloning = get_config("bc")
     cloning.update({name: config[name] for name in cloning if name in config})
     cloning.agent_name = "bc"
@@ -154,7 +154,7 @@ def complete_config(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def later_fields(agent_name: str) -> Mapping[str, Any]:
-    """Fields that are newer than some saved runs, with the values by which those computed."""
+    """Fields that some saved runs lack, with the values that these runs computed with."""
     algorithm = find_algorithm(agent_name)
     later = {**_LATER_FIELDS, **algorithm.later_fields}
     if "value_learning" in algorithm.get_config():
@@ -166,7 +166,7 @@ def later_fields(agent_name: str) -> Mapping[str, Any]:
 def later_changes(config: ConfigDict, version: str | None) -> list[Change]:
     """Changes of an algorithm since a version of this package.
 
-    None is a version before 0.2.0, when runs need not have stored it.
+    The version None stands for versions before 0.2.0, which some runs did not store.
     """
     since = _as_numbers(version or "0")
     changes = find_algorithm(config.agent_name).changes

@@ -43,8 +43,8 @@ def make_actor_critic(
     Args:
       config: of the algorithm.
       critic: the ensemble.
-      init_actor: `(key, observation [O], action [D]) -> params` of all other networks. It may
-        replace the usual critic, by one of other inputs, and networks of the value learning.
+      init_actor: makes the parameters of all other networks. Parameters named `critic`, or as a
+        network of the value learning, replace the usual ones.
       actor_loss: gradients are taken in `params`; `state.params` holds the same numbers fixed.
       policy: how the agent acts, before best-of-n.
       target_names: the networks that have a moving average.
@@ -52,7 +52,7 @@ def make_actor_critic(
       target_policy: draws the next actions that critics are backed up from; by default `policy`.
       rates: of the moving averages, by network; by default `config.tau` for all.
       choose: makes the policy that acts of `policy`; by default `best_of_n`.
-      optimizer: by default `base.make_optimizer(config)`.
+      optimizer: of all networks; by default `base.make_optimizer(config)`.
     """
     optimizer = base.make_optimizer(config) if optimizer is None else optimizer
     learning = value_learning or values.make_value_learning(config, critic)
@@ -139,7 +139,7 @@ def init_flow_and_value(
     observation: Array,
     action: Array,
 ) -> Params:
-    """Parameters of the behaviour flow, and those that `init_value` makes, by name."""
+    """Parameters of the behaviour flow and of the networks that `init_value` makes, by name."""
     flow_key, value_key = jax.random.split(key)
     behavior = init_network(flow, flow_key, observation, action)
     return {"behavior": behavior, **init_value(value_key, observation)}
@@ -148,7 +148,7 @@ def init_flow_and_value(
 def make_flow_policy(
     config: ConfigDict, flow: VectorField, name: str = "behavior"
 ) -> base.FlowPolicy:
-    """Policy that acts by the ODE under the flow whose parameters are `state.params[name]`."""
+    """Policy that acts by the ODE of a flow, with the parameters `state.params[name]`."""
 
     def velocity(state: AgentState, observations: Array) -> VelocityFn:
         return base.flow_velocity(flow, state.params[name], observations)

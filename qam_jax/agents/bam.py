@@ -1,7 +1,7 @@
 """Basic adjoint matching (BAM, a baseline of QAM, arXiv 2601.14234).
 
-The same memoryless SDE as QAM's, but simulated differentiably: the fine-tuned flow ascends the
-critic at the end of its paths, backwards through every step, and pays for leaving the base flow.
+Paths of QAM's memoryless SDE, differentiated step by step: the fine-tuned flow climbs the critic at
+the ends of its paths, and pays for leaving the base flow.
 """
 
 import jax

@@ -13,7 +13,7 @@ from qam_jax.flow import flow_matching_loss, sample_flow
 from qam_jax.networks import COMPUTE_DTYPES, CriticEnsemble, VectorField
 from qam_jax.types import Array, Batch, Key, Metrics, Params, VelocityFn
 
-if TYPE_CHECKING:  # flax's own types are not read, see pyproject.toml
+if TYPE_CHECKING:  # types of flax are not read, see pyproject.toml
     from dataclasses import dataclass as state_dataclass
 else:
     from flax.struct import dataclass as state_dataclass
@@ -37,9 +37,9 @@ class Agent(NamedTuple):
       update: `(state, batch) -> (state, metrics)`, one gradient step; not jitted.
       sample_actions: `(state, observations [..., O], key) -> [..., H, A]` in [-1, 1]; `H` is 1
         without action chunking.
-      explore: the same while data are gathered, for algorithms that act otherwise then.
+      explore: `sample_actions` for gathering data online; None if there is no difference.
       sample_by: `(state, observations [..., O], key, solver) -> [..., H, A]`, `sample_actions` with
-        another solver than `sample_flow`; None if it does not act by the ODE of a flow alone.
+        another solver than `sample_flow`; None if the agent acts by more than the ODE of a flow.
     """
 
     init: Callable[[Key, Array, Array], "AgentState"]
@@ -50,13 +50,13 @@ class Agent(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A change of an algorithm, by which runs of earlier versions are not trained on.
+    """A change of an algorithm, after which runs of earlier versions cannot be trained further.
 
     Attributes:
-      version: of this package, the first that has the change.
-      what: what changed, as the end of a sentence.
-      concerns: `config -> bool`, whether it concerns runs with this config.
-      losses_only: whether earlier checkpoints act as before; else their networks do not fit.
+      version: first version of this package with the change.
+      what: description of the change, as the end of a sentence.
+      concerns: `config -> bool`, whether the change concerns runs with a config.
+      losses_only: True if earlier checkpoints act as before; False if their networks do not fit.
     """
 
     version: str
@@ -150,11 +150,11 @@ RANGES = {
 """Lowest and highest value of each field above; an algorithm's `RANGES` are of its own fields."""
 
 CHOICES = {"compute_dtype": COMPUTE_DTYPES, "matmul_precision": ("default", "high", "highest")}
-"""Values of the fields above that take one of a few."""
+"""Allowed values of the fields above that are a choice."""
 
 
 def network_fields(config: ConfigDict, part: str) -> dict[str, Any]:
-    """Fields of a network of one part of the algorithm, `actor` or `critic`."""
+    """Fields of a network, by the config's fields for `actor` or for `critic`."""
     return {
         "hidden_dims": tuple(config[f"{part}_hidden_dims"]),
         "layer_norm": config[f"{part}_layer_norm"],
@@ -197,10 +197,10 @@ class FlowPolicy:
     """Policy that acts by the ODE of a flow, a `PolicyFn`.
 
     Attributes:
-      velocity: of the flow, `(state, observations [..., O]) -> VelocityFn`.
+      velocity: velocity of the flow, `(state, observations [..., O]) -> VelocityFn`.
       num_steps: `T`.
-      noise: where the ODE starts, `(state, observations [..., O], key) -> [..., D]`.
-      solver: of the ODE.
+      noise: start of the ODE, `(state, observations [..., O], key) -> [..., D]`.
+      solver: integrator of the ODE.
     """
 
     velocity: Callable[[AgentState, Array], VelocityFn]
@@ -260,7 +260,7 @@ def behavior_cloning_loss(
     Args:
       flow: network of the behaviour flow.
       params: its parameters.
-      batch: of its windows the observations and the weights `v` are used.
+      batch: its observations and weights `v` are used.
       actions: [B, D], see `flat_actions`.
       key: source of one noise `z` and one time `t` per sample.
 
@@ -275,15 +275,12 @@ def behavior_cloning_loss(
 
 
 def straight_path(actions: Array, times: Array, key: Key) -> tuple[Array, Array]:
-    """Points on straight paths from noise to actions, and the velocity of each path.
+    """Points on straight paths from noise to actions, and the velocities of the paths, each [B, D].
 
     Args:
-      actions: [B, D], where the paths end.
+      actions: [B, D], the ends of the paths.
       times: [B, 1] in [0, 1], of the points.
-      key: source of the noise [B, D] where the paths start.
-
-    Returns:
-      Points and velocities, each [B, D].
+      key: source of the noise, the starts of the paths.
     """
     noise = jax.random.normal(key, actions.shape)
     return (1 - times) * noise + times * actions, actions - noise
@@ -294,24 +291,22 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Adam, or `inner` in its place, after one clip of the joint gradient norm."""
     inner = optax.adam(config.lr) if inner is None else inner
-    if config.clip_grad_norm > 0:
-        clip = optax.stateless(lambda grads, _: _clip_by_global_norm(grads, config.clip_grad_norm))
-        return optax.chain(clip, inner)
-    return inner
+    limit = config.clip_grad_norm
+
+    def clip(grads: Params, _: Params | None) -> Params:
+        scale = limit / jnp.maximum(global_norm(grads), limit)
+        return jax.tree.map(lambda leaf: scale * leaf, grads)
+
+    return optax.chain(optax.stateless(clip), inner) if limit > 0 else inner
 
 
 def global_norm(grads: Params) -> Array:
-    """Norm of all leaves together: sums of rows first, then of all that is left at once."""
+    """Norm of all leaves together: the rows of large leaves are summed first, then all the rest."""
     squares = [jnp.square(leaf) for leaf in jax.tree.leaves(grads)]
     rows = [jnp.sum(leaf, axis=-1) if leaf.size > 2**14 else leaf for leaf in squares]
     together = jnp.concatenate([leaf.ravel() for leaf in rows])
     together = jax.lax.optimization_barrier(together)  # else XLA sums each leaf apart
     return jnp.sqrt(jnp.sum(together))
-
-
-def _clip_by_global_norm(grads: Params, limit: float) -> Params:
-    scale = limit / jnp.maximum(global_norm(grads), limit)
-    return jax.tree.map(lambda leaf: scale * leaf, grads)
 
 
 def init_state(
@@ -367,7 +362,7 @@ def apply_gradients(
 
 
 def check_has_behavior(config: ConfigDict, state: AgentState) -> None:
-    """Raises ValueError if the algorithm has no behaviour flow that could be trained alone."""
+    """Raises ValueError if the algorithm has no behaviour flow to train alone."""
     if "behavior" not in state.params:
         raise ValueError(
             f"{config.agent_name!r} has no behaviour flow to start from: set bc_steps to 0."

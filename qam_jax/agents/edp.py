@@ -1,7 +1,7 @@
-"""EDP for flows: a flow improved at the clean action that one step of it predicts.
+"""EDP for flows: the flow climbs the critic at the clean action that one step predicts.
 
-The flow version (arXiv 2606.11087) of efficient diffusion policies (arXiv 2305.20081). The critic
-is climbed at `clip(x_t + (1 - t) f(s, x_t, t))`, so that no gradient goes through an ODE.
+The flow version (arXiv 2606.11087) of efficient diffusion policies (arXiv 2305.20081). The clean
+action is `clip(x_t + (1 - t) f(s, x_t, t))`, so that no gradient goes through an ODE.
 """
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ LATER_FIELDS = qgf.LATER_FIELDS
 
 
 def get_config() -> ConfigDict:
-    """EDP with the settings of its code's runs, but for its larger networks and batches."""
+    """EDP with the settings of the runs of its code, which have larger networks and batches."""
     return qgf.implicit_config(
         agent_name="edp",
         kappa=0.9,  # expectile of the value; 0.5 is the mean

@@ -1,8 +1,8 @@
 """Flow-anchored noise-conditioned Q-learning (FAN; arXiv 2605.01663).
 
-A one-step actor `mu(s, z)` is anchored to a cloned flow: on the straight path from the noise to the
-action that it makes, the flow's velocity should be that of the path. No ODE is solved. The critics
-`Q_k(s, a, n)` are conditioned on noise, upper values `Z_k(s, a)` are expectiles over it.
+A one-step actor `mu(s, z)` is anchored to a cloned flow: on the straight path from the noise `z` to
+the actor's action, the velocities of the flow and of the path should agree. No ODE is solved. The
+critics `Q_k(s, a, n)` are conditioned on noise; upper values `Z_k(s, a)` are expectiles over it.
 """
 
 import jax
@@ -120,7 +120,7 @@ def anchor_errors(velocity_fn: VelocityFn, noise: Array, actions: Array, key: Ke
 
     Args:
       velocity_fn: the cloned flow, `(x [B, D], t [B, 1]) -> [B, D]`.
-      noise: [B, D], `z`, that the actions were made of.
+      noise: [B, D], `z`, the actor's input.
       actions: [B, D], `a`; the gradient reaches them through the flow's argument too.
       key: source of the times.
     """

@@ -23,7 +23,7 @@ LATER_FIELDS = {"value_learning": "iql"}
 
 
 def get_config() -> ConfigDict:
-    """QGF with the settings of its code's runs, but for its larger networks and batches."""
+    """QGF with the settings of the runs of its code, which have larger networks and batches."""
     return implicit_config(
         agent_name="qgf",
         kappa=0.9,  # expectile of the value; 0.5 is the mean

@@ -68,7 +68,7 @@ def make_agent(config: ConfigDict) -> base.Agent:
     def actor_loss(
         state: AgentState, params: Params, batch: Batch, actions: Array, key: Key
     ) -> Loss:
-        del key  # nothing is drawn
+        del key  # there is no randomness
         due = state.step % config.actor_interval == 0  # else no gradient
         actor_params = jax.tree.map(
             lambda leaf: jnp.where(due, leaf, jax.lax.stop_gradient(leaf)), params["actor"]

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
 
 def make_agent(config: ConfigDict) -> base.Agent:
-    """Builds the agent; evaluation acts by the moving average of its flow, exploration by it."""
+    """Builds the agent; its flow explores, and the flow's moving average acts in evaluation."""
     flow = base.make_flow(config)
     critic = base.make_critic(config, CRITIC)
 

@@ -38,9 +38,9 @@ class TrustRegionState(AgentState):
 
 
 def get_config() -> ConfigDict:
-    """TRQAM with the paper's settings, but for `kl_budget`, which it tunes for each domain.
+    """TRQAM with the paper's settings, but for `kl_budget`.
 
-    The tuned values are not public.
+    The paper tunes the budget for each domain, and does not publish the values.
     """
     return values.critic_config(
         agent_name="trqam",

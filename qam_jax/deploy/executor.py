@@ -15,7 +15,7 @@ MODES = ("synchronous", "held", "real_time")
 InferFn = Callable[..., np.ndarray]
 """`(observation [O]) -> chunk [H, A]`, and `(observation, known [H, A], weights [H]) -> chunk`.
 
-The second form is for `real_time` alone: the chunk agrees with `known` as far as the weights say.
+The second form is for `real_time` alone: the chunk follows `known` by the weights.
 """
 
 _DELAYS_KEPT = 10
@@ -47,8 +47,8 @@ class ChunkExecutor:
       execution_horizon: rows, 1 to H; by default as many as leave a rest of the chunk for the
         expected delay, or with `synchronous` all.
       delay: steps that an inference takes in simulated time. By default the inference runs in a
-        thread, and takes as long as it takes.
-      expected_delay: steps, while none have been measured. Later the longest of the last ten.
+        thread, in real time.
+      expected_delay: steps, until a delay is measured. Then the longest of the last ten counts.
       idle_action: [A], while `synchronous` waits, in place of the last action. Zeros stand still if
         actions are relative, as in OGBench's manipulation.
 
@@ -96,8 +96,8 @@ class ChunkExecutor:
     def act(self, observation: np.ndarray) -> np.ndarray:
         """Returns the action [A] for this control step.
 
-        It does not wait for the policy, but for the first chunk of an episode. What `infer` raises
-        is raised here, when its chunk is due.
+        It waits for the policy only at the start of an episode. An error of `infer` is raised here,
+        when its chunk is due.
         """
         if self._chunk is None:
             self._chunk = self._thread.submit(self._first_chunk, observation).result()
@@ -122,9 +122,9 @@ class ChunkExecutor:
 
     @property
     def execution_horizon(self) -> int:
-        """Rows of the current chunk after which the next inference starts. After the first `act`.
+        """Rows of the current chunk after which the next inference starts. Call `act` before.
 
-        Raises ValueError if it was given longer than a chunk.
+        Raises ValueError if the given horizon is longer than a chunk.
         """
         assert self._chunk is not None
         length = len(self._chunk)

@@ -1,8 +1,8 @@
 """An ONNX model of a JAX function, made of its jaxpr operation by operation.
 
 This is own code because `jax2onnx` asks for an older orbax than the checkpoints of this package.
-Calls are written out and loops unrolled. What does not depend on the inputs is computed here, so
-that parameters, time grids and noise schedules end as constants of the model.
+Calls are written out and loops unrolled. Values that do not depend on the inputs are computed here:
+parameters, time grids and noise schedules become constants of the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +35,11 @@ def to_onnx(
 
     Args:
       function: of arrays [B, ...], one for each input, to an array [B, ...].
-      inputs: name and shape, without `B`, of each. The model leaves out those that do not matter.
+      inputs: name and shape, without `B`, of each. The model leaves out inputs without effect.
       output: name of the result.
 
     Raises:
-      ValueError: if the function has an operation that is not covered; names it.
+      ValueError: if an operation of the function is not covered; names the operation.
     """
     (batch,) = export.symbolic_shape("batch")
     examples = [jax.ShapeDtypeStruct((batch, *shape), np.float32) for shape in inputs.values()]
@@ -161,7 +161,7 @@ class _Graph:
 
 
 def _needed(nodes: list[onnx.NodeProto], output: str) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes that the output depends on, and the names of all tensors of theirs."""
+    """The nodes that the output depends on, and the names of all their tensors."""
     kept, needed = [], {output}
     for node in reversed(nodes):
         if needed.intersection(node.output):
@@ -314,4 +314,4 @@ _RULES: dict[str, Callable] = {
     **dict.fromkeys(("copy", "stop_gradient"), lambda graph, _, x: x),
     "optimization_barrier": lambda graph, _, *values: list(values),
 }  # fmt: skip
-"""What each primitive becomes; any that is not here is refused by its name."""
+"""Translation of each primitive; any other primitive is refused by name."""

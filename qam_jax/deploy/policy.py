@@ -20,11 +20,11 @@ from qam_jax.training.evaluation import Policy as EvaluatedPolicy
 from qam_jax.training.evaluation import make_policy, split_seed
 from qam_jax.types import Array, VelocityFn
 
-METADATA = "policy.json"  # of an export: what its files are
-_NEEDED = ("method", "step", "observation_dim", "action_shape")  # in it
+METADATA = "policy.json"  # describes the files of an export
+_NEEDED = ("method", "step", "observation_dim", "action_shape")
 
 DecideFn = Callable[[np.ndarray, int, int], np.ndarray]
-"""`(observation [O], episode, chunk) -> actions [H, A]`: the noise depends on all but the first."""
+"""`(observation [O], episode, chunk) -> actions [H, A]`; episode and chunk determine the noise."""
 
 InpaintFn = Callable[[np.ndarray, int, int, np.ndarray, np.ndarray], np.ndarray]
 """`(observation, episode, chunk, known [H, A], weights [H]) -> actions`; see `Policy.act_chunk`."""
@@ -34,8 +34,8 @@ class Policy:
     """A trained policy in one environment: `reset()`, then `act(observation)` at every step.
 
     The policy decides on a chunk of actions at once, and executes it. The next chunk is computed
-    when the last one is used up. Decision `c` of episode `e` is the one that an evaluation takes
-    with the same seed, of the same observation. (An ONNX policy draws other noise.)
+    when the last one is used up. Decision `c` of episode `e` is an evaluation's decision with the
+    same seed and observation. (An ONNX policy draws other noise.)
 
     Observations and actions are those of the environment: the policy normalises by itself. Actions
     lie in [-1, 1]. An environment of `qam_jax.envs.make_env` takes them as they are: it rescales
@@ -82,8 +82,8 @@ class Policy:
     ) -> np.ndarray:
         """Decides on a chunk of actions [H, A] for an observation [O]; `act` is not affected.
 
-        With actions [H, A] that are known, as of an earlier chunk, it agrees with them as far as
-        the weights [H] in [0, 1] say, by `flow.sample_flow_inpainted`.
+        Given `known` actions [H, A], as of an earlier chunk, the new chunk follows them by the
+        weights [H] in [0, 1], see `flow.sample_flow_inpainted`.
 
         Raises ValueError if the observation has another shape or is not finite in float32. Also if
         actions are known, but the policy does not act by the ODE of a flow.
@@ -138,9 +138,9 @@ def load_policy(path: str | os.PathLike, step: int | str = "newest", seed: int =
 
     Args:
       path: a run's folder, `exp/<group>/<env_name>/<run id>`; or the folder of an export, or its
-        file `policy.stablehlo` or `policy.onnx`. Of a folder with both the first is taken.
+        file `policy.stablehlo` or `policy.onnx`. A folder with both acts by `policy.stablehlo`.
       step: checkpoint of the run, a number, `newest` or `best`. An export has only one.
-      seed: of the policy's noise, as `--seed` of an evaluation.
+      seed: seed of the policy's noise, as `--seed` of an evaluation.
 
     Raises:
       DamagedError: if a file is damaged.
@@ -196,7 +196,7 @@ def _make_inpainting(run: SavedRun, key: Array) -> InpaintFn:
 
 
 def decision_fn(run: SavedRun) -> Callable[[Array, Array], Array]:
-    """The policy as a function with all in it, `(observation [O], key [2]) -> actions [H, A]`."""
+    """The whole policy as one function, `(observation [O], key [2]) -> actions [H, A]`."""
 
     def decide(observation: Array, key: Array) -> Array:
         observation = run.normalization.normalize_observations(observation)
@@ -206,7 +206,7 @@ def decision_fn(run: SavedRun) -> Callable[[Array, Array], Array]:
 
 
 def policy_metadata(run: SavedRun, folder: Path) -> dict[str, Any]:
-    """What a policy is and where it comes from, for JSON."""
+    """Description of a policy and of its origin, for JSON."""
     saved = read_metadata(folder)
     return {
         "qam_jax": __version__,
@@ -222,7 +222,7 @@ def policy_metadata(run: SavedRun, folder: Path) -> dict[str, Any]:
 
 
 def executed_actions(run: SavedRun, actions: Any) -> Any:
-    """Actions as the environment takes them; without an environment as the data have them."""
+    """Actions in the units of the environment, or of the data where the run has no environment."""
     actions = run.normalization.denormalize_actions(actions)
     return actions.clip(-1, 1) if run.config.env_name else actions
 
@@ -258,7 +258,7 @@ def _load_export(path: Path, step: int | str, seed: int) -> Policy:
 def _load_stablehlo(file: Path, seed: int) -> DecideFn:
     try:
         program = export.deserialize(bytearray(file.read_bytes()))
-    except Exception as error:  # whichever the bytes lead to
+    except Exception as error:  # its class depends on the bytes
         raise DamagedError(f"{file} is damaged ({error}). Export the run again.") from error
     key = split_seed(seed).evaluation
 

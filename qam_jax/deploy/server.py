@@ -79,9 +79,9 @@ def make_server(policy: Policy, host: str = "127.0.0.1", port: int = 8000) -> Se
 def answer(
     policy: Policy, message: bytes | str, lock: contextlib.AbstractContextManager
 ) -> bytes | str:
-    """Answer to a message: packed `actions` [H, A] and `server_timing`, or what is wrong with it.
+    """Answer to a message: packed `actions` [H, A] and `server_timing`, or an error as text.
 
-    Whatever fails is told to the client alone, in one line.
+    An error is told to this client alone, in one line.
     """
     try:
         observation = _read_observation(message)
@@ -92,7 +92,7 @@ def answer(
         return pack({"actions": np.asarray(actions), "server_timing": timing})
     except ValueError as error:
         return str(error)
-    except Exception as error:  # of the policy: other clients, or other observations, may do
+    except Exception as error:  # of the policy, which may still answer other observations
         _logger.exception("The policy fails on an observation:")
         return f"the policy fails on this observation, see the server's log ({error!r})."
 
@@ -106,7 +106,7 @@ def unpack(data: bytes) -> Any:
     """Unpacks a message. Raises ValueError if it is not msgpack, or an array in it is not whole."""
     try:
         return msgpack.unpackb(data, object_hook=_as_array)
-    except Exception as error:  # whichever the bytes lead to
+    except Exception as error:  # its class depends on the bytes
         raise ValueError(
             f"the message is not msgpack as openpi-client packs it ({type(error).__name__}: "
             f"{error})."

@@ -1,6 +1,6 @@
-"""Value learnings: what regresses the critics, apart from what extracts the policy.
+"""Value learnings, which regress the critics, whatever extracts the policy.
 
-Each file beside this one and `parts.py` holds one value learning.
+Each file holds one value learning; `parts.py` holds what they share.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ FIELDS = {
     **divl.FIELDS,
     **lql.FIELDS,
 }
-"""Fields of the value learnings, with the values by which methods computed before they had them."""
+"""Fields of the value learnings; runs from before these fields computed with the same values."""
 
 RANGES = {**iql.RANGES, **divl.RANGES, **lql.RANGES}
 """Lowest and highest value of these fields."""
@@ -66,8 +66,8 @@ def make_value_learning(
       config: of the algorithm.
       critic: the ensemble.
       pool: makes one value of the critics' values; by default `critic.pessimistic_value`.
-      weigh_values: whether windows over an episode's end are left out of the loss of a state
-        value too.
+      weigh_values: whether the loss of a state value, too, leaves out windows that cross the end
+        of an episode.
 
     Raises:
       ValueError: if there is no such value learning, or its fields contradict each other.

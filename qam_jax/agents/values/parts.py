@@ -23,7 +23,7 @@ PoolFn = Callable[[Array], Array]
 
 
 class ValueLearning(NamedTuple):
-    """What regresses the critics, whatever policy is extracted from them.
+    """Regression of the critics, for any way to extract a policy.
 
     Attributes:
       loss: the critics' loss; see `ValueLoss`.

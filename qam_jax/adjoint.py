@@ -6,7 +6,8 @@ QAM, arXiv 2601.14234). The fine-tuned flow is then regressed on the result, ste
 nothing is ever differentiated through the many denoising steps. At the optimum
 `pi ~ pi_base * exp(inv_temp * Q)`.
 
-Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps.
+Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps. Functions
+raise ValueError, which names the argument, if a shape does not fit.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from qam_jax.types import Array, QFn, VelocityFn, check_shape
 
 
 def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float | Array) -> Array:
-    """Adjoint at the end of a path, `g_T = -inv_temp * grad_a Q(clip(a))`.
+    """Adjoint [..., D] at the end of a path, `g_T = -inv_temp * grad_a Q(clip(a))`.
 
     The actions are clipped to [-1, 1] inside the gradient, which is therefore zero for every
     coordinate outside the box.
@@ -28,12 +29,6 @@ def terminal_adjoint(q_fn: QFn, actions: Array, inv_temp: float | Array) -> Arra
       q_fn: value of actions, `(actions [..., D]) -> [...]`.
       actions: [..., D], the last states of the paths, not clipped.
       inv_temp: inverse temperature `tau`; or one for each action, [..., 1].
-
-    Returns:
-      [..., D].
-
-    Raises:
-      ValueError: if `q_fn` does not return one value per action.
 
     Examples:
       The second action lies outside of the box, where nothing is gained:
@@ -65,9 +60,6 @@ def solve_lean_adjoint(base_velocity_fn: VelocityFn, states: Array, terminal: Ar
 
     Returns:
       [T, ..., D], `g_0 .. g_{T-1}`.
-
-    Raises:
-      ValueError: if `states` has no step or `terminal` does not fit it.
 
     Examples:
       With two steps of the flow `f = x`, whose drift is `2 x - x / (t + h)`:
@@ -110,9 +102,6 @@ def adjoint_matching_loss(velocities: Array, base_velocities: Array, adjoints: A
 
     Returns:
       [...], summed over T and D; each sample's loss.
-
-    Raises:
-      ValueError: if the shapes differ.
 
     Examples:
       It is 0 where `f = f_base - sigma^2 g / 2`, here with one step, where `sigma^2 = 4`:

@@ -1,6 +1,7 @@
 """Temporal-difference learning of an ensemble of critics.
 
-Shapes: `...` is any batch shape, `K` the number of critics.
+Shapes: `...` is any batch shape, `K` the number of critics. Functions raise ValueError, which names
+the argument, if a shape does not fit.
 """
 
 import jax
@@ -13,12 +14,11 @@ from qam_jax.types import Array, check_shape
 def pessimistic_value(q_values: Array, rho: float) -> Array:
     """Mean less `rho` population standard deviations over the ensemble (QAM, arXiv 2601.14234).
 
+    The gradient is finite also where all critics agree.
+
     Args:
       q_values: [K, ...].
       rho: pessimism, at least 0.
-
-    Returns:
-      [...]. Its gradient is finite also where all critics agree.
 
     Examples:
       >>> print(pessimistic_value(jnp.array([1.0, 3.0]), rho=0.5))
@@ -33,9 +33,6 @@ def expectile_loss(errors: Array, kappa: float) -> Array:
     Args:
       errors: [...], `u`, target minus prediction.
       kappa: in (0, 1); 0.5 is half the squared error.
-
-    Returns:
-      [...].
     """
     return jnp.where(errors < 0, 1 - kappa, kappa) * jnp.square(errors)
 
@@ -49,7 +46,7 @@ def td_target(
     horizon_length: int,
     rho: float,
 ) -> Array:
-    """H-step target `R + discount^H * mask * pessimistic_value(next_q_values)`.
+    """H-step targets [...], `R + discount^H * mask * pessimistic_value(next_q_values)`.
 
     Chunks of actions make this an unbiased H-step backup (Q-chunking, arXiv 2507.07969).
 
@@ -60,12 +57,6 @@ def td_target(
       discount: per environment step, in [0, 1].
       horizon_length: `H`, rows in a window.
       rho: pessimism, at least 0.
-
-    Returns:
-      [...].
-
-    Raises:
-      ValueError: if the shapes do not fit; the message names the argument.
 
     Examples:
       Two windows of two steps, the second of which completed the task:
@@ -87,12 +78,6 @@ def td_loss(q_values: Array, targets: Array, weights: Array) -> Array:
       q_values: [K, ...].
       targets: [...], held fixed by the caller.
       weights: [...], 0 for windows that cross the end of an episode, else 1.
-
-    Returns:
-      A scalar.
-
-    Raises:
-      ValueError: if the shapes do not fit; the message names the argument.
     """
     check_shape("targets", targets, q_values.shape[1:])
     check_shape("weights", weights, targets.shape)
@@ -129,9 +114,6 @@ def window_hinges(
 
     Returns:
       Means over the pairs and the ensemble, of the lower and of the upper bound; 0 without pairs.
-
-    Raises:
-      ValueError: if the shapes do not fit; the message names the argument.
     """
     shape = q_values.shape[1:]
     check_shape("targets", targets, shape)
@@ -161,16 +143,13 @@ def window_hinges(
 
 
 def project_to_atoms(values: Array, atoms: Array) -> Array:
-    """Distributions over atoms with the means `values` (DIVL, arXiv 2605.00416, eq. 12).
+    """Distributions [..., M] over atoms with the means `values` (DIVL, arXiv 2605.00416, eq. 12).
 
     The mass of a value lies on its two neighbouring atoms; beyond the atoms, on the last of them.
 
     Args:
       values: [...].
       atoms: [M], equally spaced and increasing.
-
-    Returns:
-      Probabilities [..., M].
 
     Examples:
       >>> print(project_to_atoms(jnp.array([0.25, 9.0]), jnp.array([0.0, 1.0, 2.0])))
@@ -188,9 +167,6 @@ def atom_quantile(probabilities: Array, atoms: Array, levels: Array) -> Array:
       probabilities: [..., M].
       atoms: [M], increasing.
       levels: [...] in [0, 1].
-
-    Returns:
-      [...].
     """
     cumulated = jnp.cumsum(probabilities, axis=-1).at[..., -1].set(1)
     return atoms[jnp.argmax(cumulated >= levels[..., None], axis=-1)]

@@ -5,6 +5,8 @@ Noise is added to a clean action `x_0 = a` in `T` steps until `x_T` is close to 
 from `x_t` and the step `t = 1 .. T`; samplers go from `t = T` down to 1.
 
 Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of diffusion steps.
+Functions raise ValueError, which names the argument, if a shape does not fit or a number is out of
+range.
 """
 
 from collections.abc import Callable
@@ -35,7 +37,7 @@ class DiffusionSchedule(NamedTuple):
 def vp_schedule(
     num_steps: int, *, beta_min: float = 0.1, beta_max: float = 10.0
 ) -> DiffusionSchedule:
-    """The variance-preserving SDE's schedule, exact on a grid of `num_steps` steps.
+    """The variance-preserving SDE's schedule, exact on a grid of `num_steps` steps, float32.
 
     The noise rate rises linearly from `beta_min` to `beta_max` over unit time (Song et al., arXiv
     2011.13456, app. C), so `abar_t = exp(-beta_min u - (beta_max - beta_min) u^2 / 2)`, `u = t/T`.
@@ -44,12 +46,6 @@ def vp_schedule(
       num_steps: `T`, at least 1.
       beta_min: noise rate at the clean end.
       beta_max: noise rate at the noisy end.
-
-    Returns:
-      The schedule, float32.
-
-    Raises:
-      ValueError: if `num_steps` is less than 1.
     """
     check_positive("num_steps", num_steps)
     times = jnp.arange(num_steps + 1, dtype=jnp.float32) / num_steps
@@ -59,19 +55,13 @@ def vp_schedule(
 
 
 def add_noise(schedule: DiffusionSchedule, actions: Array, noise: Array, steps: Array) -> Array:
-    """Noisy actions `x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps` (arXiv 2006.11239, eq. 4).
+    """Noisy actions [..., D], `sqrt(abar_t) a + sqrt(1 - abar_t) eps` (arXiv 2006.11239, eq. 4).
 
     Args:
       schedule: from `vp_schedule`.
       actions: [..., D], clean.
       noise: [..., D], `eps ~ N(0, I)`.
       steps: [..., 1] whole numbers in 1 .. T.
-
-    Returns:
-      [..., D].
-
-    Raises:
-      ValueError: if a shape does not fit; the message names the argument.
     """
     check_shape("noise", noise, actions.shape)
     check_shape("steps", steps, (*actions.shape[:-1], 1))
@@ -97,7 +87,7 @@ def predict_clean(schedule: DiffusionSchedule, noisy: Array, epsilon: Array, ste
 def posterior_step(
     schedule: DiffusionSchedule, noisy: Array, clean: Array, noise: Array, steps: Array
 ) -> Array:
-    """Draws `x_{t-1}` given `x_t` and the clean action (DDPM, arXiv 2006.11239, eq. 7).
+    """Draws `x_{t-1}` [..., D] given `x_t` and the clean action (DDPM, arXiv 2006.11239, eq. 7).
 
     Its mean is the posterior's. Its deviation is `sqrt(beta_t)`, the larger of the two that DDPM
     gives (sec. 3.2). At `t = 1` the mean is the clean action itself.
@@ -108,9 +98,6 @@ def posterior_step(
       clean: [..., D], `x_0`.
       noise: [..., D], `~ N(0, I)`.
       steps: whole numbers in 1 .. T, [..., 1] or a scalar.
-
-    Returns:
-      [..., D].
     """
     betas, alpha_bars = schedule
     before = jnp.concatenate([jnp.ones(1), alpha_bars])[steps - 1].astype(noisy.dtype)
@@ -140,9 +127,6 @@ def sample_ddpm(
 
     Returns:
       [..., D], within the box if there is one.
-
-    Raises:
-      ValueError: if `step_noise` does not fit.
     """
 
     def step(x: Array, epsilon: Array, noise: Array, index: Array) -> Array:
@@ -176,9 +160,6 @@ def sample_by_jumps(
 
     Returns:
       [..., D], within the box if there is one.
-
-    Raises:
-      ValueError: if `step_noise` does not fit.
     """
 
     def step(x: Array, epsilon: Array, noise: Array, index: Array) -> Array:
@@ -190,17 +171,11 @@ def sample_by_jumps(
 
 
 def denoising_loss(epsilon: Array, noise: Array) -> Array:
-    """Behaviour cloning, `mean_D (eps - eps_theta)^2` (DDPM, arXiv 2006.11239, eq. 14).
+    """Loss [...] of behaviour cloning, `mean_D (eps - eps_theta)^2` (arXiv 2006.11239, eq. 14).
 
     Args:
       epsilon: [..., D], the predicted noise.
       noise: [..., D], the noise that was added.
-
-    Returns:
-      [...], the loss of each sample.
-
-    Raises:
-      ValueError: if the shapes differ.
     """
     check_shape("noise", noise, epsilon.shape)
     return jnp.mean(jnp.square(noise - epsilon), axis=-1)
@@ -218,9 +193,6 @@ def q_score_matching_loss(epsilon: Array, q_gradients: Array, inv_temp: float) -
 
     Returns:
       [...], the loss of each sample.
-
-    Raises:
-      ValueError: if the shapes differ.
     """
     check_shape("q_gradients", q_gradients, epsilon.shape)
     return jnp.mean(jnp.square(-inv_temp * q_gradients - epsilon), axis=-1)
@@ -241,9 +213,6 @@ def soft_guidance_loss(
 
     Returns:
       [...], the loss of each sample.
-
-    Raises:
-      ValueError: if a shape does not fit; the message names the argument.
     """
     check_shape("q_gradients", q_gradients, epsilon.shape)
     check_shape("steps", steps, (*epsilon.shape[:-1], 1))

@@ -3,7 +3,8 @@
 A flow carries noise `x_0 = z ~ N(0, I)` at time 0 to an action `x_1` at time 1 along
 `dx/dt = f(x, t)`. With `T` steps the grid is `t_i = i h`, `h = 1/T`.
 
-Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps.
+Shapes: `...` is any batch shape, `D` the action dimension, `T` the number of flow steps. Functions
+raise ValueError, which names the argument, if a shape does not fit or a number is out of range.
 """
 
 from typing import NamedTuple
@@ -30,9 +31,6 @@ def flow_matching_loss(
     Returns:
       [...], the loss of each sample.
 
-    Raises:
-      ValueError: if a shape does not fit; the message names the argument.
-
     Examples:
       The exact velocity of a straight path from 0 to 1 has no loss there:
 
@@ -57,9 +55,6 @@ def sample_flow(velocity_fn: VelocityFn, noise: Array, num_steps: int) -> Array:
 
     Returns:
       [..., D], not clipped.
-
-    Raises:
-      ValueError: if `num_steps` is less than 1.
 
     Examples:
       Two steps of `dx/dt = x` multiply by 1.5 each:
@@ -103,9 +98,6 @@ def sample_flow_inpainted(
 
     Returns:
       [..., D], not clipped. It is close to `known` where the weight is 1, not equal to it.
-
-    Raises:
-      ValueError: if a number is out of range or a shape does not fit; names the argument.
 
     Examples:
       >>> known, weights = jnp.array([1.0, 1.0]), jnp.array([1.0, 0.0])
@@ -155,9 +147,6 @@ def reverse_flow(
     Returns:
       [..., D], the points at time `1 - d`; not clipped.
 
-    Raises:
-      ValueError: if `num_steps` is less than 1 or `distances` does not fit `actions`.
-
     Examples:
       Half of the way back along a constant velocity:
 
@@ -176,19 +165,13 @@ def reverse_flow(
 
 
 def memoryless_noise_scale(num_steps: int) -> Array:
-    """Noise scale under which the end of the SDE is independent of its start.
+    """Noise scale [T] under which the end of the SDE is independent of its start, float32.
 
     `sigma_i = sqrt(2 (1 - t_i + h) / (t_i + h))` (adjoint matching, arXiv 2409.08861, sec. 4.3,
     shifted by `h` so that it is finite at `t = 0`, as in QAM, arXiv 2601.14234).
 
     Args:
       num_steps: `T`, at least 1.
-
-    Returns:
-      [T], float32.
-
-    Raises:
-      ValueError: if `num_steps` is less than 1.
 
     Examples:
       >>> print((memoryless_noise_scale(4) ** 2).round())
@@ -218,9 +201,6 @@ def sample_memoryless_sde(
 
     Returns:
       [T + 1, ..., D], the states `x_0 .. x_T`.
-
-    Raises:
-      ValueError: if `step_noise` does not fit `initial_noise`.
 
     Examples:
       >>> def velocity(x, t):
@@ -277,9 +257,6 @@ def sample_flow_and_sde(
 
     Returns:
       Actions [N, ..., D] of the ODE, not clipped, and the paths of the SDE.
-
-    Raises:
-      ValueError: if `step_noise` does not fit `initial_noise`.
     """
     num_steps = len(step_noise) + 1
     check_shape("step_noise", step_noise, (num_steps - 1, *initial_noise.shape))
@@ -316,7 +293,7 @@ def velocities_along(velocity_fn: VelocityFn, states: Array) -> Array:
 
 
 def deviation_costs(velocities: Array, base_velocities: Array) -> Array:
-    """Costs of leaving the base flow, `2 ||f_i - f_base_i||^2 / sigma_i^2`.
+    """Costs [T, ...] of leaving the base flow, `2 ||f_i - f_base_i||^2 / sigma_i^2`.
 
     `h` times their sum over the steps is the KL divergence between the paths' distributions
     (Girsanov; TRQAM, arXiv 2605.27079).
@@ -324,9 +301,6 @@ def deviation_costs(velocities: Array, base_velocities: Array) -> Array:
     Args:
       velocities: [T, ..., D], of the fine-tuned flow along paths.
       base_velocities: [T, ..., D], of the base flow there.
-
-    Returns:
-      [T, ...].
     """
     noise_scales = memoryless_noise_scale(len(velocities))
     noise_scales = noise_scales.reshape(-1, *[1] * (velocities.ndim - 2))

@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
 # `make_agent` builds the three functions of an [`Agent`](../../qam_jax/agents/base.py). Algorithms
 # with critics share the TD backup, the optimiser, the target networks and best-of-n:
 # [`make_actor_critic`](../../qam_jax/agents/actor_critic.py) has them. An algorithm names its
-# networks, says how they act, and gives their loss. Here the loss is cloning for the behaviour flow,
-# and adjoint matching, from the same four functions as in [the first tutorial](mixture.py).
+# networks, says how they act, and gives their loss. Here the loss is cloning for the behaviour
+# flow, and adjoint matching, from the same four functions as in [the first tutorial](mixture.py).
 
 
 # %%

@@ -78,14 +78,8 @@ class CriticEnsemble(nn.Module):
     @nn.compact
     def __call__(self, observations: Array, actions: Array) -> Array:
         """Values [K, ...] of actions [..., D] in observations [..., O]."""
-        ensemble = nn.vmap(
-            MLP,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=0,
-            out_axes=0,
-            axis_size=self.num_qs,
-        )
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        ensemble = nn.vmap(MLP, axis_size=self.num_qs, **axes)
         inputs = jnp.concatenate(
             [jnp.broadcast_to(x, (self.num_qs, *x.shape)) for x in (observations, actions)], axis=-1
         )
@@ -93,21 +87,15 @@ class CriticEnsemble(nn.Module):
         return ensemble(self.hidden_dims, 1, **fields, name=_STACKED_MLP)(inputs).squeeze(-1)
 
 
-class TimedCriticEnsemble(nn.Module):
+class TimedCriticEnsemble(CriticEnsemble):
     """`K` critics `Q(s, x, t)` of noisy actions; `t = 1` is a clean action."""
-
-    hidden_dims: Sequence[int]
-    num_qs: int
-    layer_norm: bool = True
-    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, observations: Array, actions: Array, times: Array | None = None) -> Array:
         """Values [K, ...] of actions [..., D] at flow times [..., 1]; None is `t = 1`."""
         times = jnp.ones_like(actions[..., :1]) if times is None else times
-        ensemble = CriticEnsemble(
-            self.hidden_dims, self.num_qs, self.layer_norm, self.compute_dtype
-        )
+        fields = (self.hidden_dims, self.num_qs, self.layer_norm, self.compute_dtype)
+        ensemble = CriticEnsemble(*fields)
         return ensemble(observations, jnp.concatenate([actions, times], axis=-1))
 
 
@@ -284,7 +272,7 @@ def mean_critic_value(
 
 
 def critic_values(
-    critic: CriticEnsemble | TimedCriticEnsemble,
+    critic: CriticEnsemble,
     params: Params,
     observations: Array,
     actions: Array,

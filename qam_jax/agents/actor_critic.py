@@ -42,7 +42,7 @@ def make_actor_critic(
 
     Args:
       config: of the algorithm.
-      critic: the ensemble.
+      critic: network of the critics.
       init_actor: makes the parameters of all other networks. Parameters named `critic`, or as a
         network of the value learning, replace the usual ones.
       actor_loss: gradients are taken in `params`; `state.params` holds the same numbers fixed.
@@ -95,12 +95,7 @@ def best_of_n(
 ) -> PolicyFn:
     """Policy that takes the action of highest value among `config.best_of_n` of another policy.
 
-    Args:
-      config: of the algorithm.
-      critic: the ensemble, whose parameters are named `critic`.
-      policy: draws the actions.
-      rank: makes one value of the ensemble's values, over `axis=0`.
-      by_target: whether the target critics rank the actions.
+    The value is `rank(values [K, ...], axis=0)` of the critics, or `by_target` of their averages.
     """
 
     def best(state: AgentState, observations: Array, key: Key) -> Array:
@@ -186,13 +181,7 @@ def edit_actions(
 ) -> tuple[Array, Array]:
     """`clip(a + scale Delta)` [..., D] with the log-density [...] of `Delta` (EXPO, 2507.07986).
 
-    Args:
-      scale: size of an edit.
-      editor: the policy `Delta ~ pi_e(s, a)`.
-      params: its parameters.
-      observations: [..., O].
-      actions: [..., D], `a`, the actions to edit.
-      noise: [..., D] ~ N(0, I), for the edit.
+    The edit `Delta ~ pi_e(s, a)` of actions `a` [..., D] is drawn from noise [..., D] ~ N(0, I).
     """
     inputs = jnp.concatenate([observations, actions], axis=-1)
     edit = editor.apply({"params": params}, inputs, noise)

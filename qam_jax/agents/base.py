@@ -263,9 +263,6 @@ def behavior_cloning_loss(
       batch: its observations and weights `v` are used.
       actions: [B, D], see `flat_actions`.
       key: source of one noise `z` and one time `t` per sample.
-
-    Returns:
-      A scalar.
     """
     noise_key, time_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, actions.shape)

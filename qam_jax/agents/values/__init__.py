@@ -64,7 +64,7 @@ def make_value_learning(
 
     Args:
       config: of the algorithm.
-      critic: the ensemble.
+      critic: network of the critics.
       pool: makes one value of the critics' values; by default `critic.pessimistic_value`.
       weigh_values: whether the loss of a state value, too, leaves out windows that cross the end
         of an episode.

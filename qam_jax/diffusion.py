@@ -151,15 +151,8 @@ def sample_by_jumps(
     `t = 1`. Unlike `sample_ddpm` it forgets `x_t` at every step (QSM, arXiv 2312.11752, as run by
     QAM, arXiv 2601.14234).
 
-    Args:
-      epsilon_fn: predicted noise, `(x [..., D], t [..., 1]) -> [..., D]`.
-      schedule: from `vp_schedule`, of `T` steps.
-      initial_noise: [..., D], `x_T`.
-      step_noise: [T - 1, ..., D], `z ~ N(0, I)`; the last step has none.
-      clip: every step's result is clipped to this box; None is no clipping.
-
-    Returns:
-      [..., D], within the box if there is one.
+    Arguments are those of `sample_ddpm`, with `step_noise` as `z`. The result of every step is
+    clipped to the box `clip`; None is no clipping.
     """
 
     def step(x: Array, epsilon: Array, noise: Array, index: Array) -> Array:

@@ -46,9 +46,9 @@ def make_actor_critic(
       init_actor: makes the parameters of all other networks. Parameters named `critic`, or as a
         network of the value learning, replace the usual ones.
       actor_loss: gradients are taken in `params`; `state.params` holds the same numbers fixed.
-      policy: how the agent acts, before best-of-n.
+      policy: the way to act, before best-of-n.
       target_names: the networks that have a moving average.
-      value_learning: what regresses the critics; by default what `config.value_learning` names.
+      value_learning: regression of the critics; by default the one that the config names.
       target_policy: draws the next actions that critics are backed up from; by default `policy`.
       rates: of the moving averages, by network; by default `config.tau` for all.
       choose: makes the policy that acts of `policy`; by default `best_of_n`.
@@ -95,7 +95,7 @@ def best_of_n(
 ) -> PolicyFn:
     """Policy that takes the action of highest value among `config.best_of_n` of another policy.
 
-    The value is `rank(values [K, ...], axis=0)` of the critics, or `by_target` of their averages.
+    The value is `rank(values [K, ...], axis=0)`, with `by_target` by the target critics.
     """
 
     def best(state: AgentState, observations: Array, key: Key) -> Array:

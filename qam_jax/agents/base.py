@@ -101,7 +101,7 @@ PolicyFn = Callable[[AgentState, Array, Key], Array]
 
 
 def base_config(**own: Any) -> ConfigDict:
-    """Fields of every algorithm, with the paper's settings; those in `own` are set or added."""
+    """Fields of every algorithm, with the paper's settings, changed and extended by `own`."""
     shared = dict(
         lr=3e-4,  # Adam's learning rate
         batch_size=256,  # windows per update
@@ -119,7 +119,7 @@ def base_config(**own: Any) -> ConfigDict:
 
 
 def critic_config(**own: Any) -> ConfigDict:
-    """Fields of every algorithm with a critic, as `base_config`."""
+    """Fields of every algorithm with critics, those of `base_config` among them, then `own`."""
     critic = dict(
         num_qs=10,  # K, critics in the ensemble
         rho=0.5,  # pessimism in the target, in standard deviations

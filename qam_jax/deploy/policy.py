@@ -206,7 +206,7 @@ def decision_fn(run: SavedRun) -> Callable[[Array, Array], Array]:
 
 
 def policy_metadata(run: SavedRun, folder: Path) -> dict[str, Any]:
-    """Description of a policy and of its origin, for JSON."""
+    """Description of a policy and its origin, for JSON."""
     saved = read_metadata(folder)
     return {
         "qam_jax": __version__,

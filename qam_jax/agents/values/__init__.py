@@ -44,7 +44,7 @@ RANGES = {**iql.RANGES, **divl.RANGES, **lql.RANGES}
 
 
 def critic_config(**own: Any) -> ConfigDict:
-    """Fields of every algorithm whose critics any value learning may regress, as `base_config`."""
+    """`base.critic_config` with the fields of the value learnings, for a choice among them."""
     return base.critic_config(**{**FIELDS, **own})
 
 

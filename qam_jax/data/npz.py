@@ -81,7 +81,7 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
 
     Raises:
       MemoryError: if they do not fit into memory.
-      ValueError: if the file is damaged.
+      ValueError: if the file is damaged, or has changed since the headers were read.
     """
     memory.check_fits(
         f"the arrays of {path}", sum(map(_size_in_memory, headers, headers.values())), _REMEDY,
@@ -89,7 +89,9 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
     )  # fmt: skip
     data = {}
     with _open(path) as archive:
-        for name, header in headers.items():
+        checksums = {member.filename: member.CRC for member in archive.infolist()}
+        changed = any(checksums.get(f"{n}.npy") != header.checksum for n, header in headers.items())
+        for name, header in headers.items() if not changed else ():
             values = io.BytesIO()
             with archive.open(f"{name}.npy") as file:
                 length_bytes = 2 if np.lib.format.read_magic(file) == (1, 0) else 4
@@ -98,6 +100,11 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
             flat = np.frombuffer(values.getbuffer(), header.dtype)
             array = flat.reshape(header.shape, order="F" if header.is_fortran else "C")
             data[name] = as_float32(array) if name in checks.FIELDS else array
+    if changed:
+        raise ValueError(
+            f"{path} has changed since this run began. Put the earlier file back; the same command "
+            "then continues the run. Or start a new run with the new file."
+        )
     return data
 
 

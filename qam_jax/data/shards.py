@@ -20,7 +20,7 @@ import numpy as np
 
 from qam_jax.data import checks, npz
 from qam_jax.data.checks import ArrayHeader
-from qam_jax.data.column_cache import FileVersion, find_cache, open_columns, read_version
+from qam_jax.data.column_cache import find_cache, list_content, map_columns
 from qam_jax.data.dataset import DataSource, check_dataset_fits, layout, take_leading
 from qam_jax.files import user_path
 from qam_jax.types import TransitionDataset
@@ -32,7 +32,6 @@ class Shard(NamedTuple):
     """One file, as it was when the run began."""
 
     path: Path
-    version: FileVersion
     headers: Mapping[str, ArrayHeader]
     num_transitions: int  # that are used
     num_rows: int  # that they take as a `TransitionDataset`
@@ -108,15 +107,19 @@ class Shards(DataSource):
           ValueError: if it is damaged, breaks a rule, or changed since the run began.
         """
         index = step // self._interval % len(self._shards) if self._interval else 0
-        if self._dataset is None or index != self._current:
-            started, is_swap = time.perf_counter(), self._dataset is not None
-            dataset = jax.block_until_ready(jax.device_put(self._fitting(index)))
-            self._dataset, self._current = dataset, index
-            if is_swap:
-                self.num_swaps += 1
-                self.stall_seconds += time.perf_counter() - started
-            if self._interval:
-                self._next = self._reader.submit(self._read, (index + 1) % len(self._shards))
+        if self._dataset is not None and index == self._current:
+            return self._dataset
+        started, is_swap = time.perf_counter(), self._dataset is not None
+        laid_out = self._take(index)
+        if not is_swap and jax.default_backend() != "cpu":  # which uses the arrays where they are
+            check_dataset_fits(laid_out)
+        self._dataset = jax.block_until_ready(jax.device_put(laid_out))
+        self._current = index
+        if is_swap:
+            self.num_swaps += 1
+            self.stall_seconds += time.perf_counter() - started
+        if self._interval:
+            self._next = self._reader.submit(self._read, (index + 1) % len(self._shards))
         return self._dataset
 
     def next_change(self, step: int) -> int | None:
@@ -124,12 +127,7 @@ class Shards(DataSource):
 
     def fingerprint(self) -> str:
         """Hash of the names, the checksums and the settings; it does not depend on the folder."""
-        content = [
-            [shard.path.name]
-            + [[name, shard.headers[name].shape, shard.headers[name].checksum]
-               for name in (*checks.FIELDS, *checks.RELABEL_FIELDS) if name in shard.headers]
-            for shard in self._shards
-        ]  # fmt: skip
+        content = [[shard.path.name, *list_content(shard.headers)] for shard in self._shards]
         task = self._task.spec.id if self._task else None
         settings = [self._interval, self._proportion, self._sparse, task]
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()[:16]
@@ -141,12 +139,6 @@ class Shards(DataSource):
         """Waits for the thread that reads the next file, and lets go of the data."""
         self._reader.shutdown()
         self._next = self._dataset = None
-
-    def _fitting(self, index: int) -> TransitionDataset:
-        """Arrays of a shard; the first one is checked against the memory of a GPU or a TPU."""
-        dataset = self._take(index)
-        moves = jax.default_backend() != "cpu"  # which uses the arrays where they are
-        return check_dataset_fits(dataset) if moves and self._dataset is None else dataset
 
     def _take(self, index: int) -> TransitionDataset:
         """Arrays of a shard, from the thread if it has read this one."""
@@ -161,8 +153,7 @@ class Shards(DataSource):
     def _read(self, index: int) -> TransitionDataset:
         """Lays out a shard in memory, padded. The thread calls it too: it uses no JAX."""
         shard = self._shards[index]
-        version = _current_version(shard)
-        columns = open_columns(shard.path, shard.headers, self._cache, version, self._task)
+        columns = map_columns(shard.path, shard.headers, self._cache, self._task)
         columns = take_leading(columns, self._proportion, shard.path)
         num_rows = max(shard.num_rows for shard in self._shards)
         num_starts = max(shard.num_transitions for shard in self._shards)
@@ -188,7 +179,6 @@ def _find_task(
 
 
 def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> Shard:
-    version = read_version(path)
     columns = npz.read_arrays(path, {"terminals": headers["terminals"]})
     has_next = "next_observations" in headers
     if has_next:
@@ -196,7 +186,7 @@ def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -
     ends = take_leading(columns, proportion, path)["terminals"] != 0
     num_ends = int(np.count_nonzero(ends))
     num_transitions = len(ends) - (0 if has_next else num_ends)
-    return Shard(path, version, headers, num_transitions, num_transitions + num_ends)
+    return Shard(path, headers, num_transitions, num_transitions + num_ends)
 
 
 def _describe(folder: Path, shards: list[Shard], interval: int, proportion: float) -> str:
@@ -208,20 +198,6 @@ def _describe(folder: Path, shards: list[Shard], interval: int, proportion: floa
         f"{len(shards)} files in {folder}{part} ({count} transitions), each in turn for "
         f"{interval} updates"
     )
-
-
-def _current_version(shard: Shard) -> FileVersion:
-    """Version of the file now. Its content must be the one that it had when the run began."""
-    try:
-        version = read_version(shard.path)
-    except FileNotFoundError:
-        return shard.version  # its columns may be there
-    if version != shard.version and npz.read_headers(shard.path) != shard.headers:
-        raise ValueError(
-            f"{shard.path} has changed since this run began. Put the earlier file back; the same "
-            "command then continues the run. Or start a new run with the new file."
-        )
-    return version
 
 
 def _pad(dataset: TransitionDataset, num_rows: int, num_starts: int) -> TransitionDataset:

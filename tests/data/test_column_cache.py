@@ -1,7 +1,6 @@
 """The converted columns of a folder's files, which are kept, and the folder's fingerprint."""
 
 import errno
-import json
 import shutil
 import subprocess
 import sys
@@ -46,14 +45,17 @@ def test_a_file_is_converted_once_and_again_when_it_changes(
     assert converted == ["a.npz", "b.npz", "c.npz", "b.npz"]
 
 
-def test_columns_are_float32_and_nothing_else_is_left(folder, open_folder):
+def test_columns_are_float32_and_nothing_else_is_left(folder, open_folder, write):
+    old = folder / ".columns" / "a" / "task"
+    old.mkdir(parents=True)
+    (old / "rewards.npy").touch()  # of a file that has changed since
     source = open_folder(folder)
     source.at(0)
     source.close()
-    files = sorted(path.name for path in (folder / ".columns" / "a").iterdir())
-    assert files == sorted([*(f"{name}.npy" for name in FIELDS[:4]), "source.json"])
-    for path in (folder / ".columns" / "a").glob("*.npy"):
-        assert np.load(path).dtype == np.float32
+    (columns,) = (folder / ".columns" / "a").iterdir()
+    with np.load(folder / "a.npz") as archive:
+        expected = [archive[name].astype(np.float32).ravel() for name in FIELDS[:4]]
+    np.testing.assert_array_equal(np.fromfile(columns, np.float32), np.concatenate(expected))
     visible = [path.name for path in (folder / ".columns").iterdir() if path.name[0] != "."]
     assert sorted(visible) == ["a", "b"]
     assert not list((folder / ".columns").rglob("*.tmp*"))
@@ -64,20 +66,17 @@ class _KilledError(BaseException):
 
 
 def test_a_half_written_conversion_is_never_used(folder, open_folder, monkeypatch):
-    save = np.save
-
-    def die(target, column):
-        save(target, column)
-        if "terminals" in target.name:
-            raise _KilledError
+    def die(temporary):
+        assert temporary.stat().st_size
+        raise _KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(column_cache.np, "save", die)
+        patch.setattr("qam_jax.files.flush_to_disk", die)
         patch.setattr(type(folder), "unlink", lambda *args, **kwargs: None)
         with pytest.raises(_KilledError):
             open_folder(folder, replace_interval=0).at(0)
-    (leftover,) = (folder / ".columns" / "a").glob(".terminals.*")
-    assert (folder / ".columns" / "a" / "observations.npy").exists()
+    (leftover,) = (folder / ".columns" / "a").iterdir()
+    assert leftover.name[0] == "."
     assert _first_numbers(open_folder(folder, replace_interval=0), [0]) == [0]
     assert not leftover.exists()
 
@@ -90,10 +89,10 @@ def test_columns_that_the_new_version_lacks_are_removed(folder, open_folder, wri
 
 
 def test_a_full_disk_is_reported_with_what_to_do(folder, open_folder, monkeypatch):
-    def fail(target, column):
+    def fail(temporary):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(column_cache.np, "save", fail)
+    monkeypatch.setattr("qam_jax.files.flush_to_disk", fail)
     with pytest.raises(OSError, match=r"cannot store the columns of .*a\.npz.*QAM_JAX_CACHE"):
         open_folder(folder, replace_interval=0).at(0)
     assert not list((folder / ".columns").rglob("*.tmp*"))
@@ -105,10 +104,10 @@ def test_where_the_folder_cannot_be_written_to_another_is_used(
     (folder / ".columns").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
-    assert list((tmp_path / "xdg" / "qam_jax" / "columns").glob("shards-*/a/source.json"))
+    assert list((tmp_path / "xdg" / "qam_jax" / "columns").glob("shards-*/a/*.float32"))
     monkeypatch.setenv(column_cache.CACHE_VARIABLE, str(tmp_path / "mine"))
     assert _first_numbers(open_folder(folder), [0, 10]) == [0, 100]
-    assert list((tmp_path / "mine").rglob("a/source.json"))
+    assert list((tmp_path / "mine").rglob("a/*.float32"))
 
 
 _SCRIPT = """
@@ -157,7 +156,7 @@ def test_two_sources_convert_at_once(folder, open_folder, monkeypatch, locks):
     for thread in threads:
         thread.join()
     assert results == [[0], [0]]
-    assert json.loads((folder / ".columns" / "a" / "source.json").read_text())["version"]
+    assert len(list((folder / ".columns" / "a").iterdir())) == 1
     assert not list((folder / ".columns").rglob("*.tmp*"))
 
 

@@ -1,7 +1,6 @@
 """Downloads OGBench's datasets (arXiv 2410.20092) from the first mirror that has them.
 
-During a transfer three files stand beside the target. `<file>.part` holds the bytes that have
-arrived. `<file>.part.json` names the remote file that they are the beginning of.
+What has arrived from an address stands in `<file>.part-<hash of the address>`, and the lock
 `<file>.part.lock` keeps a second process waiting. A broken transfer goes on where it stopped, also
 in a later run. A file gets its name only once it is complete and all checksums in it are right, so
 pieces that do not belong together are never kept.
@@ -9,6 +8,7 @@ pieces that do not belong together are never kept.
 Own code, because `urllib3.Retry` cannot continue a body that broke off.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import requests
 from tqdm import tqdm
 
 from qam_jax.data import npz
 from qam_jax.data.checks import REQUIRED_FIELDS, check_headers
-from qam_jax.files import ensure_writable_dir, hold_lock, read_json, user_path, write_json
+from qam_jax.files import ensure_writable_dir, flush_to_disk, hold_lock, user_path
 
 MIRRORS = (
     "https://rail.eecs.berkeley.edu/datasets/ogbench",
@@ -64,8 +63,7 @@ def download_dataset(
     Args:
       dataset_name: OGBench's name, such as `cube-double-play-v0`.
       dataset_dir: the folder to put the files in. It is created.
-      mirrors: addresses to put `/<file>` behind, tried in this order. The mirror of a partial file
-        is asked first.
+      mirrors: addresses to put `/<file>` behind, tried in this order; those of partial files first.
       timeout: seconds to wait for a connection, and for each next piece of data.
       retries: how many times in a row a mirror may break off without headway before the next
         mirror is tried.
@@ -98,11 +96,10 @@ def _provide(
 ) -> str | None:
     """Downloads one file and returns the mirror; None if another process did it meanwhile."""
     ensure_writable_dir(target.parent)
-    part = target.with_name(f"{target.name}.part")
     lock = target.with_name(f"{target.name}.part.lock")
     with hold_lock(lock, f"downloading {target}"):
         try:
-            mirror = None if target.exists() else _fetch_from_any(mirrors, target.name, part, fetch)
+            mirror = None if target.exists() else _fetch_from_any(mirrors, target, fetch)
         except DownloadError:
             raise
         except OSError as error:  # the disk's: errors of the network end in `_attempt`
@@ -112,42 +109,51 @@ def _provide(
                 "some space or choose another folder; the same command then continues where "
                 "it stopped.",
             ) from error
-        if mirror:
-            os.replace(part, target)
-            _discard(part)
-        lock.unlink(missing_ok=True)
+        for leftover in target.parent.glob(f"{target.name}.part*"):
+            leftover.unlink(missing_ok=True)
         return mirror
 
 
 def _fetch_from_any(
-    mirrors: Sequence[str], name: str, part: Path, fetch: Callable[[str, Path], None]
+    mirrors: Sequence[str], target: Path, fetch: Callable[[str, Path], None]
 ) -> str:
-    """Completes a partial file and returns the mirror."""
-    urls = {f"{mirror.rstrip('/')}/{name}": mirror for mirror in mirrors}
-    started = _read_note(part).get("url")
+    """Downloads one file and returns the mirror."""
+    urls = {f"{mirror.rstrip('/')}/{target.name}": mirror for mirror in mirrors}
     failures = []
-    for url in sorted(urls, key=lambda url: url != started):
+    for url in sorted(urls, key=lambda url: not _part(target, url).exists()):
         try:
-            fetch(url, part)
+            fetch(url, _part(target, url))
+            os.replace(_part(target, url), target)
             return urls[url]
         except _MirrorError as error:
             failures.append(f"  {url}: {error}")
-    stem = name.removesuffix(".npz").removesuffix("-val")
+    stem = target.name.removesuffix(".npz").removesuffix("-val")
     raise DownloadError(
-        f"could not download {name}. Mirrors tried:\n" + "\n".join(failures) + "\n"
+        f"could not download {target.name}. Mirrors tried:\n" + "\n".join(failures) + "\n"
         "What to do: run the same command again (it continues where it stopped); or name another "
         f"mirror with --mirrors; or copy {stem}.npz and {stem}-val.npz into "
-        f"{str(part.parent)!r} by hand; or simulate it, if it is in the "
+        f"{str(target.parent)!r} by hand; or simulate it, if it is in the "
         "list of experiments/generate_dataset.py --list (--data_source=generate)."
     )
 
 
+def _part(target: Path, url: str) -> Path:
+    return target.with_name(f"{target.name}.part-{hashlib.sha256(url.encode()).hexdigest()[:8]}")
+
+
 def _fetch(url: str, part: Path, *, timeout: float, retries: int, backoff: float) -> None:
-    """Completes a partial file from one address, asking again while that makes headway."""
+    """Completes a partial file from its address, asking again while that makes headway."""
+    if part.exists() and not _fault(part):
+        return  # stopped after the last byte
     failed, farthest = 0, 0
     while True:
         try:
-            return _check(part, joined=_attempt(url, part, timeout))
+            joined = _attempt(url, part, timeout)
+            fault = _fault(part)
+            if not fault:
+                return
+            part.unlink()  # if it was joined, the remote file may have changed meanwhile
+            raise (_BrokenTransferError if joined else _MirrorError)(fault)
         except _BrokenTransferError as error:
             failed = 0 if _size(part) > farthest else failed + 1
             farthest = max(farthest, _size(part))
@@ -159,20 +165,16 @@ def _fetch(url: str, part: Path, *, timeout: float, retries: int, backoff: float
 
 def _attempt(url: str, part: Path, timeout: float) -> bool:
     """Makes one request and stores its answer; returns whether it was joined to earlier data."""
-    note, start = _read_note(part), _size(part)
-    if note.get("url") != url or not note["size"] or start > note["size"]:
-        start = 0
-    elif start == note["size"]:
-        return True  # stopped between the last byte and the check
+    start = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
             status = response.status_code
             if status in (200, 206):
-                _save(response, url, part)
+                _save(response, part, start if status == 206 else 0)
                 return status == 206
             if status == 416:  # the remote file has become shorter
-                _discard(part)
+                part.unlink(missing_ok=True)
             error_type = _BrokenTransferError if status in _PASSING_STATUSES else _MirrorError
             raise error_type(f"HTTP {status} {response.reason}")
     except requests.RequestException as error:
@@ -181,58 +183,33 @@ def _attempt(url: str, part: Path, timeout: float) -> bool:
         raise error_type(f"{type(error).__name__}: {error}") from error
 
 
-def _save(response: requests.Response, url: str, part: Path) -> None:
-    """Writes a whole file, or what follows the partial file."""
+def _save(response: requests.Response, part: Path, start: int) -> None:
+    """Writes the bytes of a file from `start` on."""
     chunks = response.iter_content(_CHUNK_BYTES)
     chunk = next(chunks, b"")
-    if response.status_code == 200:
-        if not chunk.startswith(b"PK"):  # before an earlier partial file is given up for it
-            kind = response.headers.get("Content-Type", "unknown")
-            raise _MirrorError(f"the answer is not an .npz file (content type {kind})")
-        length = response.headers.get("Content-Length", "")
-        part.write_bytes(b"")  # first, so that the new note never stands for old bytes
-        write_json(
-            _note_path(part), {"url": url, "size": int(length) if length.isdigit() else None}
-        )
-    size = _read_note(part)["size"]
-    bar = tqdm(
-        desc=part.stem, total=size, initial=_size(part), unit="B", unit_scale=True, disable=None
-    )
-    with bar, open(part, "ab") as file:
+    if not start and not chunk.startswith(b"PK"):  # before earlier bytes are given up for it
+        kind = response.headers.get("Content-Type", "unknown")
+        raise _MirrorError(f"the answer is not an .npz file (content type {kind})")
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdigit() else None
+    bar = tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None)
+    with bar, open(part, "ab" if start else "wb") as file:
         while chunk:
             file.write(chunk)
             bar.update(len(chunk))
             chunk = next(chunks, b"")
 
 
-def _check(part: Path, *, joined: bool) -> None:
-    """Checks every byte of a finished transfer; removes it if it is not a sound dataset."""
+def _fault(part: Path) -> str:
+    """Reads every byte of a file; says why it is no sound dataset, if it is none."""
     try:
         headers = npz.read_headers(part, verify=True)
         check_headers(headers, REQUIRED_FIELDS, source=str(part))
     except ValueError as error:
-        _discard(part)  # if it was joined, the remote file may have changed meanwhile
-        raise (_BrokenTransferError if joined else _MirrorError)(str(error)) from error
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _read_note(part: Path) -> dict[str, Any]:
-    """The `url` and the `size` of the file that a partial file is the beginning of."""
-    try:
-        return read_json(_note_path(part))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _note_path(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
+        return str(error)
+    flush_to_disk(part)
+    return ""
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _note_path(part).unlink(missing_ok=True)

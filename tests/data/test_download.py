@@ -160,6 +160,7 @@ def test_fetches_the_validation_file_first_and_each_file_once(mirror, tmp_path):
 
 def test_a_dropped_connection_is_resumed_where_it_stopped(mirror, tmp_path):
     flaky = mirror(BROKEN, serve())
+    (tmp_path / f"{TRAIN}.part").write_bytes(b"PK")  # of an earlier version of this package
     _download(tmp_path, flaky)
     _assert_complete(tmp_path)
     first, second = flaky.requests
@@ -274,8 +275,8 @@ def test_an_unwritable_folder_is_named_at_once(mirror, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_named_at_once(mirror, tmp_path):
-    (tmp_path / f"{TRAIN}.part").symlink_to("/dev/full")
     first, second = mirror(), mirror()
+    download._part(tmp_path / TRAIN, f"{first.url}/{TRAIN}").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device.*Free some space") as raised:
         _download(tmp_path, first, second)
     assert raised.value.errno == errno.ENOSPC
@@ -332,7 +333,7 @@ def test_a_process_killed_before_the_last_check_needs_no_network(mirror, tmp_pat
     (tmp_path / VAL).write_bytes(VAL_BYTES)
     good = mirror()
     with monkeypatch.context() as patch, pytest.raises(TypeError):
-        patch.setattr(download, "_check", None)
+        patch.setattr(download, "_fault", None)
         _download(tmp_path, good)
     assert not (tmp_path / TRAIN).exists()
     _download(tmp_path, good)

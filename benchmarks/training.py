@@ -13,7 +13,7 @@ from measure import fit_exponent, interleave, make_peak, row
 from ml_collections import ConfigDict
 
 from qam_jax.agents import Agent, AgentState, get_config, make_agent
-from qam_jax.data.dataset import InMemory, make_dataset, sample_windows
+from qam_jax.data.dataset import DataSource, make_dataset, sample_windows
 from qam_jax.data.normalization import Normalization
 from qam_jax.runs.saved import init_state
 from qam_jax.runs.settings import RunSettings
@@ -79,7 +79,7 @@ def loop(repeats: int, fast: bool) -> list[dict[str, Any]]:
 def _loop(name: str, config: ConfigDict, count: int, repeats: int) -> list[dict[str, Any]]:
     agent, dataset = make_agent(config), make_synthetic(28, 5)
     key = jax.random.PRNGKey(1)
-    source = InMemory(dataset, "synthetic", Path())
+    source = DataSource(dataset, "synthetic", Path())
     settings, layout = RunSettings(offline_steps=10**9), Layout([0])
     dims = 28, 5
     plan = Plan(settings, agent, config, source, dims, Normalization.identity(*dims), None)

@@ -61,7 +61,7 @@ def test_what_cannot_fit_the_device_is_refused_beforehand(gpu, tmp_path):
 
 
 def test_a_file_that_does_not_fit_is_refused_unread(tmp_path):
-    header = npz.ArrayHeader((10**12, 10), np.dtype(np.float64), False, 0)
+    header = npz.ArrayHeader((10**12, 10), np.dtype(np.float64), False, 0, 0)
     with pytest.raises(MemoryError, match=r"big\.npz need 40\.0 TB.*--ogbench_dataset_dir"):
         npz.read_arrays(tmp_path / "big.npz", {"observations": header})
 

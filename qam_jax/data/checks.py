@@ -40,6 +40,7 @@ class ArrayHeader(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     is_fortran: bool  # the order of the values
+    start: int  # byte at which the values begin
     checksum: int
 
 

@@ -1,6 +1,5 @@
 """Episodes as arrays on the device, and windows drawn from them inside a compiled program."""
 
-import abc
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -17,50 +16,38 @@ from qam_jax.types import Array, Batch, TransitionDataset, Transitions
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
 
 
-class DataSource(abc.ABC):
-    """Data for updates: the same for all of them, or changing as training goes on.
+@dataclasses.dataclass(eq=False)
+class DataSource:
+    """Data for updates: one dataset for all of them; `Shards` changes as training goes on.
 
     Attributes:
+      dataset: the data that train, on the default device.
       description: one plain line, for the log and the run's metadata.
       path: the file or folder that is read.
     """
-
-    description: str
-    path: Path
-
-    @abc.abstractmethod
-    def at(self, step: int) -> TransitionDataset:
-        """Data on the default device for update `step`, from 0; always of the same shapes."""
-
-    def next_change(self, step: int) -> int | None:
-        """First update after `step` that trains on other data; None if there is none."""
-        return None
-
-    @abc.abstractmethod
-    def fingerprint(self) -> str:
-        """Hash of the data: equal for equal data, wherever they are."""
-
-    def metrics(self) -> dict[str, float]:
-        """Values to log, by name."""
-        return {}
-
-    def close(self) -> None:  # noqa: B027 - most have nothing to end
-        """Ends background work."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class InMemory(DataSource):
-    """One dataset, which is on the device all the time."""
 
     dataset: TransitionDataset
     description: str
     path: Path
 
     def at(self, step: int) -> TransitionDataset:
+        """Data on the default device for update `step`, from 0; always of the same shapes."""
         return self.dataset
 
+    def next_change(self, step: int) -> int | None:
+        """First update after `step` that trains on other data; None if there is none."""
+        return None
+
     def fingerprint(self) -> str:
+        """Hash of the data: equal for equal data, wherever they are."""
         return fingerprint(self.dataset)
+
+    def metrics(self) -> dict[str, float]:
+        """Values to log, by name."""
+        return {}
+
+    def close(self) -> None:
+        """Ends background work."""
 
 
 def make_dataset(
@@ -107,18 +94,10 @@ def prepare_dataset(
 def layout(
     data: Mapping[str, np.ndarray], *, sparse: bool = False, any_actions: bool = False
 ) -> TransitionDataset:
-    """Lays out checked arrays as a `TransitionDataset` of NumPy arrays.
+    """Lays out checked fields, see `qam_jax.data.checks`, as a `TransitionDataset` of NumPy arrays.
 
-    Args:
-      data: `observations` [N, O], `actions` [N, A], `terminals` [N] (1 at the last row of every
-        episode), `rewards` [N], and optionally `masks` [N] (default 1) and `next_observations`
-        [N, O]. Without `next_observations`, the last row of an episode holds only its final
-        observation; with it, every row is a transition. See `qam_jax.data.checks`.
-      sparse: whether every reward that is not 0 becomes -1.
-      any_actions: whether actions stay as they are.
-
-    Returns:
-      The dataset, other actions clipped to +-(1 - 1e-5). Arrays that need no change are not copied.
+    With `sparse`, every reward that is not 0 becomes -1. Actions are clipped to +-(1 - 1e-5),
+    except with `any_actions`. Arrays that need no change are not copied.
     """
     rewards, actions = (np.asarray(data[name], np.float32) for name in ("rewards", "actions"))
     columns = {
@@ -145,14 +124,7 @@ def take_leading(
     """Keeps the first `int(T * proportion)` of `T` transitions; the last row ends an episode.
 
     The flag `--dataset_proportion` of QAM's published code does the same (arXiv 2601.14234).
-
-    Args:
-      data: arrays with one row per time step, see `layout`.
-      proportion: in (0, 1].
-      source: origin of the data, with which the message begins.
-
-    Raises:
-      ValueError: if the proportion is out of range, or leaves no transition.
+    Raises ValueError, about `source`, if the proportion is not in (0, 1] or leaves no transition.
     """
     if not 0 < proportion <= 1:
         raise ValueError(

@@ -11,9 +11,9 @@ names the rows that are successes: `masks` is 0 there and 1 elsewhere. The rule 
 Rewards are the dataset's own. Where it has none, they are 0 at a success and -1 elsewhere.
 """
 
-import importlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,10 +34,11 @@ class Choice(NamedTuple):
     any_actions: bool = False  # whether actions need not lie in [-1, 1]
 
 
-def import_library(name: str, extra: str, source: str) -> Any:
-    """Returns a module that is not always installed; ImportError says which extra has it."""
+@contextlib.contextmanager
+def needs_extra(extra: str, source: str) -> Iterator[None]:
+    """Lets an ImportError of the block say which extra of this package has what is missing."""
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError as error:
         raise ImportError(
             f"{source}: reading it needs packages that are not installed ({error}). Install them: "
@@ -103,18 +104,14 @@ def to_fields(
     Any other last row is left out: it only provides the final observation.
 
     Args:
-      columns: `observations` [N, O], `actions` [N, A], `terminals` [N], and where there are such,
-        `rewards` [N] and `next_observations` [N, O].
+      columns: fields of `qam_jax.data.checks`, without `masks`.
       rule: which rows are successes, see the top of this module.
       marks: the column [N] that the rule names, if it names one.
       source: origin of the data, with which messages begin.
       any_actions: whether actions need not lie in [-1, 1].
 
-    Returns:
-      The fields of `qam_jax.data.checks`, float32; every row is a transition, and none may be left.
-
-    Raises:
-      ValueError: if the columns break a rule of `qam_jax.data.checks`, or do not fit the `rule`.
+    Returns all these fields, float32; every row is a transition, and there may be no row. Raises
+    ValueError if the columns break a rule of `qam_jax.data.checks`, or do not fit the `rule`.
     """
     data = {name: as_float32(array) for name, array in columns.items()}
     check_transitions(data, source=source, any_actions=any_actions)

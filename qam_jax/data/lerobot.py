@@ -6,8 +6,9 @@ features but the videos. What an action led to stands in its own row: `next.rewa
 and `next.done`. The observation after an episode's last frame is not recorded.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def load_lerobot(
     Raises FileNotFoundError, ImportError without PyArrow, ValueError that names the first fault.
     """
     source, folder = f"lerobot:{name}", user_path(name)
-    parquet = demonstrations.import_library("pyarrow.parquet", "lerobot", source)
+    with demonstrations.needs_extra("lerobot", source):
+        import pyarrow.parquet as parquet
     features, vectors, num_frames = _read_info(folder, source)
     default = [key for key in _DEFAULT_KEYS if key in features]
     keys = demonstrations.choose_keys(choice.obs_keys or default, vectors, source)
@@ -43,12 +45,10 @@ def load_lerobot(
     names = list(dict.fromkeys([*keys, *_COLUMNS, *optional]))
     pieces = {}
     for path in sorted(folder.glob("data/*/*.parquet")):
-        try:
+        with _named_if_damaged(path, source):
             table = parquet.ParquetFile(path).read(columns=names)
             place = str(path.relative_to(folder))
             pieces[place] = {each: _to_numpy(table[each], each, place) for each in names}
-        except (KeyError, OSError, ValueError) as error:
-            raise _unreadable(path, source, error) from error
     if not pieces:
         raise FileNotFoundError(f"{source}: there is no data/chunk-*/*.parquet. Download it again.")
     columns = demonstrations.join_rows(pieces, source)
@@ -63,11 +63,15 @@ def load_lerobot(
     return data, folder, demonstrations.describe(source, data, keys, there)
 
 
-def _unreadable(path: Path, source: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{source}: {path} is damaged or incomplete ({type(error).__name__}: {error}). Download or "
-        "write it again."
-    )
+@contextlib.contextmanager
+def _named_if_damaged(path: Path, source: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source}: {path} is damaged or incomplete ({type(error).__name__}: {error}). "
+            "Download or write it again."
+        ) from error
 
 
 def _read_info(folder: Path, source: str) -> tuple[list[str], list[str], int]:
@@ -78,13 +82,11 @@ def _read_info(folder: Path, source: str) -> tuple[list[str], list[str], int]:
             f"{source}: there is no {path}. Name the folder of a LeRobot dataset, which holds meta "
             "and data."
         )
-    try:
+    with _named_if_damaged(path, source):
         info = json.loads(path.read_text(encoding="utf-8"))
         version, features = info["codebase_version"], info["features"]
         vectors = [name for name in features if _is_vector(features[name])]
         num_frames = int(info["total_frames"])
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise _unreadable(path, source, error) from error
     if num_frames < 1:
         raise ValueError(
             f"{source}: {path} counts {num_frames} frames: record some episodes first."
@@ -150,12 +152,10 @@ def _task_index(folder: Path, task: str, source: str) -> int:
     path, old = folder / "meta" / "tasks.parquet", folder / "meta" / "tasks.jsonl"
     if not path.exists() and not old.exists():
         raise FileNotFoundError(f"{source}: there is no {path}, which --demos needs. Leave it out.")
-    try:
+    with _named_if_damaged(path, source):
         tasks = pd.read_parquet(path) if path.exists() else pd.read_json(old, lines=True)
         tasks = tasks.set_index("task") if "task" in tasks else tasks
         numbers = tasks["task_index"].to_dict()
-    except (KeyError, OSError, ValueError) as error:
-        raise _unreadable(path, source, error) from error
     if task not in numbers:
         raise ValueError(
             f"{source}: there is no task {task!r} (--demos). There are: "

@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium import spaces
 
 from qam_jax.data.checks import check_transitions
+from qam_jax.data.demonstrations import needs_extra
 from qam_jax.data.npz import as_float32
 
 _UNREADABLE = (AssertionError, KeyError, OSError, TypeError, ValueError)
@@ -28,15 +29,12 @@ _UNREADABLE = (AssertionError, KeyError, OSError, TypeError, ValueError)
 def load_minari(
     dataset_id: str, env: gymnasium.Env | None = None
 ) -> tuple[dict[str, np.ndarray], Path]:
-    """Reads and checks a dataset; nothing is downloaded.
+    """Reads and checks a dataset, such as `D4RL/door/human-v2`; nothing is downloaded.
 
-    Args:
-      dataset_id: such as `D4RL/door/human-v2`.
-      env: the environment that the data are for, if there is one. It knows the order in which the
-        parts of an observation are flattened.
+    The environment that the data are for, if there is one, knows the order in which the parts of an
+    observation are flattened.
 
-    Returns:
-      The fields as described above, float32, and the dataset's folder.
+    Returns the fields as described above, float32, and the dataset's folder.
 
     Raises:
       FileNotFoundError: if it is not on this machine.
@@ -46,17 +44,13 @@ def load_minari(
     """
     source = f"minari:{dataset_id}"
     try:
-        import minari
-        from minari.storage import get_dataset_path
+        with needs_extra("minari", source):
+            import minari
+            from minari.storage import get_dataset_path
 
-        path = get_dataset_path(dataset_id)
-        dataset = minari.load_dataset(dataset_id, download=False)
-        episodes = [episode for episode in dataset.iterate_episodes() if len(episode)]
-    except ImportError as error:
-        raise ImportError(
-            f"{source}: reading Minari's datasets needs packages that are not installed ({error}). "
-            'Install them: pip install -e ".[minari]"'
-        ) from error
+            path = get_dataset_path(dataset_id)
+            dataset = minari.load_dataset(dataset_id, download=False)
+            episodes = [episode for episode in dataset.iterate_episodes() if len(episode)]
     except _UNREADABLE as error:
         if not (path / "data").exists():
             raise FileNotFoundError(
@@ -78,7 +72,8 @@ def load_minari(
             f"{source}: its observations are those of {space}, which cannot be put into vectors. "
             "Expected a Box space, or a Dict or Tuple of such."
         )
-    data = _to_fields(episodes, space)
+    rows = [_to_fields(episode, space) for episode in episodes]
+    data = {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
     data["actions"] = _rescale(data["actions"], dataset.action_space, source)
     data = {name: as_float32(array) for name, array in data.items()}
     check_transitions(data, source=source)
@@ -95,15 +90,15 @@ def _observation_space(space: spaces.Space, env: gymnasium.Env | None) -> spaces
     return space
 
 
-def _to_fields(episodes: list[Any], space: spaces.Space) -> dict[str, np.ndarray]:
-    observations = [_flatten(space, episode.observations) for episode in episodes]
+def _to_fields(episode: Any, space: spaces.Space) -> dict[str, np.ndarray]:
+    observations = _flatten(space, episode.observations)
     return {
-        "observations": np.concatenate([rows[:-1] for rows in observations]),
-        "actions": np.concatenate([np.asarray(each.actions) for each in episodes]),
-        "terminals": np.concatenate([np.eye(1, len(each), len(each) - 1)[0] for each in episodes]),
-        "rewards": np.concatenate([np.asarray(each.rewards) for each in episodes]),
-        "masks": ~np.concatenate([np.asarray(each.terminations, bool) for each in episodes]),
-        "next_observations": np.concatenate([rows[1:] for rows in observations]),
+        "observations": observations[:-1],
+        "actions": np.asarray(episode.actions),
+        "terminals": np.eye(1, len(episode), len(episode) - 1)[0],
+        "rewards": np.asarray(episode.rewards),
+        "masks": ~np.asarray(episode.terminations, bool),
+        "next_observations": observations[1:],
     }
 
 

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +44,7 @@ def load_npz(
       headers: the result of `read_headers`, if it is known.
       any_actions: whether actions need not lie in [-1, 1].
 
-    Returns:
-      The arrays by name. Documented fields are float32, others have the type of the file.
+    Returns the arrays by name. Documented fields are float32, others have the type of the file.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -83,21 +82,20 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
       MemoryError: if they do not fit into memory.
       ValueError: if the file is damaged, or has changed since the headers were read.
     """
-    memory.check_fits(
-        f"the arrays of {path}", sum(map(_size_in_memory, headers, headers.values())), _REMEDY,
-        on_device=False,
-    )  # fmt: skip
     data = {}
+    sizes = [
+        math.prod(header.shape) * (4 if name in checks.FIELDS else header.dtype.itemsize)
+        for name, header in headers.items()
+    ]
+    memory.check_fits(f"the arrays of {path}", sum(sizes), _REMEDY, on_device=False)
     with _open(path) as archive:
         checksums = {member.filename: member.CRC for member in archive.infolist()}
         changed = any(checksums.get(f"{n}.npy") != header.checksum for n, header in headers.items())
         for name, header in headers.items() if not changed else ():
             values = io.BytesIO()
             with archive.open(f"{name}.npy") as file:
-                length_bytes = 2 if np.lib.format.read_magic(file) == (1, 0) else 4
-                file.read(int.from_bytes(file.read(length_bytes), "little"))
                 shutil.copyfileobj(file, values, _READ_BYTES)
-            flat = np.frombuffer(values.getbuffer(), header.dtype)
+            flat = np.frombuffer(values.getbuffer(), header.dtype, offset=header.start)
             array = flat.reshape(header.shape, order="F" if header.is_fortran else "C")
             data[name] = as_float32(array) if name in checks.FIELDS else array
     if changed:
@@ -125,9 +123,11 @@ def read_headers(path: Path, *, verify: bool = False) -> dict[str, ArrayHeader]:
         for member in archive.infolist():
             if member.filename.endswith(".npy"):
                 with archive.open(member) as file:
-                    shape, is_fortran, dtype = _read_header(file)
-                name = member.filename.removesuffix(".npy")
-                headers[name] = ArrayHeader(shape, dtype, is_fortran, member.CRC)
+                    version = 1 if np.lib.format.read_magic(file) == (1, 0) else 2
+                    read = getattr(np.lib.format, f"read_array_header_{version}_0")
+                    shape, is_fortran, dtype = read(file)
+                    header = ArrayHeader(shape, dtype, is_fortran, file.tell(), member.CRC)
+                headers[member.filename.removesuffix(".npy")] = header
     return headers
 
 
@@ -170,13 +170,3 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path}: this is not an .npz file, or it is damaged or incomplete ({error}). Expected "
             "an archive written by np.savez or np.savez_compressed: download or write it again."
         ) from error
-
-
-def _size_in_memory(name: str, header: ArrayHeader) -> int:
-    return math.prod(header.shape) * (4 if name in checks.FIELDS else header.dtype.itemsize)
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    if np.lib.format.read_magic(file) == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)

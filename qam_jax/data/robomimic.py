@@ -31,7 +31,8 @@ def load_robomimic(
     Raises FileNotFoundError, ImportError without h5py, ValueError that names the first fault.
     """
     source, path = f"robomimic:{name}", user_path(name)
-    h5py = demonstrations.import_library("h5py", "robomimic", source)
+    with demonstrations.needs_extra("robomimic", source):
+        import h5py
     if not path.is_file():
         raise FileNotFoundError(f"{source}: there is no such file. Check the path.")
     try:

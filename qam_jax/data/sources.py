@@ -13,7 +13,7 @@ import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
 from qam_jax.data import checks
-from qam_jax.data.dataset import InMemory, make_dataset, take_leading
+from qam_jax.data.dataset import DataSource, make_dataset, take_leading
 from qam_jax.data.demonstrations import Choice
 from qam_jax.data.download import MIRRORS, DownloadError, download_dataset
 from qam_jax.data.generate import generatable_names, generate_dataset, get_recipe
@@ -38,7 +38,7 @@ def load_ogbench(
     mirrors: Sequence[str] = (),
     sparse: bool = False,
     proportion: float = 1.0,
-) -> InMemory:
+) -> DataSource:
     """Finds, downloads or generates OGBench's dataset of a single-task environment.
 
     Args:
@@ -63,7 +63,7 @@ def load_ogbench(
     data = take_leading(data, proportion, path)
     relabel_dataset(env.spec.id, env.unwrapped, data)
     description = source + _generator_note(path) + _proportion_note(proportion)
-    return InMemory(make_dataset(data, sparse=sparse), description, path)
+    return DataSource(make_dataset(data, sparse=sparse), description, path)
 
 
 def load_own(
@@ -73,7 +73,7 @@ def load_own(
     choice: Choice = Choice(),  # noqa: B008 - it cannot be changed
     sparse: bool = False,
     proportion: float = 1.0,
-) -> InMemory:
+) -> DataSource:
     """Reads data of your own.
 
     Args:
@@ -114,10 +114,10 @@ def load_own(
         data = {name: np.concatenate([data[name], *(o[name] for o in others)]) for name in data}
     description += _proportion_note(proportion)
     laid_out = make_dataset(data, sparse=sparse, any_actions=choice.any_actions)
-    return InMemory(laid_out, description, path)
+    return DataSource(laid_out, description, path)
 
 
-def no_data(env: gymnasium.Env) -> InMemory:
+def no_data(env: gymnasium.Env) -> DataSource:
     """Makes a dataset without transitions, for training on experience alone."""
     zeros = {
         "observations": np.zeros((2, *env.observation_space.shape)),
@@ -127,7 +127,7 @@ def no_data(env: gymnasium.Env) -> InMemory:
     }
     # Arrays must not be empty in compiled programs: one transition is there, and never drawn.
     dataset = dataclasses.replace(make_dataset(zeros), num_starts=np.int32(0))
-    return InMemory(dataset, "none but the run's own experience", Path())
+    return DataSource(dataset, "none but the run's own experience", Path())
 
 
 def _provide(

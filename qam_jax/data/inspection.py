@@ -1,5 +1,6 @@
 """What a dataset holds, and whether an offline method can learn from it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ class Windows(NamedTuple):
     cut: float  # share that ends after the episode, and so has no weight in the losses
     completed: float  # share with weight in which the task is completed
     short_episodes: int  # with fewer transitions than a window
-    values: tuple[float, float]  # bounds of any value, from the range of the rewards
+    values: tuple[float, float]  # bounds of any value, from the rewards
 
 
 class Inspection(NamedTuple):
@@ -63,7 +64,8 @@ def inspect(dataset: TransitionDataset, horizon_length: int, discount: float) ->
     ends = np.unique(lasts)
     firsts = starts[np.searchsorted(starts, np.append(-1, ends[:-1]), side="right")]
     rewards = np.asarray(dataset.rewards, np.float64)[starts]
-    done = np.append(0, np.cumsum(np.asarray(dataset.masks) == 0))  # before each row
+    is_done = np.asarray(dataset.masks) == 0
+    done = np.append(0, np.cumsum(is_done))  # before each row
     values, counts = np.unique(rewards, return_counts=True)
     actions = np.asarray(dataset.actions)[starts]
     window_ends = starts + horizon_length - 1
@@ -87,7 +89,7 @@ def inspect(dataset: TransitionDataset, horizon_length: int, discount: float) ->
                 np.mean(fits & (done[np.minimum(window_ends, lasts) + 1] > done[starts]))
             ),
             short_episodes=int(np.sum(lengths < horizon_length)),
-            values=_value_bounds(values[0], values[-1], discount),
+            values=_value_bounds(rewards, is_done[starts], discount),
         ),
     )
 
@@ -112,16 +114,16 @@ def _describe(values: np.ndarray) -> Dimensions:
     return Dimensions(values.min(axis=0), values.max(axis=0), mean, std, np.array(same_as))
 
 
-def _value_bounds(low: float, high: float, discount: float) -> tuple[float, float]:
-    """Bounds of discounted sums of rewards in [low, high], of one reward up to any number."""
+def _value_bounds(rewards: np.ndarray, is_done: np.ndarray, discount: float) -> tuple[float, float]:
+    """Bounds of discounted sums of one reward up to any number; none follows where `is_done`."""
     longest = 1 / (1 - discount) if discount < 1 else np.inf
-    return min(low, low * longest if low else 0.0), max(high, high * longest if high else 0.0)
+    sums = np.append(rewards, longest * rewards[~is_done & (rewards != 0)])
+    return sums.min(), sums.max()
 
 
 def verdict(data: Inspection) -> list[str]:
     """Plain sentences on what stands in the way of learning, the gravest first."""
-    found = [*_verdict_on_rewards(data), *_verdict_on_windows(data), *_verdict_on_actions(data)]
-    found += _verdict_on_scales(data.observations)
+    found = [*_faults_of_tasks(data), *_faults_of_actions(data), *_faults_of_scales(data)]
     found = found or ["Nothing stands in the way of learning offline."]
     constant = data.observations.constant
     if constant.any():
@@ -129,78 +131,70 @@ def verdict(data: Inspection) -> list[str]:
     return found
 
 
-def _verdict_on_rewards(data: Inspection) -> list[str]:
-    constant = len(data.rewards) == 1
-    low, high = data.rewards[0], data.rewards[-1]
-    if not data.completed.any():
-        if constant:
-            return [
-                f"No episode has a success, and every reward is {low:g}: an offline method can "
-                "learn nothing here but to imitate."
-            ]
-        return [
+def _faults_of_tasks(data: Inspection) -> Iterator[str]:
+    """Faults of rewards, and of windows."""
+    low, high, is_completed = data.rewards[0], data.rewards[-1], data.completed.any()
+    if not is_completed and low == high:
+        yield (
+            f"No episode has a success, and every reward is {low:g}: an offline method can "
+            "learn nothing here but to imitate."
+        )
+    elif not is_completed:
+        yield (
             "No episode completes the task (no mask is 0): the rewards alone, from "
             f"{low:g} to {high:g}, tell good actions from bad ones."
-        ]
-    if constant and low == 0:
-        return ["Every reward is 0, so every value is 0: an offline method can only imitate."]
-    return []
-
-
-def _verdict_on_windows(data: Inspection) -> list[str]:
-    windows, found = data.windows, []
-    short, horizon = windows.short_episodes, windows.horizon_length
-    if short:
-        found.append(
-            f"{short:,} of {len(data.lengths):,} episodes are shorter than a chunk of {horizon} "
-            "actions, and train no critic: choose a shorter --config.horizon_length."
+        )
+    elif low == high == 0:
+        yield "Every reward is 0, so every value is 0: an offline method can only imitate."
+    windows = data.windows
+    shorter = "choose a shorter --config.horizon_length."
+    if windows.short_episodes:
+        yield (
+            f"{windows.short_episodes:,} of {len(data.lengths):,} episodes are shorter than a "
+            f"chunk of {windows.horizon_length} actions, and train no critic: {shorter}"
         )
     elif windows.cut > _MANY:
-        found.append(
-            f"{windows.cut:.0%} of the windows of {horizon} rows end after their episode, and "
-            "train no critic: choose a shorter --config.horizon_length."
+        yield (
+            f"{windows.cut:.0%} of the windows of {windows.horizon_length} rows end after their "
+            f"episode, and train no critic: {shorter}"
         )
-    if data.completed.any() and not windows.completed:
-        found.append(
-            "No window that counts holds a completed task, so no critic learns of it: choose a "
-            "shorter --config.horizon_length."
-        )
-    return found
+    if is_completed and not windows.completed:
+        yield f"No window that counts holds a completed task, so no critic learns of it: {shorter}"
 
 
-def _verdict_on_actions(data: Inspection) -> list[str]:
-    found, actions = [], data.actions
-    at_limits, largest = data.at_limits, np.maximum(-actions.low, actions.high).max()
+def _faults_of_actions(data: Inspection) -> Iterator[str]:
+    actions, at_limits = data.actions, data.at_limits
+    largest = np.maximum(-actions.low, actions.high).max()
     if largest > 1:
-        return [
+        yield (
             f"Actions reach {largest:.3g}, but policies act in [-1, 1]: train with "
             "--normalize_actions=min_max."
-        ]
+        )
+        return
     if at_limits.mean() > _MOST:
         share = "All" if at_limits.min() == 1 else f"{at_limits.mean():.0%} of the"
-        found.append(
+        yield (
             f"{share} actions are within 1% of -1 or 1. Where full speed is not meant, check that "
             "they were divided by the environment's bounds, and not clipped."
         )
     if actions.constant.any():
-        found.append(f"Constant actions: {_listed(actions.constant)}. Nothing is learnt of them.")
+        yield f"Constant actions: {_listed(actions.constant)}. Nothing is learnt of them."
     elif largest < 0.1:
-        found.append(
+        yield (
             f"No action is beyond {largest:.2g}, a small part of [-1, 1]. With "
             "--normalize_actions=min_max policies stay in this part, at its full resolution."
         )
-    return found
 
 
-def _verdict_on_scales(values: Dimensions) -> list[str]:
-    std, mean = values.std[~values.constant], values.mean[~values.constant]
-    if len(std) and (std.max() > _SCALES * std.min() or max(std.max(), np.abs(mean).max()) > _FAR):
-        return [
+def _faults_of_scales(data: Inspection) -> Iterator[str]:
+    moves = ~data.observations.constant
+    std, mean = data.observations.std[moves], np.abs(data.observations.mean[moves])
+    if moves.any() and (std.max() > _SCALES * std.min() or max(std.max(), mean.max()) > _FAR):
+        yield (
             f"Observations are of unlike or large scales: standard deviations from {std.min():.2g} "
-            f"to {std.max():.2g}, means up to {np.abs(mean).max():.2g} from 0. Networks learn "
+            f"to {std.max():.2g}, means up to {mean.max():.2g} from 0. Networks learn "
             "faster with --normalize_observations=mean_std."
-        ]
-    return []
+        )
 
 
 def _listed(which: np.ndarray) -> str:

@@ -68,6 +68,14 @@ def test_bounds_of_values(rewards, discount, bounds):
     np.testing.assert_allclose(_inspect(2, discount, rewards=column).windows.values, bounds)
 
 
+def test_a_reward_that_completes_the_task_is_the_last_one():
+    rewards = np.zeros(8)
+    rewards[3] = 1  # where the first episode completes its task
+    assert _inspect(2, 0.99, rewards=rewards).windows.values == (0, 1)
+    goes_on = _inspect(2, 0.99, rewards=rewards, masks=np.ones(8))
+    np.testing.assert_allclose(goes_on.windows.values, (0, 100))
+
+
 def test_dimensions():
     observations = np.zeros((8, 4))
     observations[:, 1] = observations[:, 3] = np.arange(8)

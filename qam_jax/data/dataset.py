@@ -161,14 +161,8 @@ def sample_windows(
     observation follows the last one. Its weight is `v_{H-1}`. Rows beyond the end of the episode
     repeat the action of its last transition.
 
-    Args:
-      dataset: the episodes.
-      key: source of randomness.
-      batch_size: `B`.
-      horizon_length: `H`, at least 1.
-      discount: per row.
-      num_consecutive: `N`, of which `B` is a multiple. Every row that is drawn starts `N` windows,
-        one after the other, at the rows j, j + H, ..., which are neighbours in the batch.
+    Every row that is drawn starts `N = num_consecutive` windows, of which `B` is a multiple, one
+    after the other at the rows j, j + H, ...; they are neighbours in the batch.
     """
     shape = (batch_size // num_consecutive,)
     starts = dataset.start_rows[jax.random.randint(key, shape, 0, dataset.num_starts)]
@@ -233,13 +227,6 @@ def _append_final_rows(
     columns: dict[str, np.ndarray], ends: np.ndarray, next_observations: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Adds a row to every episode, for its final observation."""
-    after = ends + 1
-    zeros = np.zeros(len(ends), np.float32)
-    final = {
-        "observations": np.asarray(next_observations[ends], np.float32),
-        "actions": np.zeros((len(ends), columns["actions"].shape[1]), np.float32),
-        "rewards": zeros,
-        "masks": zeros + 1,
-    }
-    columns = {name: np.insert(columns[name], after, final[name], axis=0) for name in columns}
+    final = {"observations": next_observations[ends], "actions": 0, "rewards": 0, "masks": 1}
+    columns = {name: np.insert(columns[name], ends + 1, final[name], axis=0) for name in columns}
     return columns, ends + 1 + np.arange(len(ends))

@@ -61,23 +61,19 @@ def make_env(
     """
     if env_module:
         _import_registering(env_module, f"--env_module={env_module}")
-    if is_ogbench(env_name):
-        return _normalized(OwnRandomState(_make_ogbench(env_name, **kwargs)), normalization)
-    if env_name.startswith(metaworld.PREFIX):
-        metaworld.register()
-    module, _, env_id = env_name.rpartition(":")
-    if module:
-        _import_registering(module, f"{module!r} of {env_name!r}")
-    try:
-        env = _make_registered(env_id, env_name, **kwargs)
-    except ValueError:
-        if env_id in gymnasium.registry:
-            raise
-        raise ValueError(_describe_unknown(env_name, env_id, module or env_module)) from None
-    if env.spec is not None and env.spec.max_episode_steps is None:
-        _warn_endless(env_name)
-    env = OwnRandomState(_rescaled(_flattened(env, env_name), env_name))
-    return _normalized(env, normalization)
+    make = _make_ogbench if is_ogbench(env_name) else functools.partial(_make_other, env_module)
+    env = OwnRandomState(make(env_name, **kwargs))
+    if normalization is None or normalization.is_identity:
+        return env
+    unbounded = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+    env = gymnasium.wrappers.TransformObservation(
+        env,
+        lambda values: normalization.normalize_observations(np.asarray(values, np.float32)),
+        unbounded,
+    )
+    return gymnasium.wrappers.TransformAction(
+        env, lambda action: normalization.denormalize_actions(action).clip(-1, 1), env.action_space
+    )
 
 
 def make_env_within(seconds: float, env_name: str, env_module: str = "") -> gymnasium.Env:
@@ -115,10 +111,20 @@ def make_film_env(
         size = {"width": _FRAME_SIZE, "height": _FRAME_SIZE}
         env = make_env(env_name, env_module, normalization, **size)
     else:
-        env = _make_rendering(env_name, env_module, normalization)
+        try:
+            env = make_env(env_name, env_module, normalization, render_mode="rgb_array")
+            env.reset(seed=0)
+            frame = env.unwrapped.render()
+        except Exception as error:  # whatever an environment raises that cannot render
+            reason = f"{explain(error)}."
+            raise ValueError(f"environment {env_name!r} cannot be filmed: {reason}") from error
+        if not (isinstance(frame, np.ndarray) and frame.ndim == 3):
+            raise ValueError(
+                f"environment {env_name!r} cannot be filmed: with render_mode='rgb_array' its "
+                f"render() gave {type(frame).__name__}, expected an image [height, width, 3]."
+            )
     max_steps = env.spec.max_episode_steps if env.spec is not None else None
-    stride = max(1, (max_steps or 0) // _MAX_FRAMES)
-    return Films(env, folder, stride)
+    return Films(env, folder, stride=max(1, (max_steps or 0) // _MAX_FRAMES))
 
 
 def find_render_backend() -> str:
@@ -141,6 +147,24 @@ def find_render_backend() -> str:
         "EGL (a GPU driver, or 'apt-get install libegl1 libgl1-mesa-dri'), or OSMesa ('apt-get "
         "install libosmesa6') and set MUJOCO_GL=osmesa."
     )
+
+
+def _make_other(env_module: str, env_name: str, **kwargs: Any) -> gymnasium.Env:
+    """Makes an environment with observations [O] and actions [A] in [-1, 1]."""
+    if env_name.startswith(metaworld.PREFIX):
+        metaworld.register()
+    module, _, env_id = env_name.rpartition(":")
+    if module:
+        _import_registering(module, f"{module!r} of {env_name!r}")
+    try:
+        env = _make_registered(env_id, env_name, **kwargs)
+    except ValueError:
+        if env_id in gymnasium.registry:
+            raise
+        raise ValueError(_describe_unknown(env_name, env_id, module or env_module)) from None
+    if env.spec is not None and env.spec.max_episode_steps is None:
+        _warn_endless(env_name)
+    return _rescaled(_flattened(env, env_name), env_name)
 
 
 def _make_ogbench(env_name: str, **kwargs: Any) -> gymnasium.Env:
@@ -261,35 +285,3 @@ def _rescaled(env: gymnasium.Env, env_name: str) -> gymnasium.Env:
         env, lambda action: np.clip(action, space.low, space.high).astype(space.dtype), space
     )
     return gymnasium.wrappers.RescaleAction(clipped, np.float32(-1), np.float32(1))
-
-
-def _normalized(env: gymnasium.Env, normalization: Normalization | None) -> gymnasium.Env:
-    """Normalises the observations of an environment, and takes normalised actions."""
-    if normalization is None or normalization.is_identity:
-        return env
-    unbounded = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-    env = gymnasium.wrappers.TransformObservation(
-        env,
-        lambda values: normalization.normalize_observations(np.asarray(values, np.float32)),
-        unbounded,
-    )
-    return gymnasium.wrappers.TransformAction(
-        env, lambda action: normalization.denormalize_actions(action).clip(-1, 1), env.action_space
-    )
-
-
-def _make_rendering(
-    env_name: str, env_module: str, normalization: Normalization | None
-) -> gymnasium.Env:
-    try:
-        env = make_env(env_name, env_module, normalization, render_mode="rgb_array")
-        env.reset(seed=0)
-        frame = env.unwrapped.render()
-    except Exception as error:  # whatever an environment raises that cannot render
-        raise ValueError(f"environment {env_name!r} cannot be filmed: {explain(error)}.") from error
-    if not (isinstance(frame, np.ndarray) and frame.ndim == 3):
-        raise ValueError(
-            f"environment {env_name!r} cannot be filmed: with render_mode='rgb_array' its render() "
-            f"gave {type(frame).__name__}, expected an image [height, width, 3]."
-        )
-    return env

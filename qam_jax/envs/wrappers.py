@@ -12,6 +12,7 @@ import numpy as np
 from qam_jax.files import atomic_write
 
 _FRAMES_PER_SECOND = 20
+_NOWHERE = (np.nan, np.nan)
 
 
 class OwnRandomState(gymnasium.Wrapper):
@@ -95,11 +96,11 @@ class OpenLoopChunks(gymnasium.Wrapper):
         super().__init__(env)
         self._horizon_length = horizon_length
         actions, observations = env.action_space, env.observation_space
-        self.action_space = gymnasium.spaces.Box(
-            np.broadcast_to(actions.low, (horizon_length, *actions.shape)),
-            np.broadcast_to(actions.high, (horizon_length, *actions.shape)),
-            dtype=actions.dtype,
+        low, high = (
+            np.broadcast_to(bound, (horizon_length, *actions.shape))
+            for bound in (actions.low, actions.high)
         )
+        self.action_space = gymnasium.spaces.Box(low, high, dtype=actions.dtype)
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, observations.shape, np.float32
         )
@@ -109,7 +110,7 @@ class OpenLoopChunks(gymnasium.Wrapper):
 
     def at_rest(self) -> tuple[np.ndarray, EpisodeSummary]:
         """Latest observation, and the summary of a chunk in which nothing happened."""
-        return self._observation, self._summary([])
+        return self._observation, self._execute([])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -123,70 +124,39 @@ class OpenLoopChunks(gymnasium.Wrapper):
         return self.at_rest()
 
     def step(self, action):
-        steps = self._execute(action)
-        reward = sum(reward for _, reward, _ in steps)
-        return self._observation, reward, self._terminated, self._truncated, self._summary(steps)
+        summary = self._execute(action)
+        reward = float(summary["rewards"].sum())
+        return self._observation, reward, self._terminated, self._truncated, summary
 
     def _begin(self, seed: int | None) -> None:
         self._seed = seed
         self._terminated, self._truncated = False, False
         self._success, self._return, self._length = np.nan, 0.0, 0
 
-    def _execute(self, actions: Iterable[np.ndarray]) -> list[tuple[np.ndarray, float, Any]]:
-        """Observation, reward and position after each action, up to the end of the episode."""
+    def _execute(self, actions: Iterable[np.ndarray]) -> EpisodeSummary:
+        """Executes actions up to the end of the episode."""
         steps = []
         for action in actions:
             if self._terminated or self._truncated:
                 break
-            observation, reward, terminated, truncated, info = self.env.step(
+            observation, given, terminated, truncated, info = self.env.step(
                 np.asarray(action, np.float32)
             )
             self._length += 1
             self._observation = self._finite("observation", observation)
-            reward = float(reward)
+            reward = float(given)
             self._finite("reward", reward)
             self._terminated, self._truncated = bool(terminated), bool(truncated)
             self._return += reward
             success = info.get("success", info.get("is_success"))
             if success is not None:
                 self._success = 1.0 if success or self._success == 1.0 else 0.0
-            steps.append((self._observation, reward, info.get("xy")))
-        return steps
-
-    def _finite(self, name: str, values: Any) -> np.ndarray:
-        """A copy as float32. Raises ValueError if it is not finite, or not of its space."""
-        given = np.asarray(values)
-        shape = self.observation_space.shape if name == "observation" else ()
-        if given.shape != shape or given.dtype.kind not in "biuf":
-            raise ValueError(
-                f"{name} has the shape {given.shape} and the type {given.dtype} {self._place()}: "
-                f"expected numbers of the shape {shape}, as the observation_space says."
-            )
-        copy = given.astype(np.float32)
-        finite = np.isfinite(copy)
-        if not finite.all():
-            index = np.argwhere(~finite)[0].tolist()
-            raise ValueError(
-                f"{name}{index or ''} is {copy[tuple(index)]} {self._place()}: observations and "
-                "rewards must stay finite; otherwise return terminated=True one step earlier."
-            )
-        return copy
-
-    def _place(self) -> str:
-        when = f"step {self._length}" if self._length else "the reset"
-        env = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
-        return f"after {when} of the episode of seed {self._seed} in {env!r}"
-
-    def _summary(self, steps: list[tuple[np.ndarray, float, Any]]) -> EpisodeSummary:
-        horizon = self._horizon_length
-        observations = np.empty((horizon, *self._observation.shape), np.float32)
-        observations[:] = self._observation
-        rewards = np.zeros(horizon, np.float32)
-        positions = np.full((horizon, 2), np.nan, np.float32)
-        for i, (observation, reward, position) in enumerate(steps):
-            observations[i], rewards[i] = observation, reward
-            if isinstance(position, np.ndarray) and position.shape == (2,):
-                positions[i] = position
+            place = info.get("xy")
+            known = isinstance(place, np.ndarray) and place.shape == (2,)
+            steps.append((self._observation, reward, place if known else _NOWHERE))
+        idle = [(self._observation, 0.0, _NOWHERE)] * (self._horizon_length - len(steps))
+        columns = zip(*steps, *idle, strict=True)
+        observations, rewards, positions = (np.array(column, np.float32) for column in columns)
         return EpisodeSummary(
             success=float(self._success),
             episode_return=self._return,
@@ -196,6 +166,28 @@ class OpenLoopChunks(gymnasium.Wrapper):
             observations=observations,
             rewards=rewards,
         )
+
+    def _finite(self, name: str, values: Any) -> np.ndarray:
+        """A copy as float32. Raises ValueError if it is not finite, or not of its space."""
+        given = np.asarray(values)
+        shape = self.observation_space.shape if name == "observation" else ()
+        env = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
+        when = f"step {self._length}" if self._length else "the reset"
+        place = f"after {when} of the episode of seed {self._seed} in {env!r}"
+        if given.shape != shape or given.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} has the shape {given.shape} and the type {given.dtype} {place}: "
+                f"expected numbers of the shape {shape}, as the observation_space says."
+            )
+        copy = given.astype(np.float32)
+        finite = np.isfinite(copy)
+        if not finite.all():
+            index = np.argwhere(~finite)[0].tolist()
+            raise ValueError(
+                f"{name}{index or ''} is {copy[tuple(index)]} {place}: observations and "
+                "rewards must stay finite; otherwise return terminated=True one step earlier."
+            )
+        return copy
 
 
 class Films(gymnasium.Wrapper):

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import functools
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,7 +28,6 @@ from qam_jax.data.npz import write_npz
 from qam_jax.data.scripted import Episode, Recipe
 from qam_jax.memory import check_processes
 
-_MAZE_EPISODES = {"navigate": (1000, 1001), "stitch": (5000, 201)}  # number and length
 _MANIPULATION = {  # environment: number of episodes, bounds of the probability to stack cubes
     "cube-single": (1000, (0.0, 0.0)),
     "cube-double": (1000, (0.0, 0.25)),
@@ -101,8 +101,7 @@ def generate_dataset(
       num_processes: worker processes; None means one for each usable CPU.
       progress: whether to show a progress bar, in simulator steps.
 
-    Returns:
-      The path of the training file.
+    Returns the path of the training file.
 
     Raises:
       ValueError: if an argument is out of range or the dataset cannot be made here.
@@ -115,11 +114,9 @@ def generate_dataset(
         recipe = recipe._replace(num_episodes=num_episodes)
     if num_processes is None:
         num_processes = files.num_usable_cpus()
-    for name, value, least in (
-        ("num_episodes", recipe.num_episodes, 1),
-        ("seed", seed, 0),
-        ("num_processes", num_processes, 1),
-    ):
+    counts = {"num_episodes": recipe.num_episodes, "num_processes": num_processes, "seed": seed}
+    for name, value in counts.items():
+        least = 0 if name == "seed" else 1
         if value < least:
             raise ValueError(f"{name} must be at least {least}, but is {value}.")
     check_processes(f"num_processes = {num_processes}", min(num_processes, recipe.num_episodes))
@@ -130,9 +127,8 @@ def generate_dataset(
 def _recipes() -> dict[str, Recipe]:
     recipes = []
     for size in ("medium", "large", "giant", "teleport"):
-        for kind, episodes in _MAZE_EPISODES.items():
-            if (size, kind) == ("giant", "navigate"):
-                episodes = (500, 2001)
+        long = (500, 2001) if size == "giant" else (1000, 1001)
+        for kind, episodes in {"navigate": long, "stitch": (5000, 201)}.items():
             name, env_id = f"pointmaze-{size}-{kind}-v0", f"pointmaze-{size}-v0"
             recipes.append(Recipe(name, env_id, kind, *episodes, noise=0.5))
     for environment, (num_episodes, p_stack) in _MANIPULATION.items():
@@ -172,10 +168,9 @@ def _episodes(
     recipe: Recipe, seed: int, num_episodes: int, num_processes: int
 ) -> Generator[Episode]:
     """Yields all episodes in order, made by worker processes."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy the caller's threads
     executor = concurrent.futures.ProcessPoolExecutor(
-        min(num_processes, num_episodes),
-        mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the caller's threads
-        initializer=_start_worker,
+        min(num_processes, num_episodes), context, _start_worker
     )
     try:
         make = functools.partial(_make_episode, recipe, seed)
@@ -209,9 +204,8 @@ def _exit_with_parent() -> None:
 
 def _make_episode(recipe: Recipe, seed: int, index: int) -> Episode:
     try:
-        if _is_metaworld(recipe):
-            return metaworld.make_episode(metaworld.make_simulator(recipe), recipe, seed, index)
-        return scripted.make_episode(scripted.make_simulator(recipe), recipe, seed, index)
+        family = metaworld if _is_metaworld(recipe) else scripted
+        return family.make_episode(family.make_simulator(recipe), recipe, seed, index)
     except Exception as error:
         raise ChildProcessError(
             f"episode {index} of {recipe.name!r} failed (seed {seed}): "
@@ -228,11 +222,10 @@ def _collect(
     """
     data: dict[str, np.ndarray] = {}
     end = 0
-    for i in range(num_episodes):
-        episode = next(episodes)
+    for episode in itertools.islice(episodes, num_episodes):
         start, end = end, end + len(episode["terminals"])
         for field, values in episode.items():
-            if i == 0:
+            if start == 0:
                 data[field] = np.empty((num_episodes * length, *values.shape[1:]), values.dtype)
             data[field][start:end] = values
         bar.update(length)

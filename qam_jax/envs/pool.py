@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -67,12 +67,8 @@ class EnvPool:
       on_wait: called before each call of the environments, and often while it waits for them; may
         raise to interrupt the call.
 
-    Attributes:
-      num_envs: number of environments.
-      crashes: number of crashes so far; may be set, to go on counting.
-
-    Raises:
-      EnvFailure: if the environments cannot be made.
+    `crashes` is the number of crashes so far; it may be set, to go on counting. Raises EnvFailure
+    if the environments cannot be made.
     """
 
     def __init__(
@@ -106,20 +102,16 @@ class EnvPool:
     def reset(
         self, seeds: Sequence[int], mask: np.ndarray, replay: Mapping[int, np.ndarray] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode in the environments that `mask` [num_envs] selects.
+        """Starts an episode in the environments that `mask` [num_envs] selects, one at least.
 
         Args:
           seeds: seeds of the episodes, one for each environment; others than selected are ignored.
-          mask: bool, at least one True.
+          mask: bool.
           replay: actions [n, A] to execute at once, by the episode's seed.
 
-        Returns:
-          Observations [num_envs, O] and infos, each [num_envs, ...], see `EpisodeSummary`. Where
-          `mask` is False they are the latest ones, and zeros before the first reset.
-
-        Raises:
-          EnvsRestarted: if the processes were started anew.
-          EnvFailure: if there were too many crashes.
+        Returns observations [num_envs, O] and infos, each [num_envs, ...], see `EpisodeSummary`.
+        Where `mask` is False they are the latest ones, and zeros before the first reset. Raises
+        EnvsRestarted if the processes were started anew, EnvFailure after too many crashes.
         """
         options = {"replay": dict(replay or {})}
         chosen = np.flatnonzero(mask).tolist()
@@ -134,26 +126,17 @@ class EnvPool:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Executes a chunk of actions [num_envs, H, A].
 
-        Returns:
-          Observations [num_envs, O]; rewards, terminated and truncated, each [num_envs]; infos,
-          each [num_envs, ...], see `EpisodeSummary`.
-
-        Raises:
-          EnvsRestarted, EnvFailure: as `reset`.
+        Returns observations [num_envs, O]; rewards, terminated and truncated, each [num_envs];
+        infos, each [num_envs, ...], see `EpisodeSummary`. Raises as `reset`.
         """
         actions = np.asarray(actions)  # processes would have to load JAX for its arrays
         arguments = {i: {"action": actions[i]} for i in range(self.num_envs)}
         answers = self._call("step", arguments, self._timeout)
         self._latest = {index: (answer[0], answer[4]) for index, answer in answers.items()}
         observations, infos = self._stack()
-        _, rewards, terminated, truncated, _ = zip(*answers.values(), strict=True)
-        return (
-            observations,
-            np.array(rewards, np.float64),
-            np.array(terminated),
-            np.array(truncated),
-            infos,
-        )
+        _, *columns, _ = zip(*answers.values(), strict=True)
+        rewards, terminated, truncated = map(np.array, columns)
+        return observations, rewards, terminated, truncated, infos
 
     def close(self) -> None:
         """Lets the environments close, and kills those that have not closed after 5 seconds."""
@@ -172,18 +155,27 @@ class EnvPool:
     def _call(
         self, method: str, arguments: Mapping[int, dict[str, Any]], seconds: float
     ) -> dict[int, Any]:
-        """Calls a method of some environments, given the arguments of each."""
+        """Calls a method of some environments, given the arguments of each.
+
+        After a crash, or without processes, it starts them until that succeeds.
+        """
         if self._closed:
             raise gymnasium.error.ClosedEnvironmentError(f"{method} of closed environments.")
         self._on_wait()
-        if not self._processes:
-            self._restart("the call before was interrupted, or failed")
-        try:
-            with self._all_or_nothing():
-                return self._exchange(method, arguments, seconds)
-        except _CrashError as error:
-            self._count(error)
-            self._restart(str(error))
+        reason = "the call before was interrupted, or failed"
+        if self._processes:
+            try:
+                with self._all_or_nothing():
+                    return self._exchange(method, arguments, seconds)
+            except _CrashError as error:
+                self._count(error)
+                reason = str(error)
+        while True:
+            try:
+                self._start()
+                raise EnvsRestarted(reason)
+            except _CrashError as error:
+                self._count(error)
 
     def _exchange(
         self, method: str, arguments: Mapping[int, dict[str, Any]], seconds: float
@@ -209,16 +201,6 @@ class EnvPool:
             raise self._cause_of_death(index, error) from None
         return answers
 
-    def _restart(self, reason: str) -> NoReturn:
-        """Starts all processes anew, until that succeeds, and raises EnvsRestarted."""
-        while True:
-            try:
-                self._start()
-            except _CrashError as error:
-                self._count(error)
-            else:
-                raise EnvsRestarted(reason)
-
     def _count(self, error: _CrashError) -> None:
         self.crashes += 1
         if not self._max_crashes:
@@ -242,12 +224,8 @@ class EnvPool:
             with clear_mpi_env_vars(), _signals_blocked():
                 for index in range(self.num_envs):
                     ours, theirs = context.Pipe()
-                    process = context.Process(
-                        target=_serve,
-                        args=(theirs, *self._arguments),
-                        name=f"environment-{index}",
-                        daemon=True,
-                    )
+                    name, arguments = f"environment-{index}", (theirs, *self._arguments)
+                    process = context.Process(None, _serve, name, arguments, daemon=True)
                     self._pipes.append(ours)
                     process.start()
                     self._processes.append(process)
@@ -275,10 +253,9 @@ class EnvPool:
             return _CrashError("an environment's process closed its pipe")
         if code >= 0:
             return _CrashError(f"an environment's process ended with exit code {code}")
-        hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
-        return _CrashError(
-            f"an environment's process was ended by {signal.Signals(-code).name}{hint}"
-        )
+        by = signal.Signals(-code).name
+        hint = " (often: out of memory)" if by == "SIGKILL" else ""
+        return _CrashError(f"an environment's process was ended by {by}{hint}")
 
 
 def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:

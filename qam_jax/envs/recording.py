@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,12 +17,8 @@ Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 def load_policy(name: str, action_dim: int) -> Policy:
     """Finds a policy by its name.
 
-    Args:
-      name: `random` for uniform actions in [-1, 1], or `module:function` for one of your own.
-      action_dim: `A`.
-
-    Raises:
-      ValueError: if there is no such function, or its module cannot be imported.
+    `random` draws uniform actions [action_dim] in [-1, 1]; `module:function` is one of your own.
+    Raises ValueError if there is no such function, or its module cannot be imported.
     """
     if name == "random":
         return lambda _, rng: rng.uniform(-1, 1, action_dim)
@@ -63,47 +58,33 @@ def record_episodes(
     """
     rows = []
     for episode in tqdm(range(num_episodes), unit="episode", disable=None):
+        rng, done = np.random.default_rng([seed, episode]), False
         try:
-            rng = np.random.default_rng([seed, episode])
-            rows += _record_episode(pool, policy, rng, (action_dim,))
-        except _PolicyError as error:
-            raise ValueError(f"{error}, in episode {episode}.") from error
+            (observation,), _ = pool.reset([int(rng.integers(2**31))], np.ones(1, bool))
+            while not done:
+                action = _act(policy, observation, rng, action_dim, episode)
+                (after,), (reward,), (terminated,), (truncated,), _ = pool.step(action[None, None])
+                done = terminated or truncated
+                rows.append((observation, action, done, reward, not terminated, after))
+                observation = after
         except EnvFailure as error:
             raise EnvFailure(f"episode {episode}: {error}") from error
     columns = (np.array(column, np.float32) for column in zip(*rows, strict=True))
     return dict(zip(FIELDS, columns, strict=True))
 
 
-class _PolicyError(Exception):
-    """The policy raised an error, or gave no action."""
-
-
-def _record_episode(
-    pool: EnvPool, policy: Policy, rng: np.random.Generator, shape: tuple[int, ...]
-) -> list[tuple[Any, ...]]:
-    """Returns a row of all fields for each step of an episode."""
-    rows, done = [], False
-    (observation,), _ = pool.reset([int(rng.integers(2**31))], np.ones(1, bool))
-    while not done:
-        action = _act(policy, observation, rng, shape)
-        (after,), (reward,), (terminated,), (truncated,), _ = pool.step(action[None, None])
-        done = terminated or truncated
-        rows.append((observation, action, done, reward, not terminated, after))
-        observation = after
-    return rows
-
-
 def _act(
-    policy: Policy, observation: np.ndarray, rng: np.random.Generator, shape: tuple[int, ...]
+    policy: Policy, observation: np.ndarray, rng: np.random.Generator, action_dim: int, episode: int
 ) -> np.ndarray:
     try:
         given = policy(observation.copy(), rng)
         action = np.asarray(given, np.float32)
     except (Exception, SystemExit) as error:
-        raise _PolicyError(f"the policy failed: {explain(error)}") from error
-    if action.shape != shape or not np.isfinite(action).all():
-        raise _PolicyError(
-            f"the policy gave the action {given}; expected finite numbers of shape {shape}, in "
-            "[-1, 1]"
+        reason = f"the policy failed: {explain(error)}, in episode {episode}."
+        raise ValueError(reason) from error
+    if action.shape != (action_dim,) or not np.isfinite(action).all():
+        raise ValueError(
+            f"the policy gave the action {given}; expected finite numbers of shape {(action_dim,)},"
+            f" in [-1, 1], in episode {episode}."
         )
     return action.clip(-1, 1)

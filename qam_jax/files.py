@@ -32,12 +32,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     After a crash, `path` holds the old file or the complete new one, never a part. This is own
     code because no dependency of the project offers it. The temporary name keeps the suffix of
     `path`, because writers such as `np.savez` look at it. A lock marks it as in use: the next call
-    for `path` removes what a killed process has left. The folder of `path` is created.
-
-    Raises:
-      OSError: if the folder cannot be created or written to; the message names it.
+    for `path` removes what a killed process has left. The folder of `path` is created. Raises
+    OSError, which names it, if this fails or it cannot be written to.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays, and its file is replaced
     ensure_writable_dir(path.parent)
     remove_leftovers(path.parent, f".{glob.escape(path.stem)}")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
@@ -131,12 +129,8 @@ def hold_lock(path: str | os.PathLike, doing: str, *, wait: bool = True) -> Iter
       doing: what the block does, for the log of a process that waits.
       wait: whether to wait for another process.
 
-    Yields:
-      Whether the lock is held: False where the file system has no locks.
-
-    Raises:
-      BlockingIOError: if another process holds the lock and `wait` is False; its `strerror` names
-        the holder.
+    Yields whether the lock is held: False where the file system has no locks. Raises
+    BlockingIOError, whose `strerror` names the holder, where it does not wait for another process.
     """
     with contextlib.ExitStack() as stack:
         while True:

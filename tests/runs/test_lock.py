@@ -126,6 +126,17 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     assert {*tmp_path.iterdir()} == {tmp_path / "data.npz", *kept}
 
 
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "page.html", tmp_path / "disk" / "real.html"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        with atomic_write(link) as temporary:
+            temporary.write_text(text)
+        assert link.is_symlink() and target.read_text() == text
+    assert {*tmp_path.rglob("*")} == {tmp_path / "disk", link, target}
+
+
 def test_a_home_that_is_not_known_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/exp") == tmp_path / "exp"

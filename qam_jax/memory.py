@@ -56,13 +56,10 @@ def free_device_memory() -> tuple[int, str]:
 
 
 def check_fits(label: str, num_bytes: int, remedy: str, *, on_device: bool = True) -> None:
-    """Raises MemoryError, with the remedy, if something does not fit into the memory.
+    """Raises MemoryError if something does not fit into the memory.
 
-    Args:
-      label: what it is, in the plural.
-      num_bytes: what it takes at the least.
-      remedy: sentences that say what to lower.
-      on_device: whether it goes to JAX's first device rather than to the machine's own memory.
+    The message begins with the `label`, in the plural, and ends with the `remedy`. With `on_device`
+    the memory is that of JAX's first device, otherwise the machine's.
     """
     free, place = free_device_memory() if on_device else (free_memory(), "this machine")
     if num_bytes > free:
@@ -90,10 +87,7 @@ def explain(error: BaseException) -> str:
 def check_processes(flag: str, count: int, num_bytes: int = _PROCESS_BYTES) -> None:
     """Raises ValueError if this machine cannot hold so many processes; warns of a crowd.
 
-    Args:
-      flag: where the number is given, such as `--num_envs=8`.
-      count: number of processes to start.
-      num_bytes: memory of each, at the least.
+    `flag` says where the number is given, as `--num_envs=8`; `num_bytes` is the memory of each.
     """
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     limits = {"of memory": free_memory() // num_bytes}

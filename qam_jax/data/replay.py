@@ -119,16 +119,10 @@ class EpisodeSoFar(NamedTuple):
 class Replay:
     """A `ReplayBuffer`, and the log of the transitions that go in.
 
-    A transition is written to disk once, however many checkpoints there are: `save` writes the
-    transitions since the last call as one file, `<folder>/<first row>.npz`. Rows are counted from
-    the first one ever added.
-
-    Args:
-      capacity: `C`; the oldest transitions give way to new ones.
-      observation_dim: `O`.
-      action_dim: `A`.
-      folder: folder of the log.
-      writes: whether `save` writes; otherwise another process, which is told the same, does.
+    Of more than `capacity` transitions the oldest give way. A transition is written to disk once,
+    however many checkpoints there are: `save` writes the transitions since the last call as one
+    file, `<folder>/<first row>.npz`. Rows are counted from the first one ever added. Without
+    `writes`, another process, which is told the same, writes the files.
     """
 
     def __init__(
@@ -158,13 +152,11 @@ class Replay:
         )
 
     def add(self, transitions: Transitions, episodes: np.ndarray, pad_to: int) -> None:
-        """Adds transitions [N]; the transitions of one episode are in order.
+        """Adds transitions, NumPy arrays in float32; those of one episode are in order.
 
-        Args:
-          transitions: NumPy arrays in float32.
-          episodes: [N] the episode of each: a number that no other episode ever has. An episode
-            that is missing from a call has ended.
-          pad_to: the largest possible N, so that one program serves all calls.
+        `episodes` [N] has the episode of each: a number that no other episode ever has. An episode
+        that is missing from a call has ended. `pad_to` is the largest possible N, so that one
+        program serves all calls.
         """
         self._unsaved.append({**vars(transitions), "episodes": episodes})
         self._insert(transitions, episodes, pad_to)
@@ -174,7 +166,8 @@ class Replay:
         if not self._unsaved or not self._writes:
             self._unsaved = []
             return
-        columns = _join(self._unsaved)
+        parts = self._unsaved
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         path = self._folder / f"{self.num_added - len(columns['episodes']):012d}.npz"
         try:
             with atomic_write(path) as temporary:
@@ -187,19 +180,11 @@ class Replay:
         self._unsaved = []
 
     def load(self, num_added: int, episodes: Sequence[int]) -> dict[int, EpisodeSoFar]:
-        """Brings a new buffer to its state after `num_added` transitions.
+        """Brings a new buffer to its state after `num_added` transitions, at a call of `save`.
 
-        Files of later transitions, which no checkpoint knows of, are removed.
-
-        Args:
-          num_added: as it was at a call of `save`.
-          episodes: the episodes that were in progress.
-
-        Returns:
-          How far each of these episodes has come, as far as the buffer reaches back.
-
-        Raises:
-          DamagedError: if files are missing or damaged; says which.
+        Files of later transitions, which no checkpoint knows of, are removed. Returns how far each
+        of the `episodes` in progress has come, as far as the buffer reaches back. Raises
+        DamagedError, which says what is missing or damaged.
         """
         if self._writes:
             for path in self._folder.glob("[0-9]*.npz"):
@@ -209,15 +194,15 @@ class Replay:
             return {}
         columns = _read_log(self._folder, num_added, self._capacity)
         owners = columns.pop("episodes")
-        first = self.num_added = num_added - len(owners)
+        self.num_added = num_added - len(owners)
         self._insert(Transitions(**columns), owners, len(owners))
-        newest = {each: self._newest[each] for each in episodes if each in self._newest}
-        self._newest = newest
+        self._newest = {each: self._newest[each] for each in episodes if each in self._newest}
+        actions, following = columns["actions"], columns["next_observations"]
         return {
             episode: EpisodeSoFar(
-                columns["actions"][owners == episode], columns["next_observations"][row - first]
-            )
-            for episode, row in newest.items()
+                actions[owners == episode], following[row - num_added]
+            )  # from end
+            for episode, row in self._newest.items()
         }
 
     def _insert(self, transitions: Transitions, episodes: np.ndarray, pad_to: int) -> None:
@@ -271,10 +256,6 @@ def _insert(
     )
 
 
-def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
 def _read_log(folder: Path, num_added: int, capacity: int) -> dict[str, np.ndarray]:
     """The newest `capacity` of the first `num_added` transitions."""
     parts, following, needed = [], num_added, max(0, num_added - capacity)
@@ -294,4 +275,6 @@ def _read_log(folder: Path, num_added: int, capacity: int) -> dict[str, np.ndarr
         following = int(path.stem)
     if following > needed:
         raise DamagedError(f"{folder} lacks the transitions before number {following}.")
-    return {name: column[-capacity:] for name, column in _join(parts[::-1]).items()}
+    return {
+        name: np.concatenate([part[name] for part in parts[::-1]])[-capacity:] for name in parts[0]
+    }

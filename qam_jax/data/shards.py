@@ -53,9 +53,8 @@ class Shards(DataSource):
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
       sparse: whether every reward that is not 0 becomes -1.
 
-    Attributes:
-      num_swaps: how many times a file has replaced another.
-      stall_seconds: how long the caller waited for these replacements.
+    `num_swaps` counts how often a file has replaced another, and `stall_seconds` how long the
+    caller waited for that.
 
     Raises:
       FileNotFoundError: if there is no such folder, or no file in it.
@@ -100,12 +99,7 @@ class Shards(DataSource):
         self.num_swaps, self.stall_seconds = 0, 0.0
 
     def at(self, step: int) -> TransitionDataset:
-        """Data for update `step`.
-
-        Raises:
-          FileNotFoundError: if the file is needed and gone.
-          ValueError: if it is damaged, breaks a rule, or changed since the run began.
-        """
+        """Data for update `step`. Raises as `qam_jax.data.column_cache.map_columns`."""
         index = step // self._interval % len(self._shards) if self._interval else 0
         if self._dataset is not None and index == self._current:
             return self._dataset

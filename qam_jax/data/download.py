@@ -59,6 +59,7 @@ def download_dataset(
 
     The validation file comes first: where this function put a training file, both are complete. A
     terminal shows a bar for each file. Proxies are taken from the usual environment variables.
+    Returns the mirror that served the training file; None if the file was there already.
 
     Args:
       dataset_name: OGBench's name, such as `cube-double-play-v0`.
@@ -68,9 +69,6 @@ def download_dataset(
       retries: how many times in a row a mirror may break off without headway before the next
         mirror is tried.
       backoff: seconds before asking again after a transfer broke off; doubled each time in a row.
-
-    Returns:
-      The mirror that served the training file; None if the file was there already.
 
     Raises:
       DownloadError: if no mirror provides a file.

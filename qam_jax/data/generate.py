@@ -17,6 +17,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Generator, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -90,18 +91,16 @@ def generate_dataset(
 
     Both files appear only once both are complete, the validation file first. Existing files of
     these names are replaced. Processes are spawned, so a script that calls this function needs the
-    usual `if __name__ == "__main__":` guard.
+    usual `if __name__ == "__main__":` guard. Returns the path of the training file.
 
     Args:
       dataset_name: one of `generatable_names()`.
       dataset_dir: the folder for the files; created where missing.
-      num_episodes: training episodes, at least 1; None means as many as published. The validation
-        file has a tenth as many, at least one.
+      num_episodes: training episodes, by default as many as published. The validation file has a
+        tenth as many, at least one.
       seed: base seed, not negative.
-      num_processes: worker processes; None means one for each usable CPU.
+      num_processes: worker processes, by default one for each usable CPU.
       progress: whether to show a progress bar, in simulator steps.
-
-    Returns the path of the training file.
 
     Raises:
       ValueError: if an argument is out of range or the dataset cannot be made here.
@@ -153,15 +152,15 @@ def _generate(
     ):
         train = _collect(episodes, num_train, recipe.episode_length, bar)
         val = _collect(episodes, num_val, recipe.episode_length, bar)
-    simulator = "metaworld" if _is_metaworld(recipe) else "ogbench"
+    simulator = "metaworld" if recipe.name.startswith(metaworld.PREFIX) else "ogbench"
     versions = {name: importlib.metadata.version(name) for name in (simulator, "mujoco", "numpy")}
     origin = {"recipe": recipe._asdict(), "seed": seed, "versions": versions}
     generator = np.array(json.dumps(origin, sort_keys=True))
-    train_path = dataset_dir / f"{recipe.name}.npz"
     # The training file comes last: its presence means that both are complete.
-    for path, data in ((dataset_dir / f"{recipe.name}-val.npz", val), (train_path, train)):
+    for suffix, data in (("-val", val), ("", train)):
+        path = dataset_dir / f"{recipe.name}{suffix}.npz"
         write_npz(path, {"generator": generator, **data})
-    return train_path
+    return path
 
 
 def _episodes(
@@ -184,27 +183,23 @@ def _episodes(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _is_metaworld(recipe: Recipe) -> bool:
-    return recipe.env_id.startswith(metaworld.PREFIX)
-
-
 def _start_worker() -> None:
     os.environ["MUJOCO_GL"] = "disabled"  # nothing is rendered; read when mujoco is imported
     warnings.filterwarnings("ignore", category=UserWarning, module="glfw|gymnasium|metaworld")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(
+        target=_exit_with, args=[multiprocessing.parent_process()], daemon=True
+    ).start()
 
 
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _exit_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
 
 
 def _make_episode(recipe: Recipe, seed: int, index: int) -> Episode:
     try:
-        family = metaworld if _is_metaworld(recipe) else scripted
+        family = metaworld if recipe.name.startswith(metaworld.PREFIX) else scripted
         return family.make_episode(family.make_simulator(recipe), recipe, seed, index)
     except Exception as error:
         raise ChildProcessError(
@@ -216,9 +211,9 @@ def _make_episode(recipe: Recipe, seed: int, index: int) -> Episode:
 def _collect(
     episodes: Iterator[Episode], num_episodes: int, length: int, bar: tqdm.tqdm
 ) -> dict[str, np.ndarray]:
-    """Takes `num_episodes` episodes of at most `length` rows and joins them: field -> [rows, ...].
+    """Joins `num_episodes` episodes of at most `length` rows, without a second copy of them.
 
-    There is no second copy: memory that no row needs is never touched.
+    Memory that no row needs is never touched.
     """
     data: dict[str, np.ndarray] = {}
     end = 0

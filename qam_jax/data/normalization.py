@@ -33,19 +33,12 @@ NORMALIZATIONS = tuple(_STATISTICS)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalization:
-    """Normalised values are `(values - offset) / scale`.
+    """Normalised values are `(values - offset) / scale`; all arrays are float32."""
 
-    Attributes:
-      observation_offset: [O] float32, as all of these.
-      observation_scale: [O].
-      action_offset: [A].
-      action_scale: [A].
-    """
-
-    observation_offset: np.ndarray
-    observation_scale: np.ndarray
-    action_offset: np.ndarray
-    action_scale: np.ndarray
+    observation_offset: np.ndarray  # [O]
+    observation_scale: np.ndarray  # [O]
+    action_offset: np.ndarray  # [A]
+    action_scale: np.ndarray  # [A]
 
     @classmethod
     def identity(cls, observation_dim: int, action_dim: int) -> "Normalization":
@@ -85,18 +78,14 @@ class Normalization:
 def fit_normalization(
     dataset: "TransitionDataset", observations: str, actions: str
 ) -> Normalization:
-    """Computes statistics over all transitions of a dataset.
+    """Computes statistics over all transitions of a dataset, which is not normalised.
+
+    Of the `NORMALIZATIONS`, `mean_std` gives mean 0 and deviation 1, `min_max` takes the extremes
+    to -1 and 1, `quantiles` the 1st and the 99th percentile; the empty one changes nothing.
 
     An observation's dimension that is constant, up to rounding, gets the scale 1. That of an action
-    gets the scale 0: a policy then always does what the data do.
-
-    Args:
-      dataset: as it is laid out, not normalised.
-      observations: one of `NORMALIZATIONS`: `mean_std` gives mean 0 and deviation 1, `min_max`
-        takes the extremes to -1 and 1, `quantiles` the 1st and the 99th percentile; empty: none.
-      actions: likewise.
-
-    Raises ValueError if the dataset has no transitions.
+    gets the scale 0: a policy then always does what the data do. Raises ValueError if the dataset
+    has no transitions.
     """
     rows = np.asarray(dataset.start_rows)[: int(dataset.num_starts)]
     if not len(rows):

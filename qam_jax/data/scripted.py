@@ -74,20 +74,12 @@ def make_simulator(recipe: Recipe) -> Simulator:
 def make_episode(simulator: Simulator, recipe: Recipe, seed: int, index: int) -> Episode:
     """Makes one episode, which depends on the recipe, the base seed and the index only.
 
-    Args:
-      simulator: the result of `make_simulator(recipe)`.
-      recipe: how to make the episode.
-      seed: base seed of the dataset.
-      index: of the episode in the dataset.
+    Returns `observations`, `actions`, `qpos` and `qvel` [episode_length, ...] float32, `terminals`
+    [episode_length] bool and, where the environment has buttons, `button_states`
+    [episode_length, buttons] int64. All but `actions` are values before the action.
 
-    Returns:
-      `observations`, `actions`, `qpos` and `qvel` [episode_length, ...] float32, `terminals`
-      [episode_length] bool and, where the environment has buttons, `button_states`
-      [episode_length, buttons] int64. All but `actions` are values before the action.
-
-    Raises:
-      RuntimeError: if the episode has the wrong length, or the physics are unstable in every
-        attempt.
+    Raises RuntimeError if the episode has the wrong length, or the physics are unstable in every
+    attempt.
     """
     run = _maze_episode if _is_maze(recipe) else _manipulation_episode
     for attempt in range(_MAX_ATTEMPTS):
@@ -126,11 +118,9 @@ class _Recorder:
 
     def step(self, action: np.ndarray) -> dict[str, Any]:
         """Clips and executes an action; returns the environment's info."""
-        action = np.clip(action, -1.0, 1.0)
-        before = self.observation
-        self.observation, _, terminated, truncated, info = self._env.step(action)
-        self.done = terminated or truncated
-        step = {"observations": before, "actions": action, "terminals": self.done}
+        step = {"observations": self.observation, "actions": np.clip(action, -1.0, 1.0)}
+        self.observation, _, terminated, truncated, info = self._env.step(step["actions"])
+        step["terminals"] = self.done = terminated or truncated
         states = ("qpos", "qvel", "button_states")
         step |= {name: info[f"prev_{name}"] for name in states if f"prev_{name}" in info}
         self.steps.append(step)

@@ -69,11 +69,9 @@ def check_headers(
 def check_transitions(
     data: Mapping[str, np.ndarray], *, source: Path | str, any_actions: bool = False
 ) -> None:
-    """Checks the documented fields of a dataset (see the table at the top of this module).
+    """Raises ValueError for the first fault of the `FIELDS`, with its place and how to mend it.
 
     With `any_actions`, actions need not lie in [-1, 1].
-
-    Raises ValueError, naming the first fault, its place, and how to mend it.
     """
     fields = {name: data[name] for name in FIELDS if name in data}
     check_headers(data, REQUIRED_FIELDS, source=source, read=fields)
@@ -82,16 +80,16 @@ def check_transitions(
 
 def check_same_fields(headers: Mapping[Path, Mapping[str, ArrayHeader]]) -> None:
     """Raises ValueError, naming both files, if two files' fields or dimensions differ."""
-    first, *others = headers
+    first = next(iter(headers))
 
-    def describe(arrays: Mapping[str, ArrayHeader], name: str) -> str:
-        if name not in arrays:
+    def describe(path: Path, name: str) -> str:
+        if name not in headers[path]:
             return f"no {name!r}"
-        return f"{name!r} of shape [{', '.join(('N', *map(str, arrays[name].shape[1:])))}]"
+        return f"{name!r} of shape [{', '.join(('N', *map(str, headers[path][name].shape[1:])))}]"
 
-    for path in others:
+    for path in headers:
         for name in (*FIELDS, *RELABEL_FIELDS):
-            given, expected = (describe(headers[each], name) for each in (path, first))
+            given, expected = describe(path, name), describe(first, name)
             if given != expected:
                 raise ValueError(
                     f"{path} does not belong with {first}: {path.name} has {given}, but "
@@ -216,13 +214,12 @@ def _episode_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
 
 
 def _order_problems(data: Mapping[str, np.ndarray]) -> Iterator[str]:
-    observations, following = data["observations"], data["next_observations"]
-    terminals = data["terminals"]
-    for start in range(0, len(observations) - 1, _BLOCK_ROWS):
-        here = slice(start, min(start + _BLOCK_ROWS, len(observations) - 1))
-        after = slice(start + 1, here.stop + 1)
-        close = np.isclose(following[here], observations[after], _ORDER_TOLERANCE, _ORDER_TOLERANCE)
-        broken = ~close.all(axis=1) & (terminals[here] == 0)
+    following, after = data["next_observations"][:-1], data["observations"][1:]
+    goes_on = data["terminals"][:-1] == 0
+    for start in range(0, len(after), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        close = np.isclose(following[rows], after[rows], _ORDER_TOLERANCE, _ORDER_TOLERANCE)
+        broken = ~close.all(axis=1) & goes_on[rows]
         if broken.any():
             row = start + int(broken.argmax())
             yield (

@@ -138,12 +138,12 @@ def describe(
             f"{source}: there is no transition: each episode has one row, and it is not a success. "
             "Choose other episodes."
         )
-    starts = np.concatenate([[0], ends[:-1] + 1])
+    starts = np.append(0, ends[:-1] + 1)
     successes = np.count_nonzero(np.minimum.reduceat(data["masks"], starts) == 0)
-    others = [key for key in there if key not in keys]
+    others = ", ".join(key for key in there if key not in keys)
     return (
         f"{source}: {ends.size} episodes, {successes} of them with a success; observations: "
-        f"{', '.join(keys)}" + (f" (left out: {', '.join(others)})" if others else "")
+        f"{', '.join(keys)}" + (f" (left out: {others})" if others else "")
     )
 
 

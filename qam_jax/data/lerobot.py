@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pandas as pd
 
@@ -24,7 +25,7 @@ _VERSIONS = ("v2.0", "v2.1", "v3.0")  # alike in what is read here
 
 
 def load_lerobot(
-    name: str, choice: demonstrations.Choice
+    name: str, choice: demonstrations.Choice, _: gymnasium.Env | None = None
 ) -> tuple[dict[str, np.ndarray], Path, str]:
     """Reads and checks a dataset, whose folder is `name`.
 

@@ -20,21 +20,21 @@ import numpy as np
 from gymnasium import spaces
 
 from qam_jax.data.checks import check_transitions
-from qam_jax.data.demonstrations import needs_extra
+from qam_jax.data.demonstrations import Choice, needs_extra
 from qam_jax.data.npz import as_float32
 
 _UNREADABLE = (AssertionError, KeyError, OSError, TypeError, ValueError)
 
 
 def load_minari(
-    dataset_id: str, env: gymnasium.Env | None = None
-) -> tuple[dict[str, np.ndarray], Path]:
+    dataset_id: str, _: Choice, env: gymnasium.Env | None = None
+) -> tuple[dict[str, np.ndarray], Path, str]:
     """Reads and checks a dataset, such as `D4RL/door/human-v2`; nothing is downloaded.
 
     The environment that the data are for, if there is one, knows the order in which the parts of an
     observation are flattened.
 
-    Returns the fields as described above, float32, and the dataset's folder.
+    Returns the fields as described above, float32; the dataset's folder; a line about the data.
 
     Raises:
       FileNotFoundError: if it is not on this machine.
@@ -77,7 +77,7 @@ def load_minari(
     data["actions"] = _rescale(data["actions"], dataset.action_space, source)
     data = {name: as_float32(array) for name, array in data.items()}
     check_transitions(data, source=source)
-    return data, path
+    return data, path, f"{source} in {path}"
 
 
 def _observation_space(space: spaces.Space, env: gymnasium.Env | None) -> spaces.Space:

@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,10 +44,8 @@ def load_npz(
       any_actions: whether actions need not lie in [-1, 1].
 
     Returns the arrays by name. Documented fields are float32, others have the type of the file.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged, not an `.npz`, or breaks a rule; names the first fault.
+    Raises FileNotFoundError if there is no such file, ValueError, which names the first fault, if
+    it is damaged, not an `.npz`, or breaks a rule.
     """
     path = user_path(path)
     headers = headers or read_headers(path)
@@ -68,19 +65,16 @@ def write_npz(path: str | os.PathLike, data: Mapping[str, np.ndarray]) -> None:
     """
     checks.check_transitions(data, source=Path(path))
     with atomic_write(path) as temporary:
-        arrays: dict[str, Any] = dict(data)
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, **data)  # type: ignore[arg-type]  # none is allow_pickle
 
 
 def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.ndarray]:
     """Reads arrays of an `.npz` file, documented fields as float32; checks no values.
 
     Own code, because NumPy's parser of headers uses `ast`, which fails when two threads use it at
-    once (up to Python 3.12: "AST constructor recursion depth mismatch").
-
-    Raises:
-      MemoryError: if they do not fit into memory.
-      ValueError: if the file is damaged, or has changed since the headers were read.
+    once (up to Python 3.12: "AST constructor recursion depth mismatch"). Raises MemoryError if they
+    do not fit into memory, ValueError if the file is damaged or has changed since its headers were
+    read.
     """
     data = {}
     sizes = [
@@ -109,11 +103,8 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
 def read_headers(path: Path, *, verify: bool = False) -> dict[str, ArrayHeader]:
     """Reads what is known of every array in an `.npz` file without its values.
 
-    With `verify` the values are read too, piece by piece, and their checksums compared.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged or not an `.npz`.
+    With `verify` the values are read too, piece by piece, and their checksums compared. Raises
+    FileNotFoundError if there is no such file, ValueError if it is damaged or not an `.npz`.
     """
     headers = {}
     with _open(path) as archive:

@@ -11,6 +11,7 @@ not say which. A reward of 1 marks a success in all three modes: this is the def
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from qam_jax.data import demonstrations
@@ -20,7 +21,7 @@ _UNREADABLE = (AttributeError, KeyError, OSError, RuntimeError, TypeError)
 
 
 def load_robomimic(
-    name: str, choice: demonstrations.Choice
+    name: str, choice: demonstrations.Choice, _: gymnasium.Env | None = None
 ) -> tuple[dict[str, np.ndarray], Path, str]:
     """Reads and checks a file, whose path is `name`.
 

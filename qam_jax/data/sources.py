@@ -24,8 +24,7 @@ from qam_jax.data.robomimic import load_robomimic
 from qam_jax.data.tasks import parse_task
 from qam_jax.files import user_path
 
-_MINARI_PREFIX = "minari:"
-_ROBOT_READERS = {"robomimic": load_robomimic, "lerobot": load_lerobot}
+_READERS = {"minari": load_minari, "robomimic": load_robomimic, "lerobot": load_lerobot}
 _logger = logging.getLogger(__name__)
 
 
@@ -86,17 +85,13 @@ def load_own(
       sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
 
-    Raises:
-      FileNotFoundError: if there is no such file, folder or Minari dataset.
-      ImportError: if the format needs a package that is not installed.
-      ValueError: naming the first fault in the data, or the two files that differ.
+    Raises FileNotFoundError if there are no such data, ImportError if they need a package that is
+    not installed, ValueError that names the first fault in them, or the two files that differ.
     """
     dataset, path = os.fspath(dataset), user_path(dataset)
-    if dataset.startswith(_MINARI_PREFIX):
-        data, path = load_minari(dataset.removeprefix(_MINARI_PREFIX), env)
-        pieces, description = {dataset: data}, f"{dataset} in {path}"
-    elif (reader := _ROBOT_READERS.get(dataset.partition(":")[0])) is not None:
-        data, path, description = reader(dataset.partition(":")[2], choice)
+    kind, _, name = dataset.partition(":")
+    if kind in _READERS:
+        data, path, description = _READERS[kind](name, choice, env)
         pieces = {dataset: data}
     else:
         paths = find_files(path) if path.is_dir() else [path]
@@ -112,9 +107,8 @@ def load_own(
     data, *others = pieces.values()
     if others:
         data = {name: np.concatenate([data[name], *(o[name] for o in others)]) for name in data}
-    description += _proportion_note(proportion)
     laid_out = make_dataset(data, sparse=sparse, any_actions=choice.any_actions)
-    return DataSource(laid_out, description, path)
+    return DataSource(laid_out, description + _proportion_note(proportion), path)
 
 
 def no_data(env: gymnasium.Env) -> DataSource:
@@ -135,8 +129,9 @@ def _provide(
 ) -> tuple[Path, str]:
     """Path of the training file, and where it is from."""
     path = folder / f"{dataset_name}.npz"
+    local = path, f"local file {path}"
     if data_source in ("auto", "local") and path.exists():
-        return path, f"local file {path}"
+        return local
     if data_source == "local":
         raise FileNotFoundError(
             f"there is no {path}. Put OGBench's file there, name its folder with --dataset_dir, "
@@ -150,7 +145,7 @@ def _provide(
             mirror = download_dataset(
                 dataset_name, folder, mirrors=(*mirrors, *MIRRORS), **patience
             )
-            return path, f"downloaded from {mirror}" if mirror else f"local file {path}"
+            return (path, f"downloaded from {mirror}") if mirror else local
         except DownloadError:
             if not can_generate:
                 raise

@@ -63,15 +63,12 @@ def map_columns(
       cache: the folder that `find_cache` returns.
       task: the environment that gives the rewards, unwrapped; None takes those of the file.
 
-    Returns:
-      The documented fields that the file has, and with a task `rewards` and `masks`: read-only,
-      float32, in memory only as far as they are used.
+    Returns the documented fields that the file has, and with a task `rewards` and `masks`:
+    read-only, float32, in memory only as far as they are used.
 
-    Raises:
-      FileNotFoundError: if the file is needed and gone.
-      ValueError: if the file is needed and has other content than `headers` say, is damaged, or
-        breaks a rule of `qam_jax.data.checks`.
-      OSError: if columns cannot be stored.
+    Raises OSError if columns cannot be stored. Where the file is needed, raises FileNotFoundError
+    if it is gone, and ValueError if it has other content than `headers` say, is damaged, or breaks
+    a rule of `qam_jax.data.checks`.
     """
     content = hashlib.sha256(json.dumps(list_content(headers)).encode()).hexdigest()[:16]
     shapes = {name: headers[name].shape for name in FIELDS if name in headers}

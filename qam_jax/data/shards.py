@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import gymnasium
 import jax
@@ -26,15 +25,6 @@ from qam_jax.files import user_path
 from qam_jax.types import TransitionDataset
 
 _ALIGNMENT = 64  # bytes; JAX takes over such arrays on a CPU without a copy
-
-
-class Shard(NamedTuple):
-    """One file, as it was when the run began."""
-
-    path: Path
-    headers: Mapping[str, ArrayHeader]
-    num_transitions: int  # that are used
-    num_rows: int  # that they take as a `TransitionDataset`
 
 
 class Shards(DataSource):
@@ -56,11 +46,9 @@ class Shards(DataSource):
     `num_swaps` counts how often a file has replaced another, and `stall_seconds` how long the
     caller waited for that.
 
-    Raises:
-      FileNotFoundError: if there is no such folder, or no file in it.
-      ValueError: naming the file that is damaged, does not fit the environment or differs from
-        another one, or the argument that is out of range.
-      OSError: if the columns cannot be stored anywhere.
+    Raises FileNotFoundError if there is no such folder, or no file in it, ValueError that names the
+    file that is damaged, does not fit the environment or differs from another one, or the argument
+    that is out of range, OSError if the columns cannot be stored anywhere.
     """
 
     def __init__(
@@ -81,16 +69,24 @@ class Shards(DataSource):
         paths = npz.find_files(self.path)
         if replace_interval == 0:
             paths = paths[:1]
-        headers = {path: npz.read_headers(path) for path in paths}
+        headers = {path: npz.read_headers(path) for path in paths}  # as the run begins
         for path in paths:
             checks.check_headers(headers[path], checks.REQUIRED_FIELDS, source=path)
         checks.check_same_fields(headers)
         checks.check_dimensions(headers[paths[0]], env, paths[0])
         self._task = _find_task(env, headers[paths[0]], paths[0])
-        self._shards = [_survey(path, headers[path], proportion) for path in paths]
+        self._shards = list(headers.items())
         self._interval = replace_interval if len(paths) > 1 else 0
         self._proportion, self._sparse = proportion, sparse
-        self.description = _describe(self.path, self._shards, self._interval, proportion)
+        counts = [_count(path, headers[path], proportion) for path in paths]
+        self._most = [max(column) for column in zip(*counts, strict=True)]
+        part = f", the leading {proportion:.6g} of each" if proportion < 1 else ""
+        self.description = f"{paths[0].name} in {self.path}{part}"
+        if self._interval:
+            self.description = (
+                f"{len(paths)} files in {self.path}{part} ({sum(starts for starts, _ in counts)} "
+                f"transitions), each in turn for {self._interval} updates"
+            )
         self._cache = find_cache(self.path)
         self._current = -1  # the index of the file that trains
         self._dataset: TransitionDataset | None = None
@@ -121,7 +117,7 @@ class Shards(DataSource):
 
     def fingerprint(self) -> str:
         """Hash of the names, the checksums and the settings; it does not depend on the folder."""
-        content = [[shard.path.name, *list_content(shard.headers)] for shard in self._shards]
+        content = [[path.name, *list_content(headers)] for path, headers in self._shards]
         task = self._task.spec.id if self._task else None
         settings = [self._interval, self._proportion, self._sparse, task]
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()[:16]
@@ -146,12 +142,10 @@ class Shards(DataSource):
 
     def _read(self, index: int) -> TransitionDataset:
         """Lays out a shard in memory, padded. The thread calls it too: it uses no JAX."""
-        shard = self._shards[index]
-        columns = map_columns(shard.path, shard.headers, self._cache, self._task)
-        columns = take_leading(columns, self._proportion, shard.path)
-        num_rows = max(shard.num_rows for shard in self._shards)
-        num_starts = max(shard.num_transitions for shard in self._shards)
-        return _pad(layout(columns, sparse=self._sparse), num_rows, num_starts)
+        path, headers = self._shards[index]
+        columns = map_columns(path, headers, self._cache, self._task)
+        columns = take_leading(columns, self._proportion, path)
+        return _pad(layout(columns, sparse=self._sparse), *self._most)
 
 
 def _find_task(
@@ -172,7 +166,8 @@ def _find_task(
     return env.unwrapped
 
 
-def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> Shard:
+def _count(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -> tuple[int, int]:
+    """How many transitions of a file are used, and the rows that they take as a dataset."""
     columns = npz.read_arrays(path, {"terminals": headers["terminals"]})
     has_next = "next_observations" in headers
     if has_next:
@@ -180,21 +175,10 @@ def _survey(path: Path, headers: Mapping[str, ArrayHeader], proportion: float) -
     ends = take_leading(columns, proportion, path)["terminals"] != 0
     num_ends = int(np.count_nonzero(ends))
     num_transitions = len(ends) - (0 if has_next else num_ends)
-    return Shard(path, headers, num_transitions, num_transitions + num_ends)
+    return num_transitions, num_transitions + num_ends
 
 
-def _describe(folder: Path, shards: list[Shard], interval: int, proportion: float) -> str:
-    count = sum(shard.num_transitions for shard in shards)
-    part = f", the leading {proportion:.6g} of each" if proportion < 1 else ""
-    if not interval:
-        return f"{shards[0].path.name} in {folder}{part}"
-    return (
-        f"{len(shards)} files in {folder}{part} ({count} transitions), each in turn for "
-        f"{interval} updates"
-    )
-
-
-def _pad(dataset: TransitionDataset, num_rows: int, num_starts: int) -> TransitionDataset:
+def _pad(dataset: TransitionDataset, num_starts: int, num_rows: int) -> TransitionDataset:
     """Copies all arrays into new ones of the given length."""
     columns = dict(vars(dataset))
     count, starts = columns.pop("num_starts"), _padded(columns.pop("start_rows"), num_starts)

@@ -55,9 +55,8 @@ def make_env(
       normalization: of the observations that it gives and the actions that it takes; None: none.
       **kwargs: passed to `gymnasium.make`.
 
-    Raises:
-      ValueError: if the module cannot be imported, if there is no such environment (the message
-        offers names that are close), or if its spaces do not fit.
+    Raises ValueError if the module cannot be imported, if there is no such environment (the message
+    offers names that are close), or if its spaces do not fit.
     """
     if env_module:
         _import_registering(env_module, f"--env_module={env_module}")

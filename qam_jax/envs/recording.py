@@ -39,22 +39,14 @@ def load_policy(name: str, action_dim: int) -> Policy:
 def record_episodes(
     pool: EnvPool, policy: Policy, action_dim: int, num_episodes: int, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Executes a policy, with a bar in a terminal; returns all `N` steps in the order of time.
+    """Executes a policy, with a bar in a terminal; returns all `FIELDS` of the steps, in float32.
 
-    Args:
-      pool: one environment with actions [A] in [-1, 1], such as `qam_jax.envs.make_env` makes, in
-        a process of its own; chunks of one action, no crash survived.
-      policy: chooses the actions.
-      action_dim: `A`.
-      num_episodes: how many episodes.
-      seed: an episode depends on the seed and its own number alone, if the policy does.
+    The pool has one environment with actions [action_dim] in [-1, 1], such as
+    `qam_jax.envs.make_env` makes, chunks of one action, and survives no crash. An episode depends
+    on the seed and its own number alone, if the policy does.
 
-    Returns:
-      All fields of `qam_jax.data.checks.FIELDS`, in float32.
-
-    Raises:
-      EnvFailure: if the environment fails; names the episode.
-      ValueError: if the policy fails, or its action has another shape than [A] or is not finite.
+    Raises EnvFailure, which names the episode, if the environment fails, ValueError if the policy
+    fails, or its action has another shape or is not finite.
     """
     rows = []
     for episode in tqdm(range(num_episodes), unit="episode", disable=None):

@@ -36,30 +36,21 @@ def main(_: list[str]) -> None:
     if _LIST.value:
         print("\n".join(generate.generatable_names()))
         return
-    if _DATASET.value is None:
-        raise ValueError("which dataset? Give --dataset=<name>; --list prints the names.")
-    _make()
-
-
-def _make() -> None:
     name = _DATASET.value
+    if name is None:
+        raise ValueError("which dataset? Give --dataset=<name>; --list prints the names.")
     if "singletask" in name.split("-"):
         name = parse_task(name).dataset_name
     recipe = generate.get_recipe(name)  # raises for a name that cannot be made
+    count = _NUM_EPISODES.value or recipe.num_episodes
     folder = user_path(_DATASET_DIR.value)
     path = folder / f"{name}.npz"
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists and is kept; --overwrite replaces it.")
         return
-    count = _NUM_EPISODES.value or recipe.num_episodes
     print(f"making {name} ({count} training episodes) in {folder}", flush=True)
-    generate.generate_dataset(
-        name,
-        folder,
-        num_episodes=_NUM_EPISODES.value,
-        seed=_SEED.value,
-        num_processes=_NUM_PROCESSES.value,
-    )
+    options = {"seed": _SEED.value, "num_processes": _NUM_PROCESSES.value}
+    generate.generate_dataset(name, folder, num_episodes=count, **options)
     print(f"wrote {path} and {path.with_name(f'{name}-val.npz')}")
 
 

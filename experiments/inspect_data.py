@@ -39,30 +39,25 @@ def _inspect(run: RunSettings) -> None:
     from qam_jax.data.inspection import inspect
     from qam_jax.envs import make_env
     from qam_jax.files import user_path
+    from qam_jax.reports import inspection as pages
     from qam_jax.reports.console import make_console
-    from qam_jax.reports.inspection import (
-        inspection_figures,
-        is_plane,
-        print_inspection,
-        write_page,
-    )
     from qam_jax.training.inputs import find_normalization, read_source
 
     settings.check_settings(run)
     config = flags.FLAGS.config
     with contextlib.ExitStack() as stack:
-        env = None
-        if run.env_name:
-            env = stack.enter_context(contextlib.closing(make_env(run.env_name, run.env_module)))
+        env = make_env(run.env_name, run.env_module) if run.env_name else None
+        if env is not None:
+            stack.callback(env.close)
         source = stack.enter_context(contextlib.closing(read_source(run, env, any_actions=True)))
         raw = source.at(0)
         normalization = find_normalization(run, [], raw)
         dataset = prepare_dataset(raw, normalization, run.reward_scale, run.reward_bias)
         data = inspect(dataset, config.horizon_length, config.discount)
-        figures = inspection_figures(data, dataset, is_plane(env))
+        figures = pages.inspection_figures(data, dataset, pages.is_plane(env))
     with until_closed():
-        print_inspection(data, make_console())
-    page = write_page(
+        pages.print_inspection(data, make_console())
+    page = pages.write_page(
         data,
         figures,
         user_path(_OUT.value),

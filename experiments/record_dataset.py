@@ -37,20 +37,17 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists."
 
 
 def main(_: list[str]) -> None:
-    if not _ENV_NAME.value:
+    env_name = _ENV_NAME.value
+    if not env_name:
         raise ValueError("of which environment? Give --env_name=<id>, such as Pendulum-v1.")
-    _record()
-
-
-def _record() -> None:
-    path = user_path(_DATASET.value or re.sub("[:/]", "-", _ENV_NAME.value) + ".npz")
+    path = user_path(_DATASET.value or re.sub("[:/]", "-", env_name) + ".npz")
     if path.suffix != ".npz":
         raise ValueError(f"--dataset={path} must end in .npz.")
     if path.exists() and not _OVERWRITE.value:
         print(f"{path} exists and is kept; --overwrite replaces it.")
         return
     ensure_writable_dir(path.parent)  # before episodes are recorded in vain
-    names, seconds = (_ENV_NAME.value, _ENV_MODULE.value), _ENV_TIMEOUT.value
+    names, seconds = (env_name, _ENV_MODULE.value), _ENV_TIMEOUT.value
     with contextlib.closing(make_env_within(seconds, *names)) as env:
         action_dim = env.action_space.shape[0]
     policy = load_policy(_POLICY.value, action_dim)

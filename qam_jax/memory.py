@@ -1,5 +1,6 @@
 """Memory and processes of this machine: what is free, and a clear refusal of what does not fit."""
 
+import contextlib
 import logging
 import os
 import resource
@@ -93,10 +94,8 @@ def check_processes(flag: str, count: int, num_bytes: int = _PROCESS_BYTES) -> N
     limits = {"of memory": free_memory() // num_bytes}
     if open_files != resource.RLIM_INFINITY:
         limits["of open files (ulimit -n)"] = (open_files - _OTHER_FILES) // _FILES_PER_PROCESS
-    try:
+    with contextlib.suppress(OSError, ValueError):  # there is no limit
         limits["of processes (pids.max)"] = int((_CGROUP / "pids.max").read_text())
-    except (OSError, ValueError):  # there is no limit
-        pass
     limit, most = min(limits.items(), key=lambda item: item[1])
     if count > most:
         raise ValueError(

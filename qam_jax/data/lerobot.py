@@ -58,8 +58,8 @@ def load_lerobot(
         rows = columns["task_index"] == _task_index(folder, choice.demos, source)
         columns = {each: column[rows] for each, column in columns.items()}
     marks = None if rule in demonstrations.RULES else columns[rule]
-    columns = _transitions(columns, keys, source)
-    data = demonstrations.to_fields(columns, rule, marks, source, choice.any_actions)
+    fields = _transitions(columns, keys, source)
+    data = demonstrations.to_fields(fields, rule, marks, source, choice.any_actions)
     there = [key for key in features if key.startswith("observation.")]
     return data, folder, demonstrations.describe(source, data, keys, there)
 
@@ -137,9 +137,10 @@ def _check_frames(columns: Mapping[str, np.ndarray], num_frames: int, source: st
             f"{source}: meta/info.json counts {num_frames} frames, but the files in data hold "
             f"{len(frames)}: a file is missing, or there twice. Download it again."
         )
-    starts = np.flatnonzero(np.diff(episodes, prepend=-1))
+    steps = np.diff(episodes, prepend=-1)
+    starts = np.flatnonzero(steps)
     expected = np.arange(num_frames) - np.repeat(starts, np.diff(starts, append=num_frames))
-    wrong = (frames != expected) | (np.diff(episodes, prepend=-1) < 0)
+    wrong = (frames != expected) | (steps < 0)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(

@@ -33,12 +33,10 @@ _STRETCH = 10  # steps in which a `mixed` episode follows the expert, or a rando
 
 def register() -> None:
     """Registers every task with gymnasium, as `metaworld-<task>-v3`."""
+    options = {"entry_point": f"{__name__}:make_task", "max_episode_steps": _MAX_STEPS}
     for task in TASKS:
         if f"{PREFIX}{task}-v3" not in gymnasium.registry:
-            gymnasium.register(
-                f"{PREFIX}{task}-v3", f"{__name__}:make_task", max_episode_steps=_MAX_STEPS,
-                kwargs={"task": task},
-            )  # fmt: skip
+            gymnasium.register(f"{PREFIX}{task}-v3", kwargs={"task": task}, **options)
 
 
 def make_task(task: str, render_mode: str | None = None) -> gymnasium.Env:
@@ -75,14 +73,12 @@ def recipes() -> list[Recipe]:
     In `noisy` episodes Gaussian noise is added to the expert's actions, and some are replaced by
     uniform ones. In `mixed` episodes the expert acts for ten steps, or a random direction does.
     """
+    sizes = _NUM_EPISODES, _MAX_STEPS + 1
     return [
-        Recipe(
-            f"{PREFIX}{task}-{kind}-v3", f"{PREFIX}{task}-v3", kind, _NUM_EPISODES,
-            _MAX_STEPS + 1, *numbers,
-        )
+        Recipe(f"{PREFIX}{task}-{kind}-v3", f"{PREFIX}{task}-v3", kind, *sizes, *numbers)
         for task in TASKS
         for kind, numbers in QUALITIES.items()
-    ]  # fmt: skip
+    ]
 
 
 @functools.lru_cache(maxsize=1)

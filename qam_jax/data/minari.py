@@ -36,11 +36,9 @@ def load_minari(
 
     Returns the fields as described above, float32; the dataset's folder; a line about the data.
 
-    Raises:
-      FileNotFoundError: if it is not on this machine.
-      ImportError: if Minari is not installed.
-      ValueError: if it cannot be read, has actions or observations of a kind that is not supported,
-        or breaks a rule of `qam_jax.data.checks`.
+    Raises FileNotFoundError if it is not on this machine, ImportError if Minari is not installed,
+    ValueError if it cannot be read, has actions or observations of a kind that is not supported, or
+    breaks a rule of `qam_jax.data.checks`.
     """
     source = f"minari:{dataset_id}"
     try:
@@ -132,6 +130,5 @@ def _rescale(actions: np.ndarray, space: spaces.Space, source: str) -> np.ndarra
             f"{outside:g}. They have to lie in [-1, 1]: save them as an .npz file, rescaled, and "
             "act in an environment that is rescaled alike."
         )
-    low = np.where(bounded, space.low, -1.0).astype(np.float64)
-    high = np.where(bounded, space.high, 1.0).astype(np.float64)
+    low, high = np.where(bounded, [space.low, space.high], [[-1.0], [1.0]]).astype(np.float64)
     return 2 * (actions - low) / (high - low) - 1

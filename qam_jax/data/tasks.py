@@ -5,10 +5,7 @@ from typing import NamedTuple
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 
-_NAME = re.compile(
-    rf"(?P<environment>[a-z0-9-]+)-(?P<dataset_type>{'|'.join(DATASET_TYPES)})"
-    r"-singletask(-task(?P<number>[1-5]))?-(?P<version>v\d+)"
-)
+_NAME = re.compile(rf"([a-z0-9-]+)-({'|'.join(DATASET_TYPES)})-singletask(?:-task([1-5]))?-(v\d+)")
 # OGBench 1.2 means these tasks by a name without a number (`reward_task_id == 0` in its sources).
 _DEFAULT_NUMBERS = {
     "pointmaze": 1, "antmaze": 1, "humanoidmaze": 1, "antsoccer": 4, "cube": 2, "scene": 2,
@@ -63,8 +60,8 @@ def find_task(env_name: str) -> OGBenchTask | None:
     match = _NAME.fullmatch(env_name)
     if match is None:
         return None
-    number = int(match["number"]) if match["number"] else None
-    return OGBenchTask(match["environment"], match["dataset_type"], number, match["version"])
+    environment, dataset_type, number, version = match.groups()
+    return OGBenchTask(environment, dataset_type, int(number) if number else None, version)
 
 
 def parse_task(env_name: str) -> OGBenchTask:

@@ -250,12 +250,13 @@ class EnvPool:
         if code is None and not isinstance(error, EOFError | ConnectionError):
             return error  # of a signal handler
         if code is None:
-            return _CrashError("an environment's process closed its pipe")
-        if code >= 0:
-            return _CrashError(f"an environment's process ended with exit code {code}")
-        by = signal.Signals(-code).name
-        hint = " (often: out of memory)" if by == "SIGKILL" else ""
-        return _CrashError(f"an environment's process was ended by {by}{hint}")
+            end = "closed its pipe"
+        elif code >= 0:
+            end = f"ended with exit code {code}"
+        else:
+            hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
+            end = f"was ended by {signal.Signals(-code).name}{hint}"
+        return _CrashError(f"an environment's process {end}")
 
 
 def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:

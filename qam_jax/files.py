@@ -124,13 +124,10 @@ def hold_lock(path: str | os.PathLike, doing: str, *, wait: bool = True) -> Iter
     The package `filelock` does not serve: it cannot say who holds a lock, whether any process
     holds it (`is_held`), nor go on with a warning where the file system has no locks.
 
-    Args:
-      path: the lock's file. It is created, and names the holder. The holder may remove it.
-      doing: what the block does, for the log of a process that waits.
-      wait: whether to wait for another process.
-
-    Yields whether the lock is held: False where the file system has no locks. Raises
-    BlockingIOError, whose `strerror` names the holder, where it does not wait for another process.
+    The file `path` is created, and names the holder, who may remove it. `doing` says what the block
+    does, for the log of a process that waits. Yields whether the lock is held: False where the file
+    system has no locks. Raises BlockingIOError, whose `strerror` names the holder, if another
+    process holds the lock and `wait` is False.
     """
     with contextlib.ExitStack() as stack:
         while True:

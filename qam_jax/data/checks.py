@@ -62,8 +62,8 @@ def check_headers(
                 f"{', '.join(sorted(headers)) or 'none'}. Add it, or rename the field that holds "
                 "it."
             )
-    arrays = {name: headers[name] for name in (needed if read is None else read)}
-    _raise_first(_header_problems(arrays), source)
+    for problem in _header_problems({n: headers[n] for n in (needed if read is None else read)}):
+        raise ValueError(f"{source}: {problem}")  # the first: each check relies on earlier ones
 
 
 def check_transitions(
@@ -75,7 +75,8 @@ def check_transitions(
     """
     fields = {name: data[name] for name in FIELDS if name in data}
     check_headers(data, REQUIRED_FIELDS, source=source, read=fields)
-    _raise_first(_value_problems(fields, any_actions), source)
+    for problem in _value_problems(fields, any_actions):
+        raise ValueError(f"{source}: {problem}")
 
 
 def check_same_fields(headers: Mapping[Path, Mapping[str, ArrayHeader]]) -> None:
@@ -112,12 +113,6 @@ def check_dimensions(
                 f"{env.spec.id if env.spec else env} have {expected or 0}: this is the dataset of "
                 "another environment. Check --env_name and the data."
             )
-
-
-def _raise_first(problems: Iterator[str], source: Path | str) -> None:
-    """Only the first problem is valid: each check relies on the earlier ones."""
-    for problem in problems:
-        raise ValueError(f"{source}: {problem}")
 
 
 def _header_problems(arrays: Mapping[str, ArrayHeader | np.ndarray]) -> Iterator[str]:

@@ -18,17 +18,11 @@ ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of tanh finite
 
 @dataclasses.dataclass(eq=False)
 class DataSource:
-    """Data for updates: one dataset for all of them; `Shards` changes as training goes on.
+    """Data for updates: one dataset for all of them; `Shards` changes as training goes on."""
 
-    Attributes:
-      dataset: the data that train, on the default device.
-      description: one plain line, for the log and the run's metadata.
-      path: the file or folder that is read.
-    """
-
-    dataset: TransitionDataset
-    description: str
-    path: Path
+    dataset: TransitionDataset  # on the default device
+    description: str  # one plain line, for the log and the run's metadata
+    path: Path  # file or folder that is read
 
     def at(self, step: int) -> TransitionDataset:
         """Data on the default device for update `step`, from 0; always of the same shapes."""
@@ -192,14 +186,10 @@ def make_batch(
     next_observations: Array,
     discount: float,
 ) -> Batch:
-    """Reduces the rows of windows to a batch; see `sample_windows`.
+    """Reduces the `rows` [B, H] of windows to a batch; see `sample_windows`.
 
-    Args:
-      data: the transitions.
-      rows: [B, H] of the windows; beyond the end of the episode, its last row.
-      valid: [B, H] whether the episode lasts this long.
-      next_observations: [B, O] after the last valid row.
-      discount: per row.
+    `valid` [B, H] says whether the episode lasts this long; beyond its end stands its last row. The
+    `next_observations` [B, O] come after the last valid row.
     """
     valid = valid.astype(jnp.float32)
     discounts = jnp.float32(discount) ** jnp.arange(valid.shape[1])

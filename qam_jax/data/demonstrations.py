@@ -103,15 +103,12 @@ def to_fields(
     episode. If it is a success, its own observation stands in, which a mask of 0 makes irrelevant.
     Any other last row is left out: it only provides the final observation.
 
-    Args:
-      columns: fields of `qam_jax.data.checks`, without `masks`.
-      rule: which rows are successes, see the top of this module.
-      marks: the column [N] that the rule names, if it names one.
-      source: origin of the data, with which messages begin.
-      any_actions: whether actions need not lie in [-1, 1].
+    The columns are fields of `qam_jax.data.checks`. The rule says which rows are successes, see the
+    top of this module; `marks` [N] is the column that it names, if it names one.
 
-    Returns all these fields, float32; every row is a transition, and there may be no row. Raises
-    ValueError if the columns break a rule of `qam_jax.data.checks`, or do not fit the `rule`.
+    Returns these fields, float32; every row is a transition, and there may be no row. Raises
+    ValueError, about `source`, if the columns break a rule of `qam_jax.data.checks` (`any_actions`:
+    but for the range of actions), or do not fit the `rule`.
     """
     data = {name: as_float32(array) for name, array in columns.items()}
     check_transitions(data, source=source, any_actions=any_actions)

@@ -46,9 +46,7 @@ _NOT_GENERATED = {  # how a name begins: why it cannot be generated
     "humanoidmaze-": _EXPERTS,
     "antsoccer-": _EXPERTS,
     "visual-": "its observations are images; only datasets of states can be generated",
-    "powderworld-": (
-        "it is a task with image observations and discrete actions, which is not supported"
-    ),
+    "powderworld-": "its observations are images, its actions discrete, which is not supported",
 }
 
 

@@ -95,10 +95,9 @@ def inspect(dataset: TransitionDataset, horizon_length: int, discount: float) ->
 
 
 def transitions(dataset: TransitionDataset) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rows with a transition [M], the last such rows of their episodes [M], and how many rows hold
-    observations; without padding.
+    """Rows with a transition [M], last such rows of their episodes [M], number of observations.
 
-    Raises ValueError if there is no transition.
+    Padding is left out. Raises ValueError if there is no transition.
     """
     starts = np.asarray(dataset.start_rows)[: int(dataset.num_starts)]
     if not len(starts):

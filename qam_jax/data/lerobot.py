@@ -86,7 +86,11 @@ def _read_info(folder: Path, source: str) -> tuple[list[str], list[str], int]:
     with _named_if_damaged(path, source):
         info = json.loads(path.read_text(encoding="utf-8"))
         version, features = info["codebase_version"], info["features"]
-        vectors = [name for name in features if _is_vector(features[name])]
+        vectors = [
+            name
+            for name, feature in features.items()
+            if len(feature["shape"]) == 1 and feature["dtype"] not in ("image", "video", "string")
+        ]
         num_frames = int(info["total_frames"])
     if num_frames < 1:
         raise ValueError(
@@ -99,10 +103,6 @@ def _read_info(folder: Path, source: str) -> tuple[list[str], list[str], int]:
             "(the converters of older versions are in older releases)."
         )
     return list(features), vectors, num_frames
-
-
-def _is_vector(feature: Mapping[str, Any]) -> bool:
-    return len(feature["shape"]) == 1 and feature["dtype"] not in ("image", "video", "string")
 
 
 def _rule(vectors: list[str], rule: str, source: str) -> str:

@@ -1,10 +1,8 @@
 """Reads datasets of Minari's (minari.farama.org) that are on this machine.
 
-They lie in the folder that `MINARI_DATASETS_PATH` names, by default `~/.minari/datasets`. Compared
-with the fields in `qam_jax.data.checks`:
+They lie in the folder that `MINARI_DATASETS_PATH` names, by default `~/.minari/datasets`. Every
+step is a row with `next_observations` of the fields in `qam_jax.data.checks`:
 
-- Minari keeps an episode's final observation, so every step is a row with `next_observations`;
-- `terminals` is 1 at the last step of an episode, however it ended;
 - `masks` is 0 where the environment terminated, and 1 where an episode was only truncated;
 - `actions` are rescaled from the bounds of the action space to [-1, 1], as by Gymnasium's
   `RescaleAction`; a component without bounds is left as it is, and must lie there already;
@@ -102,12 +100,10 @@ def _to_fields(episode: Any, space: spaces.Space) -> dict[str, np.ndarray]:
 
 def _flatten(space: spaces.Space, values: Any, *, is_part: bool = False) -> np.ndarray:
     """Puts an episode's observations into vectors, as Gymnasium's `flatten` does with each."""
-    if isinstance(space, spaces.Dict):
-        parts = [_flatten(part, values[key], is_part=True) for key, part in space.spaces.items()]
-        return np.concatenate(parts, axis=1)
-    if isinstance(space, spaces.Tuple):
-        pairs = zip(space.spaces, values, strict=True)
-        return np.concatenate([_flatten(*pair, is_part=True) for pair in pairs], axis=1)
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
+        rows = [_flatten(part, values[key], is_part=True) for key, part in parts]
+        return np.concatenate(rows, axis=1)
     if isinstance(space, spaces.Box):
         values = np.asarray(values)
         # Images keep their shape, so that the check names them.

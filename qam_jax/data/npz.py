@@ -36,7 +36,6 @@ def load_npz(
     """Reads and checks a file of transitions.
 
     Args:
-      path: the `.npz` file.
       fields: which fields to read beside the required ones, where the file has them; all by
         default.
       require: fields that must be there beyond `observations`, `actions` and `terminals`.

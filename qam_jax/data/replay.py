@@ -24,18 +24,11 @@ from qam_jax.types import Array, Batch, TransitionDataset, Transitions, pytree_d
 
 @pytree_dataclass(frozen=True)
 class ReplayBuffer:
-    """A ring of `C` transitions on the device.
+    """A ring of `C` transitions on the device."""
 
-    Attributes:
-      transitions: arrays with leading dimension C.
-      successors: [C] int32, the row of the next transition of the same episode; -1 if it has not
-        arrived or there is none.
-      size: [] int32, rows in use.
-    """
-
-    transitions: Transitions
-    successors: Array
-    size: Array
+    transitions: Transitions  # arrays with leading dimension C
+    successors: Array  # [C] int32, row of the episode's next transition; -1 while there is none
+    size: Array  # [] int32, rows in use
 
 
 def gather_replay(
@@ -70,13 +63,12 @@ def sample_mixed(
     num_consecutive: int = 1,
 ) -> Batch:
     """Draws `B` windows, first rows uniform over the dataset followed by the online transitions."""
-    shape, sizes = (batch_size // num_consecutive,), (horizon_length, discount, num_consecutive)
-    index = jax.random.randint(key, shape, 0, dataset.num_starts + buffer.size)
+    num_draws, sizes = batch_size // num_consecutive, (horizon_length, discount, num_consecutive)
+    index = jax.random.randint(key, (num_draws,), 0, dataset.num_starts + buffer.size)
     is_offline = jnp.repeat(index < dataset.num_starts, num_consecutive)
     starts = dataset.start_rows[jnp.minimum(index, dataset.num_starts - 1)]
-    rows = jnp.maximum(index - dataset.num_starts, 0)
     offline = gather_windows(dataset, starts, *sizes)
-    online = gather_replay(buffer, rows, *sizes)
+    online = gather_replay(buffer, jnp.maximum(index - dataset.num_starts, 0), *sizes)
 
     def choose(first: Array, second: Array) -> Array:
         return jnp.where(is_offline.reshape(-1, *[1] * (first.ndim - 1)), first, second)

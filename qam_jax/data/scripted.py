@@ -134,9 +134,6 @@ class _Recorder:
         }
 
 
-# --------------------------------------------------------------------------------------- mazes
-
-
 def _maze_episode(env: Any, recipe: Recipe, rng: np.random.Generator) -> Episode:
     """Follows shortest paths with Gaussian action noise; `navigate` goes on from goal to goal."""
     maze = env.unwrapped
@@ -211,9 +208,6 @@ def _subgoals(maze: Any) -> Callable[[Cell], np.ndarray]:
     return functools.cache(lambda cell: maze.get_oracle_subgoal(maze.ij_to_xy(cell), goal_xy)[0])
 
 
-# -------------------------------------------------------------------------------- manipulation
-
-
 def _manipulation_episode(env: Any, recipe: Recipe, rng: np.random.Generator) -> Episode:
     """Lets the scripted oracles bring one object after the other to a random target."""
     p_stack = rng.uniform(*recipe.p_stack)
@@ -240,19 +234,17 @@ def _manipulation_episode(env: Any, recipe: Recipe, rng: np.random.Generator) ->
 
 def _make_oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
     """Oracle for each task of the environment: `plan` for play, otherwise `markov`."""
-    by_environment: dict[str, dict[str, dict[str, Any]]] = {
+    style, common, max_step = "markov", {"min_norm": _MARKOV_MIN_NORM}, {"max_step": 100}
+    if recipe.kind == "play":
+        style, max_step = "plan", {}
+        common = {"noise": recipe.noise, "noise_smoothing": _PLAN_NOISE_SMOOTHING}
+    options: dict[str, dict[str, dict[str, Any]]] = {
         "cube": {"cube": {}},
         "puzzle": {"button": {"gripper_always_closed": True}},
-        "scene": {"cube": {}, "button": {}, "drawer": {}, "window": {}},
+        "scene": {"cube": max_step, "button": {}, "drawer": {}, "window": {}},
     }
-    options = by_environment[recipe.env_id.split("-")[0]]
-    style, common = "plan", {"noise": recipe.noise, "noise_smoothing": _PLAN_NOISE_SMOOTHING}
-    if recipe.kind == "noisy":
-        style, common = "markov", {"min_norm": _MARKOV_MIN_NORM}
-        if "window" in options:
-            options["cube"]["max_step"] = 100
     oracles = {}
-    for task, special in options.items():
+    for task, special in options[recipe.env_id.split("-")[0]].items():
         module = importlib.import_module(f"ogbench.manipspace.oracles.{style}.{task}_{style}")
         oracle_class = getattr(module, f"{task.title()}{style.title()}Oracle")
         oracles[task] = oracle_class(env=env, **common, **special)

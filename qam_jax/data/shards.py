@@ -43,8 +43,7 @@ class Shards(DataSource):
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
       sparse: whether every reward that is not 0 becomes -1.
 
-    `num_swaps` counts how often a file has replaced another, and `stall_seconds` how long the
-    caller waited for that.
+    `num_swaps` counts how often a file has replaced another, `stall_seconds` how long that took.
 
     Raises FileNotFoundError if there is no such folder, or no file in it, ValueError that names the
     file that is damaged, does not fit the environment or differs from another one, or the argument

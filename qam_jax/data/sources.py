@@ -49,11 +49,10 @@ def load_ogbench(
       sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use, in (0, 1]: the leading transitions.
 
-    Raises:
-      FileNotFoundError: if `data_source` is `local` and there is no file.
-      DownloadError: if no mirror served the file; with `auto`, only where it cannot be generated.
-      ValueError: if the name is unknown or cannot be generated, the file is damaged or does not
-        fit the environment, or the proportion is out of range or leaves nothing.
+    Raises FileNotFoundError without a `local` file, DownloadError if no mirror served it (with
+    `auto`, only where it cannot be generated), ValueError if the name is unknown or cannot be
+    generated, the file is damaged or does not fit the environment, or the proportion is out of
+    range or leaves nothing.
     """
     dataset_name = parse_task(env_name).dataset_name
     path, source = _provide(dataset_name, user_path(dataset_dir), data_source, mirrors)

@@ -8,13 +8,12 @@ from qam_jax.envs.make import (
     make_film_env,
 )
 from qam_jax.envs.pool import EnvFailure, EnvPool, EnvsRestarted
-from qam_jax.envs.wrappers import EpisodeSummary, OpenLoopChunks, OwnRandomState
+from qam_jax.envs.wrappers import OpenLoopChunks, OwnRandomState
 
 __all__ = [
     "EnvFailure",
     "EnvPool",
     "EnvsRestarted",
-    "EpisodeSummary",
     "OpenLoopChunks",
     "OwnRandomState",
     "find_render_backend",

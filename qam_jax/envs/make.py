@@ -133,13 +133,8 @@ def find_render_backend() -> str:
     """
     candidates = [os.environ["MUJOCO_GL"]] if "MUJOCO_GL" in os.environ else ["egl", "osmesa"]
     for backend in candidates:
-        result = subprocess.run(
-            [sys.executable, "-c", _RENDER_TEST],
-            env={**os.environ, "MUJOCO_GL": backend},
-            capture_output=True,
-            check=False,
-        )
-        if result.returncode == 0:
+        command, own = [sys.executable, "-c", _RENDER_TEST], {**os.environ, "MUJOCO_GL": backend}
+        if not subprocess.run(command, env=own, capture_output=True, check=False).returncode:
             return backend
     raise OSError(
         f"no film can be made: MuJoCo cannot render with {' or '.join(candidates)} here. Install "

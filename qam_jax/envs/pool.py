@@ -30,10 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EnvsRestarted(Exception):
-    """The environments were started anew, for the reason that is its text.
-
-    All episodes in progress are lost; the caller resets.
-    """
+    """The environments were started anew, for this reason: all episodes in progress are lost."""
 
 
 class EnvFailure(RuntimeError):
@@ -59,9 +56,8 @@ class EnvPool:
     this process decides when they end. They end by themselves when this process is gone.
 
     Args:
-      env_fn: makes one environment with observations [O]; can be pickled by cloudpickle.
+      env_fn: makes one of `num_envs` environments with observations [O], for cloudpickle.
       horizon_length: `H`, actions in a chunk.
-      num_envs: number of environments.
       max_crashes: number of crashes to survive; the next one raises EnvFailure.
       timeout: seconds in which an environment has to start, to reset, or to execute a chunk.
       on_wait: called before each call of the environments, and often while it waits for them; may
@@ -221,15 +217,20 @@ class EnvPool:
         context = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads
         resource_tracker.ensure_running()  # first, since its start unblocks signals
         with self._all_or_nothing():
-            with clear_mpi_env_vars(), _signals_blocked():
+            # Processes have the signals blocked from their first instruction.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
                 for index in range(self.num_envs):
                     ours, theirs = context.Pipe()
                     name, arguments = f"environment-{index}", (theirs, *self._arguments)
                     process = context.Process(None, _serve, name, arguments, daemon=True)
                     self._pipes.append(ours)
-                    process.start()
+                    with clear_mpi_env_vars():
+                        process.start()
                     self._processes.append(process)
                     theirs.close()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             nothing: dict[int, dict[str, Any]] = {i: {} for i in range(self.num_envs)}
             self._latest = self._exchange("at_rest", nothing, self._timeout)
 
@@ -269,16 +270,6 @@ def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:
         pipe.close()
     processes.clear()
     pipes.clear()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes started meanwhile have these signals blocked, from their first instruction."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, env_fn: bytes, horizon_length: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import gymnasium
 import imageio.v2 as imageio
 import numpy as np
+from gymnasium.vector.utils import batch_space
 
 from qam_jax.files import atomic_write
 
@@ -26,9 +27,7 @@ class OwnRandomState(gymnasium.Wrapper):
         super().__init__(env)
         self._state = np.random.RandomState(0).get_state()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
         if seed is not None:
             self._state = np.random.RandomState(seed).get_state()
             self.env.action_space.seed(seed)
@@ -82,25 +81,15 @@ class OpenLoopChunks(gymnasium.Wrapper):
     which takes an episode of a deterministic simulator back to where it was. They count in its
     return and length.
 
-    Args:
-      env: with observations [O] and actions [A].
-      horizon_length: `H`.
-
-    Raises:
-      ValueError: from `reset` or `step`, if an observation or a reward is not finite, or an
-        observation is not as its space says; names the step, the episode's seed and the
-        environment.
+    `reset` and `step` raise ValueError if an observation or a reward is not finite, or an
+    observation is not as its space says; it names the step, the episode's seed and the environment.
     """
 
     def __init__(self, env: gymnasium.Env, horizon_length: int):
         super().__init__(env)
         self._horizon_length = horizon_length
         actions, observations = env.action_space, env.observation_space
-        low, high = (
-            np.broadcast_to(bound, (horizon_length, *actions.shape))
-            for bound in (actions.low, actions.high)
-        )
-        self.action_space = gymnasium.spaces.Box(low, high, dtype=actions.dtype)
+        self.action_space = batch_space(actions, horizon_length)
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, observations.shape, np.float32
         )
@@ -198,14 +187,9 @@ class Films(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, folder: Path, stride: int = 1):
         super().__init__(env)
-        self._folder = folder
-        self._stride = stride
-        self._frames: list[np.ndarray] = []
-        self._num_steps = 0
+        self._folder, self._stride = folder, stride
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
         result = self.env.reset(seed=seed, options=options)
         self._path = self._folder / f"episode_{seed}.mp4"
         self._frames, self._num_steps = [self.env.unwrapped.render()], 0

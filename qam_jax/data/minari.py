@@ -34,9 +34,11 @@ def load_minari(
 
     Returns the fields as described above, float32; the dataset's folder; a line about the data.
 
-    Raises FileNotFoundError if it is not on this machine, ImportError if Minari is not installed,
-    ValueError if it cannot be read, has actions or observations of a kind that is not supported, or
-    breaks a rule of `qam_jax.data.checks`.
+    Raises:
+      FileNotFoundError: if it is not on this machine.
+      ImportError: if Minari is not installed.
+      ValueError: if it cannot be read, has actions or observations of a kind that is not supported,
+        or breaks a rule of `qam_jax.data.checks`.
     """
     source = f"minari:{dataset_id}"
     try:

@@ -45,9 +45,11 @@ class Shards(DataSource):
 
     `num_swaps` counts how often a file has replaced another, `stall_seconds` how long that took.
 
-    Raises FileNotFoundError if there is no such folder, or no file in it, ValueError that names the
-    file that is damaged, does not fit the environment or differs from another one, or the argument
-    that is out of range, OSError if the columns cannot be stored anywhere.
+    Raises:
+      FileNotFoundError: if there is no such folder, or no file in it.
+      ValueError: names the argument that is out of range, or the file that is damaged, does not fit
+        the environment or differs from another file.
+      OSError: if the columns cannot be stored anywhere.
     """
 
     def __init__(

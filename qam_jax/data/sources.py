@@ -49,10 +49,11 @@ def load_ogbench(
       sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use, in (0, 1]: the leading transitions.
 
-    Raises FileNotFoundError without a `local` file, DownloadError if no mirror served it (with
-    `auto`, only where it cannot be generated), ValueError if the name is unknown or cannot be
-    generated, the file is damaged or does not fit the environment, or the proportion is out of
-    range or leaves nothing.
+    Raises:
+      FileNotFoundError: if there is no file with `data_source="local"`.
+      DownloadError: if no mirror served it; with `auto` only if it cannot be generated either.
+      ValueError: if the name is unknown or cannot be generated, the file is damaged or does not fit
+        the environment, or the proportion is out of range or leaves nothing.
     """
     dataset_name = parse_task(env_name).dataset_name
     path, source = _provide(dataset_name, user_path(dataset_dir), data_source, mirrors)
@@ -84,8 +85,10 @@ def load_own(
       sparse: whether every reward that is not 0 becomes -1.
       proportion: how much to use of each file, in (0, 1]: the leading transitions.
 
-    Raises FileNotFoundError if there are no such data, ImportError if they need a package that is
-    not installed, ValueError that names the first fault in them, or the two files that differ.
+    Raises:
+      FileNotFoundError: if there are no such data.
+      ImportError: if they need a package that is not installed.
+      ValueError: names the first fault in the data, or two files that differ.
     """
     dataset, path = os.fspath(dataset), user_path(dataset)
     kind, _, name = dataset.partition(":")

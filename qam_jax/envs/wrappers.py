@@ -82,7 +82,7 @@ class OpenLoopChunks(gymnasium.Wrapper):
     return and length.
 
     `reset` and `step` raise ValueError if an observation or a reward is not finite, or an
-    observation is not as its space says; it names the step, the episode's seed and the environment.
+    observation is not as its space says. The error names step, episode's seed and environment.
     """
 
     def __init__(self, env: gymnasium.Env, horizon_length: int):

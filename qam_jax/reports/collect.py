@@ -99,8 +99,8 @@ def missing_runs(
 ) -> pd.DataFrame:
     """Expected runs that are absent, and runs that have not come to step `at`, or else their end.
 
-    An expected run is known by the name of its folder, or by its method, task and seed; one in a
-    folder named like others but for the seed has their label. By default each combination of the
+    An expected run is known by the name of its folder, or by its method, task and seed. A folder
+    that is named like others but for the seed has their label. By default, each combination of the
     methods, tasks and seeds that a domain has runs of is expected. There is a row for each run:
     `method`, `env_name`, `seed`, and `state`, how far the run is.
     """

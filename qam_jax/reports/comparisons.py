@@ -37,8 +37,8 @@ STANDINGS = {"within": "●", "above": "▲", "below": "▼", "untested": "○"}
 class GroupComparison(NamedTuple):
     """Comparison of two groups of runs.
 
-    `improvements` has the probability that a run of the first group is better than a run of the
-    second, for each `stage`, `method` and `other` with success rates of both on some task.
+    `improvements` has a row for each `stage`, `method` and `other` with success rates of both on
+    some task: the probability that a run of the first group is better than a run of the second.
     """
 
     name: str  # of the first group

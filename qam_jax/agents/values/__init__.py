@@ -1,6 +1,6 @@
 """Value learnings, which regress the critics, whatever extracts the policy.
 
-Each file holds one value learning; `parts.py` holds what they share.
+Each file holds one value learning; `shared.py` holds what they share.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.values import divl, iql, lql, td
-from qam_jax.agents.values.parts import (
+from qam_jax.agents.values.shared import (
     PoolFn,
     ValueLearning,
     bootstrap,
@@ -44,7 +44,7 @@ RANGES = {**iql.RANGES, **divl.RANGES, **lql.RANGES}
 
 
 def critic_config(**own: Any) -> ConfigDict:
-    """`base.critic_config` with the fields of the value learnings, for a choice among them."""
+    """`base.critic_config` with the fields of all value learnings."""
     return base.critic_config(**{**FIELDS, **own})
 
 

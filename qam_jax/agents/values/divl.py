@@ -1,9 +1,10 @@
 """Distributional implicit value learning (DIVL, arXiv 2605.00416): a quantile of a learned V.
 
 `V(s)` is a distribution over fixed atoms, fitted to the pooled target critics at the data's
-actions. The critics bootstrap from the quantile of its moving average `Vbar(s')` at the level
-`clip(tau_0 - alpha_H H, tau_min, tau_max)`, where `H` is its entropy relative to the uniform one:
-optimistic where the value is certain. There is no official code.
+actions. The critics bootstrap from a quantile of its moving average `Vbar(s')`. The level of the
+quantile is `clip(tau_0 - alpha_H H, tau_min, tau_max)`, where `H` is the entropy of `Vbar(s')`
+relative to the uniform distribution's. So it is optimistic where the value is certain. There is no
+official code.
 """
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState, Loss, ParamsLoss
-from qam_jax.agents.values import parts
+from qam_jax.agents.values import shared
 from qam_jax.critic import atom_quantile, project_to_atoms, relative_entropy
 from qam_jax.networks import CriticEnsemble, ValueDistribution, critic_values
 from qam_jax.types import Array, Batch, Key, Params
@@ -35,14 +36,14 @@ RANGES = {
 
 
 def make(
-    config: ConfigDict, critic: CriticEnsemble, pool: parts.PoolFn | None, weigh_values: bool
-) -> parts.ValueLearning:
+    config: ConfigDict, critic: CriticEnsemble, pool: shared.PoolFn | None, weigh_values: bool
+) -> shared.ValueLearning:
     """Builds the value learning; see `values.make_value_learning`.
 
     Raises:
       ValueError: if there is no such support, or the bounds of the level exclude each other.
     """
-    pool = pool or parts.default_pool(config)
+    pool = pool or shared.default_pool(config)
     network = ValueDistribution(**base.network_fields(config, "critic"))
     atoms, bounds = make_atoms(config), (config.divl_level_min, config.divl_level_max)
     if bounds[0] > bounds[1]:
@@ -64,14 +65,14 @@ def make(
         probabilities = jnp.exp(log_probabilities(target_params, batch.next_observations))
         spread = config.divl_entropy_weight * relative_entropy(probabilities)
         levels = jnp.clip(config.divl_level - spread, *bounds)
-        targets = parts.bootstrap(config, batch, atom_quantile(probabilities, atoms, levels)[None])
+        targets = shared.bootstrap(config, batch, atom_quantile(probabilities, atoms, levels)[None])
         pooled = pool(critic_values(critic, target_params["critic"], observations, actions))
         projected = project_to_atoms(pooled, atoms)
         weights = batch.weights if weigh_values else jnp.ones_like(batch.weights)
         outside = (pooled < atoms[0]) | (pooled > atoms[-1])
 
         def loss(params: Params) -> Loss:
-            td_loss, metrics = parts.critic_loss(critic, params["critic"], batch, actions, targets)
+            td_loss, metrics = shared.critic_loss(critic, params["critic"], batch, actions, targets)
             log_probs = log_probabilities(params, observations)
             value_loss = -jnp.mean(weights * jnp.sum(projected * log_probs, axis=-1))
             metrics |= {
@@ -84,7 +85,7 @@ def make(
 
         return loss
 
-    return parts.ValueLearning(value_loss, init, ("value_distribution",))
+    return shared.ValueLearning(value_loss, init, ("value_distribution",))
 
 
 def make_atoms(config: ConfigDict) -> Array:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState, Loss, ParamsLoss
-from qam_jax.agents.values import parts
+from qam_jax.agents.values import shared
 from qam_jax.critic import expectile_loss
 from qam_jax.networks import CriticEnsemble, StateValue, critic_values
 from qam_jax.types import Array, Batch, Key, Params
@@ -21,10 +21,10 @@ RANGES = {"kappa": base.SHARE}
 
 
 def make(
-    config: ConfigDict, critic: CriticEnsemble, pool: parts.PoolFn | None, weigh_values: bool
-) -> parts.ValueLearning:
+    config: ConfigDict, critic: CriticEnsemble, pool: shared.PoolFn | None, weigh_values: bool
+) -> shared.ValueLearning:
     """Builds the value learning; see `values.make_value_learning`."""
-    pool = pool or parts.default_pool(config)
+    pool = pool or shared.default_pool(config)
     network = StateValue(**base.network_fields(config, "critic"))
 
     def value(params: Params, observations: Array) -> Array:
@@ -35,13 +35,15 @@ def make(
 
     def value_loss(state: AgentState, batch: Batch, _: Array | None, __: Key) -> ParamsLoss:
         actions, observations = base.flat_actions(config, batch), batch.observations
-        targets = parts.bootstrap(config, batch, value(state.params, batch.next_observations)[None])
+        targets = shared.bootstrap(
+            config, batch, value(state.params, batch.next_observations)[None]
+        )
         target_critic = state.target_params["critic"]
         pooled = pool(critic_values(critic, target_critic, observations, actions))
         weights = batch.weights if weigh_values else jnp.ones_like(batch.weights)
 
         def loss(params: Params) -> Loss:
-            td_loss, metrics = parts.critic_loss(critic, params["critic"], batch, actions, targets)
+            td_loss, metrics = shared.critic_loss(critic, params["critic"], batch, actions, targets)
             values = value(params, observations)
             value_loss = jnp.mean(weights * expectile_loss(pooled - values, config.kappa))
             metrics |= {"value_loss": value_loss, "v_mean": jnp.mean(values)}
@@ -49,4 +51,4 @@ def make(
 
         return loss
 
-    return parts.ValueLearning(value_loss, init)
+    return shared.ValueLearning(value_loss, init)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from qam_jax.agents import base
 from qam_jax.agents.base import AgentState, Loss, ParamsLoss
-from qam_jax.agents.values import parts
+from qam_jax.agents.values import shared
 from qam_jax.critic import td_loss, window_hinges
 from qam_jax.networks import CriticEnsemble, critic_values
 from qam_jax.types import Array, Batch, Key, Params
@@ -22,14 +22,14 @@ RANGES = {"lql_chunks": base.AT_LEAST_1, "lql_hinge_weight": base.AT_LEAST_0}
 
 
 def make(
-    config: ConfigDict, critic: CriticEnsemble, pool: parts.PoolFn | None, _: bool
-) -> parts.ValueLearning:
+    config: ConfigDict, critic: CriticEnsemble, pool: shared.PoolFn | None, _: bool
+) -> shared.ValueLearning:
     """Builds the value learning; see `values.make_value_learning`.
 
     Raises:
       ValueError: if batches do not hold whole windows, or chunks are longer than actions.
     """
-    pool = pool or parts.default_pool(config)
+    pool = pool or shared.default_pool(config)
     if config.batch_size % config.lql_chunks:
         raise ValueError(
             "config field 'batch_size' must be a multiple of 'lql_chunks' "
@@ -45,8 +45,8 @@ def make(
         state: AgentState, batch: Batch, next_actions: Array | None, _: Key
     ) -> ParamsLoss:
         actions = base.flat_actions(config, batch)
-        following = pool(parts.next_q_values(critic, state, batch, next_actions))
-        targets = parts.bootstrap(config, batch, following[None])
+        following = pool(shared.next_q_values(critic, state, batch, next_actions))
+        targets = shared.bootstrap(config, batch, following[None])
         present = jnp.maximum(jnp.mean(batch.weights), 1 / config.batch_size)  # share of chunks
 
         def windows(array: Array) -> Array:
@@ -59,10 +59,10 @@ def make(
             q_values = critic_values(critic, params["critic"], batch.observations, actions)
             chunk_loss = td_loss(q_values, targets, batch.weights) / present
             lower, upper = window_hinges(windows(q_values), *inputs, discount=discount)
-            metrics = parts.critic_metrics(chunk_loss, q_values)
+            metrics = shared.critic_metrics(chunk_loss, q_values)
             metrics |= {"lower_hinge": lower, "upper_hinge": upper}
             return chunk_loss + config.lql_hinge_weight * (lower + upper), metrics
 
         return loss
 
-    return parts.ValueLearning(value_loss, needs_actions=True)
+    return shared.ValueLearning(value_loss, needs_actions=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -45,7 +46,10 @@ class Layout:
 
     def __init__(self, seeds: Sequence[int], num_devices: int = 1, batch_size: int = 0):
         self.seeds, self._alone = list(seeds), len(seeds) == 1
-        self._mesh = _make_mesh(len(seeds), num_devices, batch_size)
+        self._mesh: Mesh | None = None
+        if shape := mesh_shape(len(seeds), num_devices, batch_size):
+            devices, kinds = jax.devices()[: math.prod(shape)], (AxisType.Auto, AxisType.Auto)
+            self._mesh = jax.make_mesh(shape, (_SEED, _DATA), kinds, devices=devices)
         # Of stacked trees, and of trees that each device holds; None for one device.
         self.sharding = self._everywhere = None
         if self._mesh is not None:
@@ -87,7 +91,7 @@ class Layout:
         return _place(tree, self._everywhere)
 
     def map(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-        """Maps a function of one run's arguments over stacked arguments."""
+        """Maps a function, which takes the arguments of one run, over the stacked runs."""
         if self._alone:
             return function
         return jax.vmap(function, in_axes, spmd_axis_name=_SEED if self._mesh else None)
@@ -145,7 +149,11 @@ def _place(tree: _T, sharding: NamedSharding | None) -> _T:
     return jax.tree.map(place, tree)
 
 
-def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:
+def mesh_shape(num_runs: int, num_devices: int, batch_size: int) -> tuple[int, int] | None:
+    """Returns how many devices seeds and each batch are spread over; None for the plain program.
+
+    Raises as `Layout`.
+    """
     devices = jax.devices()  # of all processes
     if processes.several() and num_devices:
         raise ValueError(
@@ -170,5 +178,4 @@ def _make_mesh(num_runs: int, num_devices: int, batch_size: int) -> Mesh | None:
             f"batch_size = {batch_size} is not a multiple of {for_data}: change --num_devices, "
             "--num_seeds or --config.batch_size."
         )
-    axes, kinds = (_SEED, _DATA), (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((for_seeds, for_data), axes, kinds, devices=devices[:count])
+    return for_seeds, for_data

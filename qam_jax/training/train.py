@@ -19,7 +19,7 @@ from qam_jax.runs.saved import check_state_fits
 from qam_jax.runs.settings import RunSettings, check_settings, resolved
 from qam_jax.runs.stopping import StopRequest, stop_signals
 from qam_jax.training import inputs
-from qam_jax.training.devices import Layout
+from qam_jax.training.devices import Layout, mesh_shape
 from qam_jax.training.evaluation import Episode, make_evaluator
 from qam_jax.training.loop import run_stage
 from qam_jax.training.online import OnlineStage
@@ -35,10 +35,10 @@ class RunResult(NamedTuple):
     seed: int
     folder: Path
     agent: Agent
-    state: AgentState  # its last one
-    episodes: list[Episode]  # of its last evaluation; none without an environment
-    behavior_episodes: list[Episode]  # of its behaviour flow; none if it has none, or acts by it
-    normalization: Normalization  # of what the agent takes and gives
+    state: AgentState  # at the end of the run
+    episodes: list[Episode]  # of the last evaluation; none without an environment
+    behavior_episodes: list[Episode]  # of the behaviour flow, unless it is missing or the policy
+    normalization: Normalization  # of the agent's observations and actions
 
 
 def train(settings: RunSettings, agent_config: ConfigDict) -> RunResult:
@@ -69,12 +69,12 @@ def train_seeds(settings: RunSettings, agent_config: ConfigDict) -> list[RunResu
     """
     check_settings(settings)
     inputs.check_env_processes(settings)
-    agent = make_agent(agent_config)
+    agent = make_agent(agent_config)  # of agents/<agent_name>.py
     values = resolved(settings, agent_config)
     fields = {f"config.{name}": value for name, value in values.pop("agent").items()}
     processes.check_same("settings", values | fields)
     each = [settings.of_seed(index) for index in range(settings.num_seeds)]
-    Layout([own.seed for own in each], settings.num_devices, agent_config.batch_size)  # checks
+    mesh_shape(settings.num_seeds, settings.num_devices, agent_config.batch_size)  # may refuse
     with ExitStack() as stack:
         env = None
         if settings.env_name:

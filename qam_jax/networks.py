@@ -47,12 +47,19 @@ class MLP(nn.Module):
         """Outputs [..., output_dim] of inputs [..., I], float32."""
         dtype = jnp.dtype(self.compute_dtype)
         init = nn.initializers.xavier_uniform()
-        for width in self.hidden_dims:
-            x = self.activation(nn.Dense(width, dtype=dtype, kernel_init=init)(x))
+        for index, width in enumerate(self.hidden_dims):
+            name = _dense_name(index)
+            x = self.activation(nn.Dense(width, dtype=dtype, kernel_init=init, name=name)(x))
             if self.layer_norm:
                 x = nn.LayerNorm(dtype=dtype, use_fast_variance=False)(x)
         init = nn.initializers.variance_scaling(self.output_scale, "fan_avg", "uniform")
-        return nn.Dense(self.output_dim, dtype=dtype, kernel_init=init)(x).astype(jnp.float32)
+        output = _dense_name(len(self.hidden_dims))
+        dense = nn.Dense(self.output_dim, dtype=dtype, kernel_init=init, name=output)
+        return dense(x).astype(jnp.float32)
+
+
+def _dense_name(index: int) -> str:
+    return f"Dense_{index}"
 
 
 class _Network(nn.Module):
@@ -129,7 +136,7 @@ class VectorField(_Network):
 
     def with_zero_output(self, params: Params) -> Params:
         """Parameters with zeros in the output layer, so that the velocity is 0 everywhere."""
-        mlp, output = params[_MLP], f"Dense_{len(self.hidden_dims)}"
+        mlp, output = params[_MLP], _dense_name(len(self.hidden_dims))
         return {**params, _MLP: {**mlp, output: jax.tree.map(jnp.zeros_like, mlp[output])}}
 
 

@@ -98,22 +98,22 @@ def _map(
 ) -> dict[str, np.ndarray]:
     """Maps columns of these shapes, and stores them first by `make` if they are not there."""
     folder, content = target.parent, target.stem.partition("-")[0]
+    lock = folder.with_name(f".{folder.name}.lock")
     try:
-        if not target.exists():
-            if not path.exists():
-                raise FileNotFoundError(
-                    f"{path}: this file of the dataset is gone, and it is needed now. Put it back; "
-                    "the same command then continues the run."
-                )
-            lock = folder.with_name(f".{folder.name}.lock")
-            with hold_lock(lock, f"converting {path}") as alone:
-                if not target.exists():  # not made by another process meanwhile
-                    columns = make()
-                    if alone and not list(folder.glob(f"{content}*")):  # but those of old content
-                        shutil.rmtree(folder, ignore_errors=True)
-                    with atomic_write(target) as temporary, open(temporary, "wb") as file:
-                        for name in shapes:
-                            file.write(np.ascontiguousarray(columns[name], np.float32).data)
+        with hold_lock(lock, f"converting {path}") as alone:
+            if not target.exists():
+                if not path.exists():
+                    raise FileNotFoundError(
+                        f"{path}: this file of the dataset is gone, and it is needed now. Put it "
+                        "back; the same command then continues the run."
+                    )
+                columns = make()
+                if alone and not list(folder.glob(f"{content}*")):  # but those of old content
+                    shutil.rmtree(folder, ignore_errors=True)
+                with atomic_write(target) as temporary, open(temporary, "wb") as file:
+                    for name in shapes:
+                        file.write(np.ascontiguousarray(columns[name], np.float32).data)
+            mapped = np.memmap(target, np.float32, "r")  # stays, also if the file is removed
     except OSError as error:
         if error.errno is None:  # not from the system, and so with a message of its own
             raise
@@ -124,6 +124,5 @@ def _map(
             "continues.",
         ) from error
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    parts = np.split(np.memmap(target, np.float32, "r"), ends[:-1])
-    pairs = zip(shapes.items(), parts, strict=True)
+    pairs = zip(shapes.items(), np.split(mapped, ends[:-1]), strict=True)
     return {name: part.reshape(shape) for (name, shape), part in pairs}

@@ -20,6 +20,10 @@ def _load():
     return module
 
 
+def test_it_stays_short_enough_to_be_read_at_once():
+    assert len(_PATH.read_text().splitlines()) <= 250
+
+
 def test_three_updates_are_those_of_the_agent():
     one = _load()
     config = get_config("qam")

@@ -87,7 +87,7 @@ def flow(params, observations):
 def critics(params, observations, actions):
     """Values [K, ...] of the ensemble."""
     mlp = MLP(1, layer_norm=True)
-    return jax.vmap(lambda member: mlp.apply(member, observations, actions)[..., 0])(params)
+    return jax.vmap(lambda critic: mlp.apply(critic, observations, actions)[..., 0])(params)
 
 
 # %% [markdown]

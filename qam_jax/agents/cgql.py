@@ -1,9 +1,9 @@
 """Classifier-guided Q-learning (CGQL, a baseline of QAM, arXiv 2601.14234).
 
-A flow is cloned from the data and never trained on the critic; while it samples, its velocity is
+A flow is cloned from the data and never trained on the critic. While it samples, its velocity is
 turned along the action gradient of the critic (classifier guidance, arXiv 2105.05233). Two
-variants learn a critic of noisy actions too, `Q(s, x_t, t)`, and are guided by it: CGQL-M by
-squared errors, CGQL-L by a linex loss, whose optimum is `log E exp(inv_temp Q) / inv_temp`.
+variants also learn a critic of noisy actions, `Q(s, x_t, t)`, and are guided by it. CGQL-M learns
+it by squared errors, CGQL-L by a linex loss, whose optimum is `log E exp(inv_temp Q) / inv_temp`.
 """
 
 import jax

@@ -1,8 +1,9 @@
 """Trust-region Q-learning with adjoint matching (TRQAM; Dong et al., arXiv 2605.27079).
 
-QAM whose inverse temperature is `1 / Lambda`, `Lambda = lam_scale * lam`: `lam` rises while the
-divergence of the fine-tuned flow's paths from the base flow's is above the budget `kl_budget`, and
-falls while it is below. Meant to start from a flow trained by behaviour cloning alone.
+QAM whose inverse temperature is `1 / Lambda`, with `Lambda = lam_scale * lam`. The number `lam`
+rises while the paths of the fine-tuned flow diverge from those of the base flow by more than the
+budget `kl_budget`. It falls while they diverge by less. TRQAM is meant to start from a flow trained
+by behaviour cloning alone.
 """
 
 import dataclasses

@@ -29,8 +29,8 @@ def load_lerobot(
 ) -> tuple[dict[str, np.ndarray], Path, str]:
     """Reads and checks a dataset, whose folder is `name`.
 
-    The choice is of features of the observation (by default those of `_DEFAULT_KEYS` that are
-    there), of a task's text (by default all), and of a rule (by default `next.success`).
+    `choice` names features of the observation (by default those of `_DEFAULT_KEYS` that exist), the
+    text of a task (by default all tasks) and a rule (by default `next.success`).
 
     Returns the fields, float32 and with `next_observations`; the folder; a line about the data.
     Raises FileNotFoundError, ImportError without PyArrow, ValueError that names the first fault.

@@ -191,9 +191,8 @@ class Replay:
         self._newest = {each: self._newest[each] for each in episodes if each in self._newest}
         actions, following = columns["actions"], columns["next_observations"]
         return {
-            episode: EpisodeSoFar(
-                actions[owners == episode], following[row - num_added]
-            )  # from end
+            # `row - num_added` counts from the end.
+            episode: EpisodeSoFar(actions[owners == episode], following[row - num_added])
             for episode, row in self._newest.items()
         }
 

@@ -25,8 +25,8 @@ def load_robomimic(
 ) -> tuple[dict[str, np.ndarray], Path, str]:
     """Reads and checks a file, whose path is `name`.
 
-    The choice is of keys of the observation, of a mask, and of a rule. The defaults are all vectors
-    (sorted), all demonstrations (in the order of their numbers), and `reward`.
+    `choice` names keys of the observation (by default all vectors, sorted), a mask (by default all
+    demonstrations, in the order of their numbers) and a rule (by default `reward`).
 
     Returns the fields, float32 and with `next_observations`; the path; a line about the data.
     Raises FileNotFoundError, ImportError without h5py, ValueError that names the first fault.

@@ -102,7 +102,7 @@ class EnvPool:
 
         Args:
           seeds: seeds of the episodes, one for each environment; others than selected are ignored.
-          mask: bool.
+          mask: bool [num_envs].
           replay: actions [n, A] to execute at once, by the episode's seed.
 
         Returns observations [num_envs, O] and infos, each [num_envs, ...], see `EpisodeSummary`.

@@ -231,7 +231,7 @@ def _sample(scores: tuple, configs: tuple, unit: str) -> Sample:
 
 
 def _texts(results: Iterable[Any], differences: Callable[..., dict[str, str]]) -> tuple[str, ...]:
-    """Differences of all runs of some results, by their config and metadata, each once."""
+    """Texts of `differences(config, metadata)` of all runs behind some results, each once."""
     texts = [
         text
         for result in results

@@ -23,7 +23,7 @@ _COLOR, _DONE_COLOR = "#2f6fdb", "#d9541e"
 
 
 def facts(data: Inspection) -> dict[str, str]:
-    """Numbers in words, by what they are of."""
+    """Facts about a dataset in words, by name."""
     windows, done = data.windows, int(data.completed.sum())
     rewards = f"{len(data.rewards):,} values from {data.rewards[0]:g} to {data.rewards[-1]:g}"
     if len(data.rewards) <= 5:

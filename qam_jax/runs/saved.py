@@ -130,8 +130,8 @@ def change_policy(
 def check_unchanged(folder: str | os.PathLike, config: ConfigDict, *, to_train: bool) -> None:
     """Raises ValueError if an algorithm has changed since the version that began a run.
 
-    The config is of the algorithm whose state the checkpoint holds. Where the run is not to be
-    trained on, only its networks must be the same.
+    `config` is the config of the algorithm whose state the checkpoint holds. To act without further
+    training (`to_train` is False), it is enough that the networks have not changed.
     """
     start = read_metadata(folder)["starts"][0]
     version = start["versions"].get("qam_jax")

@@ -81,9 +81,9 @@ class StopRequest:
 def stop_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
     """Takes SIGTERM, SIGINT and SIGHUP as requests to stop; a second one raises Stopped at once.
 
-    With `at_once` the first one does, wherever it finds the main thread, which has nothing to save.
-    A process that does not end by itself within seconds after that is ended. SIGHUP, of a terminal
-    that is lost, stays ignored under `nohup`.
+    With `at_once` the first signal raises Stopped at once: there is nothing to save. A process that
+    then does not end within seconds is ended. SIGHUP, of a terminal that is lost, stays ignored
+    under `nohup`.
     """
     request = StopRequest(at_once=at_once)
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""What training needs beside an algorithm: data and environments, and whether they will do."""
+"""Data and environments of a run, and the checks that they fit."""
 
 from pathlib import Path
 from typing import Any

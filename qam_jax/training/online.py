@@ -75,7 +75,7 @@ class OnlineStage(Stage):
             check_finite(self.sums, self.state.params, self.layout)
 
     def _estimate(self, num_steps: float, seconds: float) -> None:
-        """Estimates the rest of the stage by the first rounds, given the steps of one."""
+        """Estimates the rest of the stage from its first rounds, `num_steps` in `seconds` each."""
         if len(self._speeds) < _FIRST_ROUNDS:
             self._speeds.append(num_steps / seconds)
             if len(self._speeds) == _FIRST_ROUNDS:

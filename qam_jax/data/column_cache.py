@@ -99,9 +99,10 @@ def _map(
     """Maps columns of these shapes, and stores them first by `make` if they are not there."""
     folder, content = target.parent, target.stem.partition("-")[0]
     lock = folder.with_name(f".{folder.name}.lock")
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     try:
         with hold_lock(lock, f"converting {path}") as alone:
-            if not target.exists():
+            if not target.exists() or target.stat().st_size != 4 * ends[-1]:  # or damaged
                 if not path.exists():
                     raise FileNotFoundError(
                         f"{path}: this file of the dataset is gone, and it is needed now. Put it "
@@ -123,6 +124,5 @@ def _map(
             f"space, or set {CACHE_VARIABLE} to another folder; the same command then "
             "continues.",
         ) from error
-    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     pairs = zip(shapes.items(), np.split(mapped, ends[:-1]), strict=True)
     return {name: part.reshape(shape) for (name, shape), part in pairs}

@@ -45,6 +45,23 @@ def test_a_file_is_converted_once_and_again_when_it_changes(
     assert converted == ["a.npz", "b.npz", "c.npz", "b.npz"]
 
 
+def test_columns_that_were_cut_short_are_made_again(folder, open_folder, monkeypatch):
+    def use():
+        source = open_folder(folder)
+        source.at(0)
+        source.close()  # after the thread has read the next file
+
+    use()
+    (columns,) = (folder / ".columns" / "a").iterdir()
+    whole = columns.read_bytes()
+    converted = _converted(folder, monkeypatch)
+    for damaged in (whole[:-12], b"", whole[:-1]):
+        columns.write_bytes(damaged)
+        use()
+        assert columns.read_bytes() == whole
+    assert converted == 3 * ["a.npz"]
+
+
 def test_columns_are_float32_and_nothing_else_is_left(folder, open_folder, write):
     old = folder / ".columns" / "a" / "task"
     old.mkdir(parents=True)

@@ -32,7 +32,8 @@ class MetricLog:
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row to `<kind>.csv` and to the other records."""
         metrics = {name: float(value) for name, value in metrics.items()}
-        if kind not in self._columns or metrics.keys() - set(self._columns[kind]):
+        columns = self._columns.get(kind, []) if self._path(kind).exists() else []
+        if not columns or metrics.keys() - set(columns):
             self._add_columns(kind, ["step", *metrics])
         known = _known(metrics)
         with open(self._path(kind), "a", newline="") as file:

@@ -6,7 +6,7 @@ import pytest
 from qam_jax.agents import get_config, later_fields
 from qam_jax.files import DamagedError, write_json
 from qam_jax.runs.folder import check_folder, find_folder, folder_of, read_config, read_metadata
-from qam_jax.runs.metrics import read_csv
+from qam_jax.runs.metrics import MetricLog, read_csv
 from qam_jax.runs.settings import RunSettings, resolved
 
 
@@ -107,3 +107,12 @@ def test_damaged_metrics_name_the_file(row, tmp_path):
     (tmp_path / "eval.csv").write_text(f"step,success\n{row}\n")
     with pytest.raises(DamagedError, match=r"eval\.csv is damaged"):
         read_csv(tmp_path / "eval.csv")
+
+
+def test_metrics_whose_file_was_moved_away_begin_a_whole_one(tmp_path):
+    log = MetricLog(tmp_path, {"train": 0}, "", {})
+    log.write("train", 1, {"loss": 2.0})
+    (tmp_path / "train.csv").rename(tmp_path / "kept.csv")
+    log.write("train", 2, {"loss": 3.0})
+    log.close()
+    assert read_csv(tmp_path / "train.csv") == [{"step": 2, "loss": 3}]

@@ -141,9 +141,8 @@ def session(settings: ProcessSettings) -> Iterator[None]:
         message = str(error).strip()
         if isinstance(error, ValueError | RuntimeError) and _RUNTIME_ERROR.match(message):
             raise OSError(
-                f"another process is lost ({message.splitlines()[0][:200]}). Training cannot go "
-                "on without it. The same command, given to all processes, continues from the last "
-                "checkpoint."
+                f"another process is lost ({message.splitlines()[0][:200]}). The same command, "
+                "given to all processes, continues from the last checkpoint."
             ) from error
         raise
     wait_for_all("end")  # the first one may still draw and film
